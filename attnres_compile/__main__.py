@@ -1,0 +1,7 @@
+"""``python -m attnres_compile`` is the ``attnres`` command."""
+
+import sys
+
+from attnres_compile.cli import main
+
+sys.exit(main())

@@ -1,0 +1,145 @@
+"""The ``attnres`` command: inspect, verify, report, bench. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from attnres_compile import cli_verbs
+from attnres_compile.cli_options import add_model_options, add_rewrite_options
+from attnres_compile.presets import PRESETS
+from attnres_kernels.errors import AttnResError
+
+EXIT_ERROR = 1
+_LEVELS = ("captured", "rewritten", "lowered")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Exits with 1 on a usage error: argparse's 2 means "partly rewritten" here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    0 done, 1 an error or a failed verification; ``inspect`` also 2 for a partly and 3 for a not rewritten
+    model. An error of ours is one line on standard error, unless ``--traceback`` asks for all of it.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(words)
+    arguments.command = ["attnres", *words]
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except BrokenPipeError:
+        # The reader of a pipe, say `head`, has closed it; what it wanted it has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        own = own_error(error)
+        if own is None or arguments.traceback:
+            raise
+        print(f"attnres: error: {' '.join(str(own).split())}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def own_error(error: BaseException) -> AttnResError | None:
+    """The error of ours that ``error`` is, or that the compiler wrapped in it; else None."""
+    if isinstance(error, AttnResError):
+        return error
+    inner = getattr(error, "inner_exception", None) or error.__cause__
+    return None if inner is None else own_error(inner)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = _Parser(prog="attnres", description="Block Attention Residuals for any PreNorm transformer.")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{inspect,verify,report,bench}")
+    _add_inspect(verbs)
+    _add_verify(verbs)
+    _add_report(verbs)
+    bench = verbs.add_parser("bench", help="measure the plain against the AttnRes model, or the passes")
+    _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,analysis,show}"))
+    return parser
+
+
+def _add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> Any:
+    parser = verbs.add_parser(name, help=help_text, description=help_text)
+    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> Any:
+    parser = _add_verb(verbs, name, run, help_text)
+    add_model_options(parser)
+    add_rewrite_options(parser)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "presets:\n" + "\n".join(f"  {one.name:14}{one.source}" for one in PRESETS.values())
+    return parser
+
+
+def _add_inspect(verbs: Any) -> None:
+    text = "what is rewritten in a model, and what is not and why; exit code 0 all, 2 partly, 3 nothing"
+    parser = _add_model_verb(verbs, "inspect", cli_verbs.run_inspect, text)
+    parser.add_argument("--level", choices=_LEVELS, help="also print the graph at this level")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_output(parser)
+
+
+def _add_verify(verbs: Any) -> None:
+    text = "prove the rewrite right on a model; exit code 0 passed, 1 failed"
+    parser = _add_model_verb(verbs, "verify", cli_verbs.run_verify, text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_output(parser)
+
+
+def _add_report(verbs: Any) -> None:
+    parser = _add_model_verb(verbs, "report", cli_verbs.run_report, "what AttnRes costs a model")
+    parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
+    parser.add_argument(
+        "--measure", action="store_true", help="also time the compiled models against each other"
+    )
+    parser.add_argument("--rounds", type=int, help="paired samples of each latency (default 20)")
+    _add_output(parser)
+
+
+def _add_output(parser: Any) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", help="write there instead of to standard output")
+
+
+def _add_bench(benchmarks: Any) -> None:
+    model = _add_model_verb(
+        benchmarks, "model", cli_verbs.run_bench_model, "forward, training step and time to compile, in pairs"
+    )
+    model.add_argument("--rounds", type=int, default=20, help="paired samples of each latency (default 20)")
+    model.add_argument("--workload", choices=("forward", "training"), help="only this one (default both)")
+    model.add_argument(
+        "--compile-time", action="store_true", help="also the time to compile, in fresh processes"
+    )
+    model.add_argument("--compile-rounds", type=int, default=3, help="processes of each side (default 3)")
+    model.add_argument("--no-dropout", action="store_true", help="set every dropout to zero on both sides")
+    model.add_argument("--json", metavar="FILE", help="keep the record with its raw samples")
+    analysis = _add_verb(
+        benchmarks,
+        "analysis",
+        cli_verbs.run_bench_analysis,
+        "seconds of capture, analysis and rewrite by depth",
+    )
+    analysis.add_argument("--layers", type=int, nargs="+", default=[25, 50, 100, 200], help="depths to time")
+    analysis.add_argument(
+        "--rounds", type=int, default=3, help="samples per depth, of which the median counts"
+    )
+    analysis.add_argument("--json", metavar="FILE", help="keep the record with its raw samples")
+    show = _add_verb(benchmarks, "show", cli_verbs.run_bench_show, "print the table of a kept record")
+    show.add_argument("file", metavar="FILE", help="a record that --json wrote")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What each verb of the ``attnres`` command does; torch is imported when one runs, so --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attnres_compile.cli_options import load_options, rewrite_options
+from attnres_compile.cli_output import OutputError, check_writable, write_text
+from attnres_kernels.errors import AttnResError
+
+ALL_REWRITTEN, PARTLY_REWRITTEN, NOTHING_REWRITTEN = 0, 2, 3
+PASSED, FAILED = 0, 1
+BENCH_SEQ = 512
+
+
+class LevelNotHeldError(AttnResError):
+    """A level of the graph was asked for that the explanation of a model does not hold."""
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """Print the plan, and the graph of one level; the exit code says how much is rewritten."""
+    check_writable(arguments.output)
+    loaded = _load(arguments)
+    import attnres_compile as ac
+
+    # Nothing to rewrite is what this verb reports, with its exit code, and so no error.
+    options = rewrite_options(arguments) | {"on_decline": "ignore"}
+    explanation = ac.explain(loaded.model, loaded.args, loaded.kwargs, **options)
+    graph = level_text(explanation, arguments.level) if arguments.level else None
+    code = inspect_exit_code(explanation.plan)
+    if arguments.json:
+        record = explanation.to_dict() | {"model": loaded.name, "exit_code": code}
+        write_text(json.dumps(record | ({"graph": graph} if graph else {}), indent=2), arguments.output)
+    else:
+        write_text("\n\n".join(filter(None, (str(explanation.plan), graph))), arguments.output)
+    return code
+
+
+def inspect_exit_code(plan: Any) -> int:
+    """0 if all streams are rewritten, 2 if some are, 3 if none; one left out by --stream is no miss."""
+    if not plan.streams:
+        return NOTHING_REWRITTEN
+    missed = [decline for decline in plan.declined if str(decline.reason) != "not_selected"]
+    return PARTLY_REWRITTEN if missed else ALL_REWRITTEN
+
+
+def level_text(explanation: Any, level: str) -> str:
+    """The graph of ``level`` as Python text. Raises LevelNotHeldError if ``explanation`` has no such graph."""
+    from attnres_passes.text import graph_text
+
+    graphs = {
+        "captured": explanation.before,
+        "rewritten": explanation.after,
+        "lowered": getattr(explanation, "lowered", None),
+    }
+    graph = graphs.get(level)
+    if graph is None:
+        there = [name for name, found in graphs.items() if found is not None]
+        raise LevelNotHeldError(
+            f"there is no {level} graph of this model: pass --level {' or '.join(there) or 'captured'}"
+        )
+    return graph_text(graph)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Run the checks of ``attnres_compile.verify`` and print them."""
+    check_writable(arguments.output)
+    loaded = _load(arguments)
+    import attnres_compile as ac
+
+    verification = ac.verify(loaded.model, loaded.args, loaded.kwargs, **rewrite_options(arguments))
+    text = json.dumps(_verification_dict(verification), indent=2) if arguments.json else str(verification)
+    write_text(text, arguments.output)
+    return PASSED if verification.passed else FAILED
+
+
+def _verification_dict(verification: Any) -> dict[str, Any]:
+    checks = [dataclasses.asdict(check) for check in verification.checks]
+    return {
+        "schema_version": 1,
+        "passed": verification.passed,
+        "max_error": verification.max_error,
+        "checks": checks,
+    }
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Print the overhead table."""
+    check_writable(arguments.output)
+    loaded = _load(arguments)
+    from attnres_compile.overhead import overhead
+
+    rounds = {} if arguments.rounds is None else {"rounds": arguments.rounds}
+    report = overhead(
+        loaded.model,
+        loaded.args,
+        loaded.kwargs,
+        measure=arguments.measure,
+        training_kwargs=loaded.training_kwargs,
+        name=loaded.name,
+        **rounds,
+        **rewrite_options(arguments),
+    )
+    renderers: dict[str, Callable[[], str]] = {
+        "table": lambda: f"{report.model}\n{report}",
+        "md": report.to_markdown,
+        "csv": report.to_csv,
+        "json": lambda: json.dumps(report.to_dict(), indent=2),
+    }
+    write_text(renderers[arguments.format](), arguments.output)
+    return 0
+
+
+def run_bench_model(arguments: argparse.Namespace) -> int:
+    """Measure one model; print the table and keep the record."""
+    check_writable(arguments.json)
+    from attnres_compile.bench import WORKLOADS, BenchJob, bench_model, bench_table
+
+    forward, training = WORKLOADS
+    workloads = {"forward": (forward,), "training": (training,), None: WORKLOADS}[arguments.workload]
+    job = BenchJob(
+        model=arguments.model,
+        load=load_options(arguments, default_seq=BENCH_SEQ),
+        workloads=workloads,
+        rounds=arguments.rounds,
+        compile_rounds=arguments.compile_rounds if arguments.compile_time else 0,
+        without_dropout=arguments.no_dropout,
+        options=rewrite_options(arguments),
+    )
+    return _show_record(bench_model(job, arguments.command), bench_table, arguments.json)
+
+
+def run_bench_analysis(arguments: argparse.Namespace) -> int:
+    """Time the passes by depth; print the table and keep the record."""
+    check_writable(arguments.json)
+    from attnres_compile.bench_analysis import analysis_table, bench_analysis
+
+    record = bench_analysis(arguments.layers, arguments.rounds, arguments.command)
+    return _show_record(record, analysis_table, arguments.json)
+
+
+def run_bench_show(arguments: argparse.Namespace) -> int:
+    """Print the table of a kept record."""
+    from attnres_compile import bench, bench_analysis
+
+    try:
+        record = json.loads(Path(arguments.file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{arguments.file} is not a readable record ({error}): pass a file that --json wrote"
+        ) from error
+    is_analysis = isinstance(record, dict) and record.get("kind") == bench_analysis.KIND
+    return _show_record(record, bench_analysis.analysis_table if is_analysis else bench.bench_table, None)
+
+
+def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:
+    if path is not None:
+        write_text(json.dumps(record, indent=2), path)
+    write_text(table(record), None)
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    options = load_options(arguments)
+    from attnres_compile.model_source import load_model
+
+    return load_model(arguments.model, options)

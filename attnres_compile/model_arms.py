@@ -1,0 +1,105 @@
+"""The two sides of every comparison: the plain compiled model, and the same model compiled with AttnRes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import attnres_compile as ac
+from attnres_compile.measure import MeasureError
+
+PLAIN, ATTNRES = "plain", "attnres"
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Two compiled copies of one model. Neither shares parameters with the other or with the original."""
+
+    plain: nn.Module
+    attnres: nn.Module
+    plan: Any
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` without AttnRes, not compiled."""
+    copied = copy.deepcopy(model)
+    if hasattr(copied, "attnres"):
+        ac.unprepare(copied)
+    return copied
+
+
+def compiled_arms(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> Arms:
+    """Compile a plain and an AttnRes copy of ``model`` by the same inner compiler; ``model`` is not touched.
+
+    Compilation happens at the first call of each. Raises what ``attnres_compile.prepare`` raises.
+    """
+    plain, attnres = plain_copy(model), plain_copy(model)
+    plan = ac.prepare(attnres, args, dict(kwargs), **options)
+    plain.compile(backend=options.get("inner", "inductor"))
+    attnres.compile(backend="attnres")
+    return Arms(plain, attnres, plan)
+
+
+def forward_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
+    """Put ``model`` in eval mode; the returned call runs one forward without gradients."""
+    model.eval()
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(*args, **kwargs)
+
+    return forward
+
+
+def training_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
+    """Put ``model`` in training mode; the returned call runs forward and backward, from gradients of None."""
+    model.train()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        scalar_loss(model(*args, **kwargs)).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def scalar_loss(output: Any) -> torch.Tensor:
+    """The model's own loss, or the mean square of its first floating output.
+
+    Raises MeasureError if the output holds no floating tensor.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, torch.Tensor):
+        return own
+    first = _first_floating(output)
+    if first is None:
+        raise MeasureError(
+            f"the model returns no floating tensor ({type(output).__name__}), so there is nothing to train: "
+            "wrap it in a module that returns a loss"
+        )
+    return first.float().square().mean()
+
+
+def _first_floating(value: Any) -> torch.Tensor | None:
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() else None
+    items = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    )
+    return next((found for found in map(_first_floating, items) if found is not None), None)
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Set every dropout probability of ``model`` to zero, in place: of modules and of plain attributes."""
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,66 @@
+"""What one read of the residual stream moves, per token, in units of `d` elements (`d` the width of the stream).
+
+Two conventions. The `paper_*` functions restate Table 1 of the paper: the sublayer's own input and output are left
+out. All others count a read together with the residual add before it and the norm after it, because that is the
+region a compiler fuses; they can be compared with each other and with a compiled PreNorm model.
+"""
+
+
+def standard_residual() -> float:
+    """Fused residual add and norm: read the state and the branch, write the state and the normed value."""
+    return 4.0
+
+
+def naive(completed: int, has_partial: bool = True) -> float:
+    """Stacked and unfused: add, stack, square mean, key product, weighted sum and norm are separate passes.
+
+    The stack reads and writes every source; the three passes over it read it once each; the weighted sum writes one.
+    The residual add moves three and the norm two.
+    """
+    sources = completed + int(has_partial)
+    return 5.0 * sources + 1.0 + 3.0 + 2.0
+
+
+def direct(completed: int) -> float:
+    """One fused pass per read: the `completed` blocks, and the four of `standard_residual`.
+
+    Exact when the logits of the completed blocks are known beforehand (logits first), which costs one further read of
+    each block in all.
+    """
+    return completed + 4.0
+
+
+def two_phase(completed: int, reads: int) -> float:
+    """Algorithm 1, fused: phase 1 reads the completed blocks once for all `reads` of a block.
+
+    Phase 1 writes one partial output per read; phase 2 reads it, the partial sum and the branch, and writes the
+    partial sum and the normed value.
+    """
+    if reads < 1:
+        raise ValueError(f"a block has {reads} reads: pass at least 1")
+    return completed / reads + 1.0 + 5.0
+
+
+def cheaper_schedule(completed: int, reads: int) -> str:
+    """The schedule that moves fewer elements for a block: "direct" or "two_phase"."""
+    return "direct" if direct(completed) <= two_phase(completed, reads) else "two_phase"
+
+
+def paper_standard_residual() -> float:
+    """Table 1, standard residual: two reads and one write."""
+    return 3.0
+
+
+def paper_mhc(streams: int, width: int) -> float:
+    """Table 1, mHC with `m` streams: `(8m + 2) d + 2 m^2 + 4 m` elements, here over `width = d`."""
+    return 8.0 * streams + 2.0 + (2.0 * streams**2 + 4.0 * streams) / width
+
+
+def paper_full(block_size: int, num_blocks: int) -> float:
+    """Table 1, Full AttnRes in the two-phase schedule with groups of `S` sublayers: `(S + N) d`."""
+    return float(block_size + num_blocks)
+
+
+def paper_block(block_size: int, num_blocks: int) -> float:
+    """Table 1, Block AttnRes in the two-phase schedule: `(N/S + 3) d` read and `2 d` written."""
+    return num_blocks / block_size + 5.0

@@ -1,0 +1,114 @@
+"""Options of the rewrite: one frozen dataclass for the API, the command line and saved plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from attnres_kernels.errors import AttnResError
+
+Scale = Literal["mean", "sum"]
+Schedule = Literal["auto", "direct", "two_phase", "naive"]
+Inner = Literal["inductor", "aot_eager", "eager"]
+OnDecline = Literal["error", "warn", "ignore"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scale": get_args(Scale),
+    "schedule": get_args(Schedule),
+    "inner": get_args(Inner),
+    "on_decline": get_args(OnDecline),
+}
+DEFAULT_NUM_BLOCKS = 8
+
+
+class ConfigError(AttnResError, ValueError):
+    """An option is unknown, out of range, or contradicts another one."""
+
+
+@dataclass(frozen=True)
+class AttnResConfig:
+    """What to do to a model.
+
+    num_blocks: blocks per stream, ``block_size = ceil(writes / num_blocks)``; 8 when neither it nor block_size is
+        given, None when block_size is.
+    block_size: writes per block; excludes num_blocks. 1 is Full AttnRes (paper equation 4).
+    scale: "mean" is the paper's softmax average; "sum" multiplies it by the number of sources, so that zero
+        queries give back the plain residual sum.
+    schedule: how the reads of a block are computed; all schedules give the same numbers.
+    inner: the compiler that the rewritten graph is handed to.
+    stages: number of pipeline stages, or None.
+    on_decline: what to do about a model in which no stream can be rewritten.
+    allow_unnormed: rewrite streams although reads that feed a write are not normed.
+    streams: names of the streams to rewrite; None for all.
+    eps: added to the mean square in the key norm (paper equation 3).
+
+    Raises ConfigError.
+    """
+
+    num_blocks: int | None = None
+    block_size: int | None = None
+    scale: Scale = "mean"
+    schedule: Schedule = "auto"
+    inner: Inner = "inductor"
+    stages: int | None = None
+    on_decline: OnDecline = "error"
+    allow_unnormed: bool = False
+    streams: tuple[str, ...] | None = None
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.num_blocks is not None and self.block_size is not None:
+            raise ConfigError(
+                f"num_blocks={self.num_blocks} and block_size={self.block_size} are both given, and each "
+                "determines the other; give one of them."
+            )
+        if self.num_blocks is None and self.block_size is None:
+            object.__setattr__(self, "num_blocks", DEFAULT_NUM_BLOCKS)
+        for name in ("num_blocks", "block_size", "stages"):
+            self._check_positive_integer(name)
+        for name, choices in CHOICES.items():
+            self._check_choice(name, choices)
+        if isinstance(self.streams, str):
+            raise ConfigError(f"streams={self.streams!r} is a string; give a list of names: [{self.streams!r}].")
+        if self.streams is not None:
+            object.__setattr__(self, "streams", tuple(self.streams))
+        if not isinstance(self.eps, (int, float)) or self.eps < 0:
+            raise ConfigError(f"eps={self.eps!r} is not a number >= 0; give a small one such as 1e-6.")
+
+    def _check_positive_integer(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"{name}={value!r} is not an integer >= 1; give one, or leave it out.")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            listed = ", ".join(repr(choice) for choice in choices)
+            raise ConfigError(f"{name}={value!r} is not one of {listed}; {_nearest(str(value), choices)}")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> AttnResConfig:
+        """Build from ``options=`` of torch.compile or keywords; an unknown key names the closest valid one.
+
+        Raises ConfigError.
+        """
+        given = dict(options or {})
+        names = tuple(field.name for field in dataclasses.fields(cls))
+        for key in given:
+            if key not in names:
+                raise ConfigError(f"unknown option {key!r}; {_nearest(key, names)}")
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; ``from_options`` of it gives an equal config."""
+        return dataclasses.asdict(self)
+
+
+def _nearest(given: str, valid: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(given, valid, n=1, cutoff=0.4)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "valid are " + ", ".join(repr(name) for name in valid) + "."

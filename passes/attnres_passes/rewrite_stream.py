@@ -1,0 +1,234 @@
+"""The rewrite of one stream: completed blocks, the open partial sum, and a depth attention per read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from attnres_kernels.depth_attention import key_vector
+from torch.fx import Graph, Node
+
+from attnres_passes import blocks, torch_compat
+from attnres_passes.aten_trace import AtenTrace
+from attnres_passes.chains import Carry
+from attnres_passes.config import AttnResConfig
+from attnres_passes.plan import Stream
+from attnres_passes.roles import Role, role_of, set_role
+from attnres_passes.sites import CarrySite, StreamSites, WriteSite
+
+Resolve = Callable[[int, Node], Node]
+_PROVENANCE = ("stack_trace", "nn_module_stack")
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The stream at one of its values. pending: reshapes since the layout that the sources are in."""
+
+    sources: tuple[Node, ...]
+    pending: tuple[CarrySite, ...]
+
+
+class StreamRewriter:
+    """Follows the steps of one stream in graph order and builds their replacement in ``graph``.
+
+    The sources stay in one layout, that of the root, for as long as the stream is only reshaped: a read is made in
+    that layout and reshaped for its reader, a write is reshaped back. Anything else that carries the stream on (a
+    cast, a permutation, dropout) is applied to every source.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        trace: AtenTrace,
+        index: int,
+        stream: Stream,
+        sites: StreamSites,
+        config: AttnResConfig,
+        resolve: Resolve,
+    ) -> None:
+        self.graph, self.trace, self.index, self.stream, self.sites = graph, trace, index, stream, sites
+        self.config, self.resolve = config, resolve
+        self.completed: list[Node] = []
+        self.partial: Node | None = None
+        self.written = 0
+        self.pending: tuple[CarrySite, ...] = ()
+        self.value = trace.node_output[sites.root]
+        self.layout: tuple[Any, ...] = ()
+        self.example: Any = None
+        self.placeholders: dict[int, dict[str, Node]] = {}
+        self.keys: dict[int, Node] = {}
+        self.snapshots: dict[int, _Snapshot] = {}
+        self.read_of_use = {use: k for k, read in enumerate(sites.reads) for use in read.uses}
+        self.read_nodes: dict[int, Node] = {}
+        self.shown: dict[tuple[Node, int], Node] = {}
+        self.reads_from: dict[int, list[int]] = {}
+        for k, read in enumerate(sites.reads):
+            values = {value for value, _ in read.uses}
+            first = next(value for value in sites.trunk.order if value in values)
+            self.reads_from.setdefault(first, []).append(k)
+
+    # Parameters of the reads
+
+    def add_placeholders(self) -> Iterator[tuple[int, Literal["query", "key_weight"]]]:
+        """Append two placeholders per read with two sources or more; yields what each stands for, in order."""
+        owners = [k for k, read in enumerate(self.stream.reads) if read.num_sources > 1]
+        names: tuple[Literal["query", "key_weight"], ...] = ("query", "key_weight")
+        for slot, k in enumerate(owners):
+            for name in names:
+                node = self.graph.placeholder(f"attnres_{self.index}_{slot}_{name}")
+                torch_compat.mark_as_added(node)
+                set_role(node, Role("parameter", self.index, read=k))
+                self.placeholders.setdefault(k, {})[name] = node
+                yield slot, name
+
+    def add_keys(self) -> None:
+        """One effective key vector, query times key-norm weight, per read that owns them."""
+        for k, parameters in self.placeholders.items():
+            node = self.graph.call_function(key_vector, (parameters["query"], parameters["key_weight"]))
+            self.keys[k] = set_role(node, Role("key", self.index, read=k))
+
+    # Steps of the stream, in graph order
+
+    def begin(self, root: Node) -> None:
+        """The node that gives ``s_0`` has been copied."""
+        self.completed = [root]
+        self.example = torch_compat.example_value(root)
+        assert self.value is not None
+        self.layout = self.trace.values[self.value].shape
+        self._reached(self.value)
+
+    def write(self, site: WriteSite) -> None:
+        """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
+        old = self.trace.nodes[site.node]
+        self._promote_sources(site)
+        branch = self._fitted(self.resolve(site.node, site.branch), site)
+        self.written += 1
+        opens_block = self.partial is None
+        self.partial = branch if opens_block else self._new(torch.add, (self.partial, branch), old, "write")
+        if not opens_block or role_of(branch) is None:
+            block = blocks.block_of_write(self.written, self.stream.block_size)
+            set_role(self.partial, Role("write", self.index, block=block, sublayer=self.written))
+        if self.written % self.stream.block_size == 0:
+            self.completed.append(self.partial)
+            self.partial = None
+        self._reached(site.after)
+
+    def carry(self, site: CarrySite) -> None:
+        """The stream goes on through a view, a cast, a permutation or dropout."""
+        if site.kind is Carry.RESHAPE:
+            back_home = self.trace.values[site.after].shape == self.layout
+            self.pending = () if back_home else (*self.pending, site)
+        else:
+            self._leave_layout()
+            self._map_sources(self._carrier(site))
+            self.layout = self.trace.values[site.after].shape
+        self._reached(site.after)
+
+    def _reached(self, value: int) -> None:
+        """The stream is at ``value``: remember its sources there and make the reads that begin there."""
+        self.value = value
+        self.snapshots[value] = _Snapshot(self._sources(), self.pending)
+        for k in self.reads_from.get(value, ()):
+            self.read_nodes[k] = self._read(k)
+
+    def _sources(self) -> tuple[Node, ...]:
+        return (*self.completed, *(() if self.partial is None else (self.partial,)))
+
+    # Reads
+
+    def _read(self, k: int) -> Node:
+        sources = self._sources()
+        if len(sources) == 1:
+            return sources[0]
+        read = self.stream.reads[k]
+        reader = self.trace.nodes[self.sites.reads[k].uses[0][1]]
+        arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
+        node = self._new(torch.ops.attnres.depth_attention.default, arguments, reader, "read")
+        return set_role(node, Role("read", self.index, block=read.block, sublayer=read.state, read=k))
+
+    def replacement(self, value: int, user: int) -> Node:
+        """What node ``user`` gets in place of ``value`` of the stream.
+
+        A user that is no read asks for the shape alone (or is dead): any source serves.
+        """
+        snapshot = self.snapshots[value]
+        k = self.read_of_use.get((value, user))
+        node = self.read_nodes[k] if k is not None else snapshot.sources[-1]
+        return self._show(node, snapshot.pending)
+
+    def _show(self, node: Node, pending: tuple[CarrySite, ...]) -> Node:
+        """``node``, in the layout of the sources, reshaped as the stream was."""
+        for site in pending:
+            key = (node, site.node)
+            if key not in self.shown:
+                self.shown[key] = self._copy_carrier(site, node)
+            node = self.shown[key]
+        return node
+
+    # Shapes and dtypes
+
+    def _fitted(self, branch: Node, site: WriteSite) -> Node:
+        """A write in the dtype, shape and layout of the sources."""
+        old = self.trace.nodes[site.node]
+        added = self.trace.values[self._branch_value(site)]
+        state = self.trace.values[site.after]
+        if added.shape != state.shape:
+            self._leave_layout()
+            branch = self._new("expand_as", (branch, self.completed[0]), old, "write")
+        if added.dtype != state.dtype:
+            branch = self._new("to", (branch, state.dtype), old, "write")
+        if self.pending:
+            branch = self._new("reshape_as", (branch, self.completed[0]), old, "write")
+        return branch
+
+    def _promote_sources(self, site: WriteSite) -> None:
+        """Adding a wider dtype widens the state, and with it every source."""
+        assert self.value is not None
+        before, after = self.trace.values[self.value].dtype, self.trace.values[site.after].dtype
+        if before != after:
+            old = self.trace.nodes[site.node]
+            self._map_sources(lambda source: self._new("to", (source, after), old, "carry"))
+
+    def _branch_value(self, site: WriteSite) -> int:
+        return self.trace.node_inputs[site.node][site.branch]
+
+    def _leave_layout(self) -> None:
+        """Make the reshapes that were put off real, on every source; the stream has a new layout."""
+        for site in self.pending:
+            self._map_sources(lambda source, site=site: self._copy_carrier(site, source))
+        self.pending = ()
+        assert self.value is not None
+        self.layout = self.trace.values[self.value].shape
+
+    def _map_sources(self, function: Callable[[Node], Node]) -> None:
+        self.completed = [function(source) for source in self.completed]
+        if self.partial is not None:
+            self.partial = function(self.partial)
+
+    def _carrier(self, site: CarrySite) -> Callable[[Node], Node]:
+        if site.kind is not Carry.MASK:
+            return lambda source: self._copy_carrier(site, source)
+        # All sources must lose the same elements, so the mask is drawn once, by dropping out ones.
+        old = self.trace.nodes[site.node]
+        mask = self._copy_carrier(site, self._new(torch.ones_like, (self.completed[0],), old, "carry"))
+        return lambda source: self._new(torch.mul, (source, mask), old, "carry")
+
+    def _copy_carrier(self, site: CarrySite, source: Node) -> Node:
+        old = self.trace.nodes[site.node]
+        node = self.graph.node_copy(
+            old, lambda argument: source if argument is site.stream else self.resolve(site.node, argument)
+        )
+        return set_role(node, Role("carry", self.index, sublayer=self.written))
+
+    def _new(self, target: Any, arguments: tuple[Any, ...], origin: Node, kind: Literal["write", "read", "carry"]) -> Node:
+        """A node of ours, with the provenance of the node that it stands for."""
+        make = self.graph.call_method if isinstance(target, str) else self.graph.call_function
+        node = make(target, arguments)
+        for name in _PROVENANCE:
+            if name in origin.meta:
+                node.meta[name] = origin.meta[name]
+        if self.example is not None:
+            node.meta["example_value"] = self.example
+        return set_role(node, Role(kind, self.index, sublayer=self.written))

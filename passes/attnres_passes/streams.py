@@ -1,0 +1,282 @@
+"""Analysis: which candidates are residual streams that can be rewritten, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from attnres_passes import blocks, provenance
+from attnres_passes.aten_trace import OPAQUE as OPAQUE_OP
+from attnres_passes.aten_trace import AtenTrace
+from attnres_passes.chains import Candidate, find_chains, is_matrix_product
+from attnres_passes.config import AttnResConfig
+from attnres_passes.plan import Decline, Plan, Read, Reason, Stream, Write
+from attnres_passes.reads import ReadGroup, StreamReads, find_reads, trunk_of
+from attnres_passes.sites import NoSite, StreamSites, locate
+
+FARTHEST_PRODUCT = 64
+"""Operations looked back through, from a write, for the matrix product that names its sublayer."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The analysed level: a plan, and where each of its streams is in the graph. sites: one per plan.streams."""
+
+    plan: Plan
+    sites: tuple[StreamSites, ...]
+    trace: AtenTrace
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    stream: Stream
+    sites: StreamSites
+
+
+def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
+    """Judge every candidate of a trace. Changes nothing."""
+    candidates = find_chains(trace)
+    long = [candidate for candidate in candidates if len(candidate.additions) > 1]
+    all_long_additions = frozenset(addition.op for candidate in long for addition in candidate.additions)
+    accepted: list[_Accepted] = []
+    declined: list[tuple[Candidate, Decline]] = []
+    for candidate in candidates:
+        own = frozenset(addition.op for addition in candidate.additions)
+        reads = find_reads(trace, candidate, all_long_additions - own)
+        verdict = _judge(trace, candidate, reads, config)
+        if isinstance(verdict, Decline):
+            declined.append((candidate, verdict))
+        else:
+            accepted.append(verdict)
+    accepted = _with_unique_names(accepted)
+    accepted, unselected = _select(accepted, config)
+    declines = (*_report(trace, declined, bool(accepted or unselected)), *unselected)
+    plan = Plan(tuple(item.stream for item in accepted), declines, config)
+    return Analysis(plan, tuple(item.sites for item in accepted), trace)
+
+
+def _judge(
+    trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig
+) -> _Accepted | Decline:
+    reason = _reason_against(trace, candidate, reads, config)
+    if reason is not None:
+        return reason
+    sites = locate(trace, candidate, trunk_of(candidate), reads.groups)
+    if isinstance(sites, NoSite):
+        return _decline(trace, candidate, Reason.OPAQUE, f"{sites.message}; write it as a plain addition.", sites.node)
+    return _Accepted(_stream(trace, candidate, reads, config), sites)
+
+
+def _reason_against(
+    trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig
+) -> Decline | None:
+    """The first reason that forbids a rewrite, from the most basic to the most particular."""
+    if not all(trace.values[addition.after].is_floating for addition in candidate.additions):
+        dtype = trace.values[candidate.additions[-1].after].dtype
+        return _decline(trace, candidate, Reason.NON_FLOATING, f"the stream is {dtype}, not floating point.")
+    if reads.channels_first is not None:
+        return _decline(
+            trace,
+            candidate,
+            Reason.CHANNELS_FIRST,
+            "the features are not on the last axis (channels-first layout), where depth attention takes its norm; "
+            "keep the stream channels-last.",
+            trace.ops[reads.channels_first].node,
+        )
+    unnormed = [read for read in reads.groups if read.feeds_write]
+    if len(candidate.additions) < 2:
+        return _decline_short(trace, candidate, reads)
+    # The root has one source, so a read of it stays what it was.
+    offending = [read for read in unnormed if read.state > 0]
+    if offending and not config.allow_unnormed:
+        return _decline_unnormed(trace, candidate, offending)
+    if candidate.forks:
+        node = trace.ops[candidate.forks[0]].node
+        return _decline(
+            trace,
+            candidate,
+            Reason.FORKED,
+            "two additions start from the same state, so that the stream has two continuations.",
+            node,
+        )
+    return None
+
+
+def _decline_short(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -> Decline:
+    """One addition: PostNorm if the norm comes after it and not before, else a stream too short to have depth."""
+    sum_is_normed = any(read.state == 1 and read.normed for read in reads.groups)
+    root_is_normed = all(read.normed for read in reads.groups if read.state == 0)
+    if sum_is_normed and not root_is_normed:
+        return _decline(
+            trace,
+            candidate,
+            Reason.POST_NORM,
+            "the norm follows the addition and its output is the next residual (PostNorm), so there is no running "
+            "sum to attend over; use the model's PreNorm variant.",
+        )
+    return _decline(
+        trace,
+        candidate,
+        Reason.TOO_FEW_WRITES,
+        "a single addition is fewer than the 2 writes that depth attention needs.",
+    )
+
+
+def _decline_unnormed(trace: AtenTrace, candidate: Candidate, offending: list[ReadGroup]) -> Decline:
+    read = offending[0]
+    reader = trace.nodes[read.uses[0][1]]
+    where = provenance.module_path(reader) or "the model"
+    lost = ""
+    if read.lost_at is not None:
+        op = trace.ops[read.lost_at]
+        lost = f" (its scale is still felt in {op.name}, {provenance.source_line(trace.nodes[op.node])})"
+    return _decline(
+        trace,
+        candidate,
+        Reason.UNNORMED_READ,
+        f"{len(offending)} of the reads feed a write without being normed, the first in {where}{lost}; averaging "
+        "over depth would change its scale. Norm the input of that sublayer, or pass allow_unnormed=True.",
+        read.uses[0][1],
+    )
+
+
+def _decline(
+    trace: AtenTrace, candidate: Candidate, reason: Reason, message: str, node: int | None = None
+) -> Decline:
+    place = trace.nodes[trace.ops[candidate.additions[0].op].node if node is None else node]
+    return Decline(
+        reason, message, provenance.module_path(place), provenance.source_line(place), len(candidate.additions)
+    )
+
+
+def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig) -> Stream:
+    count = len(candidate.additions)
+    size = blocks.block_size_for(count, config)
+    writes = []
+    for index, addition in enumerate(candidate.additions, start=1):
+        node = trace.nodes[trace.ops[addition.op].node]
+        module = _sublayer(trace, provenance.module_path(node), addition.branch)
+        writes.append(Write(module, provenance.source_line(node), blocks.block_of_write(index, size)))
+    found = tuple(
+        Read(
+            module=provenance.module_path(trace.nodes[read.uses[0][1]]),
+            source=provenance.source_line(trace.nodes[read.uses[0][1]]),
+            num_sources=blocks.sources_of_read(read.state, size),
+            block=blocks.block_of_read(read.state, size),
+            state=read.state,
+            normed=read.normed,
+        )
+        for read in reads.groups
+    )
+    name = provenance.common_prefix([write.module for write in writes])
+    width = trace.values[candidate.root].shape[-1]
+    return Stream(name or "model", width, tuple(writes), found, size, blocks.num_blocks_for(count, size))
+
+
+def _sublayer(trace: AtenTrace, add_module: str, branch: int) -> str:
+    """The module of a write: where its last matrix product is, seen from the module that adds."""
+    pending, nearest = [branch], None
+    for _ in range(FARTHEST_PRODUCT):
+        if not pending:
+            break
+        producer = trace.values[pending.pop(0)].producer
+        if producer < 0:
+            continue
+        op = trace.ops[producer]
+        nearest = op if nearest is None else nearest
+        if is_matrix_product(op):
+            nearest = op
+            break
+        pending.extend(op.inputs)
+    if nearest is None:
+        return add_module
+    return provenance.sublayer_path(add_module, provenance.module_path(trace.nodes[nearest.node]))
+
+
+def _with_unique_names(accepted: list[_Accepted]) -> list[_Accepted]:
+    """Streams of one module are told apart by a number: ``encoder``, ``encoder.2``."""
+    seen: Counter[str] = Counter()
+    named = []
+    for item in accepted:
+        seen[item.stream.name] += 1
+        number = seen[item.stream.name]
+        name = item.stream.name if number == 1 else f"{item.stream.name}.{number}"
+        stream = Stream(**{**_fields(item.stream), "name": name})
+        named.append(_Accepted(stream, item.sites))
+    return named
+
+
+def _fields(stream: Stream) -> dict[str, object]:
+    return {name: getattr(stream, name) for name in Stream.__dataclass_fields__}
+
+
+def _select(accepted: list[_Accepted], config: AttnResConfig) -> tuple[list[_Accepted], tuple[Decline, ...]]:
+    if config.streams is None:
+        return accepted, ()
+    chosen = [item for item in accepted if item.stream.name in config.streams]
+    declines = tuple(
+        Decline(
+            Reason.NOT_SELECTED,
+            f"stream {item.stream.name!r} is not among streams={list(config.streams)!r}.",
+            item.stream.writes[0].module,
+            item.stream.writes[0].source,
+            len(item.stream.writes),
+        )
+        for item in accepted
+        if item.stream.name not in config.streams
+    )
+    return chosen, declines
+
+
+def _report(
+    trace: AtenTrace, declined: list[tuple[Candidate, Decline]], found_streams: bool
+) -> tuple[Decline, ...]:
+    """What a person should read: real streams one by one, single additions together by reason.
+
+    Chains without a matrix product (polynomials, running sums) are no sublayers, and a single addition that is made
+    again and again from one value (a mask added to the scores of every layer) is no stream; they are named only if
+    there is nothing else to say.
+    """
+    relevant = [
+        (candidate, decline)
+        for candidate, decline in declined
+        if candidate.has_product and (len(candidate.additions) > 1 or not candidate.forks)
+    ]
+    if not relevant and not found_streams:
+        relevant = declined
+    if not relevant and not found_streams:
+        return (_no_residual(trace),)
+    reported = [decline for candidate, decline in relevant if len(candidate.additions) > 1]
+    singles: dict[Reason, list[Decline]] = {}
+    for candidate, decline in relevant:
+        if len(candidate.additions) == 1:
+            singles.setdefault(decline.reason, []).append(decline)
+    for members in singles.values():
+        first = members[0]
+        message = first.message if len(members) == 1 else f"{first.message} ({len(members)} such additions)"
+        reported.append(Decline(first.reason, message, first.module, first.source, len(members)))
+    return tuple(reported)
+
+
+def _no_residual(trace: AtenTrace) -> Decline:
+    opaque = next((op for op in trace.ops if op.target == OPAQUE_OP or _is_higher_order(op.target)), None)
+    if opaque is not None:
+        node = trace.nodes[opaque.node]
+        return Decline(
+            Reason.OPAQUE,
+            f"no residual addition is in sight, and {node.target} hides part of the model; if the layers are under "
+            "torch.utils.checkpoint, turn activation checkpointing off.",
+            provenance.module_path(node),
+            provenance.source_line(node),
+        )
+    last = trace.nodes[-1]
+    return Decline(
+        Reason.NO_RESIDUAL,
+        "no value is added to another one that it depends on, so the model has no residual stream.",
+        provenance.module_path(last),
+        provenance.source_line(last),
+    )
+
+
+def _is_higher_order(target: object) -> bool:
+    return type(target).__name__.endswith("HigherOrderOperator") or "higher_order" in type(target).__module__

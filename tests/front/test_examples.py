@@ -1,0 +1,51 @@
+"""The examples run as their users run them, in a process of their own, and leave nothing behind."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run_example(name: str, *words: str, environment: dict[str, str], directory: Path) -> str:
+    # PYTHONSAFEPATH would hide the example's own folder, which a user's call has on the path.
+    environment = {key: value for key, value in environment.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *words],
+        env=environment,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(directory.iterdir()), "an example leaves no files in the user's directory"
+    return done.stdout
+
+
+def test_quickstart(child_environment, tmp_path):
+    """With the default compiler, as in the README."""
+    out = run_example("quickstart.py", environment=child_environment, directory=tmp_path)
+    assert "8 writes in 4 blocks of 2" in out
+    losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", out)]
+    assert 5 < losses[0] < 6.5, "bytes under random weights cost about log(256)"
+    assert losses[-1] < losses[0] - 1
+    assert re.search(r"8 pseudo-queries started at zero; their largest entry is now 0\.0*[1-9]", out)
+
+
+def test_demo(child_environment, tmp_path):
+    words = ("--tiny", "--tokens", "32", "--rounds", "2", "--num-blocks", "4", "--inner", "eager")
+    out = run_example("demo.py", *words, environment=child_environment, directory=tmp_path)
+    assert "8 writes in 4 blocks of 2" in out
+    assert "passed" in out
+    rows = [line for line in out.splitlines() if line.rstrip().endswith("measured")]
+    assert len(rows) == 2
+    assert all("n/a" not in row for row in rows)

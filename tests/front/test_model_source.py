@@ -1,0 +1,459 @@
+"""MODEL: presets, transformers configurations, factories; and the one clear message of every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from attnres_compile import presets
+from attnres_compile.load_options import LoadOptions
+from attnres_compile.model_errors import (
+    ConfigSourceError,
+    FactoryError,
+    InputGuessError,
+    LoadOptionError,
+    MissingExtraError,
+    ModelSourceError,
+    SequenceTooLongError,
+    UnknownPresetError,
+)
+from attnres_compile.model_source import load_model
+from attnres_compile.presets import PRESETS
+from attnres_kernels.errors import AttnResError
+
+transformers = pytest.importorskip("transformers")
+
+TINY = ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "t5-tiny", "vit-tiny"]
+# Of the published checkpoints, tied weights counted once.
+PUBLISHED_PARAMETERS = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "qwen3-0.6b": 596_049_920,
+    "t5-small": 60_506_624,
+    "whisper-tiny": 37_760_640,
+    "vit-b-16": 86_567_656,
+}
+
+
+def run(loaded):
+    with torch.no_grad():
+        return loaded.model(*loaded.args, **loaded.kwargs)
+
+
+# --- presets ---
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_preset_runs_on_its_example_inputs(name):
+    loaded = load_model(name, LoadOptions(batch=2))
+    logits = run(loaded).logits
+    assert logits.shape[0] == 2
+    assert torch.isfinite(logits).all()
+    assert loaded.name == name
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_preset_gives_labels_for_training(name):
+    loaded = load_model(name)
+    assert "labels" not in loaded.kwargs
+    assert loaded.model(**loaded.training_kwargs).loss.ndim == 0
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_published_preset_has_the_published_number_of_parameters(name):
+    with torch.device("meta"):
+        preset = PRESETS[name]
+        model = preset.build_model(preset.build_config())
+    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED_PARAMETERS[name]
+
+
+def test_every_preset_names_its_source_in_one_line():
+    for name, preset in PRESETS.items():
+        assert preset.name == name
+        assert preset.source
+        assert "\n" not in preset.source
+    assert set(PRESETS) == {*TINY, *PUBLISHED_PARAMETERS}
+
+
+def test_shape_dtype_and_seed_are_honoured():
+    options = LoadOptions(batch=3, seq=17, dtype="bfloat16", seed=5)
+    loaded = load_model("llama-tiny", options)
+    assert loaded.kwargs["input_ids"].shape == (3, 17)
+    assert loaded.kwargs["input_ids"].dtype is torch.int64
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    image = load_model("vit-tiny", LoadOptions(batch=2, dtype="float64"))
+    assert image.kwargs["pixel_values"].dtype is torch.float64
+    again = load_model("llama-tiny", options)
+    assert torch.equal(again.kwargs["input_ids"], loaded.kwargs["input_ids"])
+    pairs = zip(again.model.parameters(), loaded.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    other_seed = load_model("llama-tiny", LoadOptions(batch=3, seq=17, seed=6))
+    assert not torch.equal(other_seed.kwargs["input_ids"], loaded.kwargs["input_ids"])
+
+
+def test_the_callers_random_numbers_are_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_model("gpt2-tiny")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UnknownPresetError, match=r"'gpt2-meduim' is not a preset: did you mean gpt2-medium"):
+        load_model("gpt2-meduim")
+
+
+def test_unknown_preset_lists_the_ways_to_name_a_model():
+    with pytest.raises(UnknownPresetError, match=r"Pass one of gpt2, .* config\.json, or module:factory$"):
+        load_model("zzzzzz")
+
+
+def test_sequence_longer_than_the_model():
+    with pytest.raises(SequenceTooLongError, match=r"max_position_embeddings=512\): pass --seq 512 or less"):
+        load_model("gpt2-tiny", LoadOptions(seq=513))
+    assert load_model("gpt2-tiny", LoadOptions(seq=512)).kwargs["input_ids"].shape == (1, 512)
+    shorter = load_model("gpt2-tiny", LoadOptions(default_seq=4096))
+    assert shorter.kwargs["input_ids"].shape == (1, 512), "a default is cut to what the model allows"
+
+
+def test_length_of_a_model_that_takes_none():
+    with pytest.raises(LoadOptionError, match=r"takes pixel_values.*leave --seq out"):
+        load_model("vit-tiny", LoadOptions(seq=16))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": 0}, "batch is 0: pass at least 1"),
+        ({"seq": -1}, "seq is -1: pass at least 1"),
+        ({"dtype": "int8"}, "dtype 'int8' is not supported: pass one of float32"),
+    ],
+)
+def test_options_out_of_range(values, message):
+    with pytest.raises(LoadOptionError, match=message):
+        LoadOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("warp", "torch knows no device 'warp': pass"), ("meta", "cannot be run: pass --device cpu or cuda")],
+)
+def test_devices_that_cannot_be_used(device, message):
+    with pytest.raises(LoadOptionError, match=message):
+        load_model("gpt2-tiny", LoadOptions(device=device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_cuda_device():
+    with pytest.raises(LoadOptionError, match=r"no CUDA device is available .*: pass --device cpu"):
+        load_model("gpt2-tiny", LoadOptions(device="cuda"))
+
+
+def test_presets_without_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'attnres-compile\[hf\]'") as caught:
+        load_model("gpt2-tiny")
+    assert isinstance(caught.value.__cause__, ImportError)
+
+
+def test_a_broken_package_under_transformers_is_named(monkeypatch):
+    class Broken:
+        def __getattr__(self, name):
+            if name.startswith("_"):
+                raise AttributeError(name)
+            if name == "GPT2Config":
+                return transformers.GPT2Config
+            root = RuntimeError("operator torchvision::nms does not exist")
+            raise ModuleNotFoundError(f"Could not import module {name!r}.") from root
+
+    monkeypatch.setitem(sys.modules, "transformers", Broken())
+    with pytest.raises(
+        MissingExtraError,
+        match=r"import GPT2LMHeadModel \(RuntimeError: operator torchvision::nms .*\): repair or uninstall",
+    ):
+        load_model("gpt2-tiny")
+
+
+def test_presets_can_be_listed_without_importing_transformers_or_torch():
+    assert not {"transformers", "torch"} & set(vars(presets))
+
+
+# --- configurations ---
+
+
+def write_config(directory, values):
+    (directory / "config.json").write_text(json.dumps(values))
+    return directory
+
+
+def gpt2_values(**more):
+    config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=64, n_positions=32)
+    return config.to_dict() | {"bos_token_id": None, "eos_token_id": None} | more
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_configuration_of_a_named_architecture(tmp_path, as_file):
+    directory = write_config(tmp_path, gpt2_values(architectures=["GPT2LMHeadModel"]))
+    path = directory / "config.json" if as_file else directory
+    loaded = load_model(str(path), LoadOptions(seq=8))
+    assert type(loaded.model).__name__ == "GPT2LMHeadModel"
+    assert run(loaded).logits.shape == (1, 8, 64)
+
+
+def test_configuration_without_architecture_gets_the_likeliest_class(tmp_path):
+    loaded = load_model(str(write_config(tmp_path, gpt2_values())))
+    assert type(loaded.model).__name__ == "GPT2LMHeadModel"
+    t5 = transformers.T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=64)
+    loaded = load_model(str(write_config(tmp_path, t5.to_dict())))
+    assert type(loaded.model).__name__ == "T5ForConditionalGeneration"
+    assert set(loaded.kwargs) == {"input_ids", "decoder_input_ids"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{not json", "cannot be read as a configuration .*: pass a transformers config.json"),
+        ("[1, 2]", "has no model_type: pass a transformers config.json"),
+        ("{}", "has no model_type"),
+        ('{"model_type": "gpt3"}', r"model_type 'gpt3'.*\(near: .*gpt2.*\): correct it"),
+    ],
+)
+def test_configuration_that_is_none(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigSourceError, match=message):
+        load_model(str(tmp_path))
+
+
+def test_configuration_that_is_missing(tmp_path):
+    with pytest.raises(ConfigSourceError, match=r"holds no config.json: pass a directory that does"):
+        load_model(str(tmp_path))
+    with pytest.raises(UnknownPresetError, match=r"there is no configuration at .*: pass a directory"):
+        load_model(str(tmp_path / "elsewhere" / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "layoutxlm"}, r'has no model class in transformers: set "architectures"'),
+        (
+            {"model_type": "gpt2", "architectures": ["NoSuchModel"]},
+            r"names the architecture NoSuchModel, which the installed transformers does not have: correct it",
+        ),
+        (
+            {"model_type": "gpt2", "n_embd": 30, "n_head": 4, "n_layer": 1},
+            r"transformers cannot build .* \(\w+: .*\): correct the config.json",
+        ),
+    ],
+)
+def test_configuration_without_a_model_class(tmp_path, values, message):
+    with pytest.raises(ConfigSourceError, match=message):
+        load_model(str(write_config(tmp_path, values)))
+
+
+def test_inputs_that_cannot_be_guessed_are_found_by_running_them(tmp_path):
+    config = transformers.CLIPConfig(
+        text_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+        },
+    )
+    write_config(tmp_path, config.to_dict() | {"architectures": ["CLIPModel"]})
+    with pytest.raises(InputGuessError, match=r"CLIPModel does not run .* write a function that returns"):
+        load_model(str(tmp_path))
+
+
+def test_main_input_of_an_unknown_kind(tmp_path):
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    write_config(tmp_path, config.to_dict() | {"architectures": ["Wav2Vec2Model"]})
+    with pytest.raises(
+        InputGuessError, match=r"its main input is 'input_values'.* name it as module:factory$"
+    ):
+        load_model(str(tmp_path))
+
+
+# --- factories ---
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def with_kwargs():
+    return nn.Linear(4, 4), {"input": torch.ones(2, 4)}
+
+def with_args():
+    return nn.Linear(4, 4), (torch.ones(2, 4),), {}
+
+def with_list():
+    return nn.Linear(4, 4), [torch.ones(2, 4)], {}
+
+def sized(batch, seq, dtype, device):
+    return nn.Linear(4, 4), (torch.ones(batch, seq, 4),), {}
+
+def anything(**options):
+    return nn.Linear(4, 4), (torch.ones(options["batch"], 4),), {}
+
+def nested():
+    return nn.Linear(4, 4), {"input": torch.ones(1, 4), "more": [{"scale": torch.ones(1)}, None, "text"]}
+
+def module_alone():
+    return nn.Linear(4, 4)
+
+def transformer_alone():
+    from transformers import GPT2Config, GPT2LMHeadModel
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64))
+
+def number():
+    return 3
+
+def swapped():
+    return {"input": torch.ones(1)}, nn.Linear(4, 4)
+
+def raises():
+    raise KeyError("the layer list is empty")
+
+def raises_in_torch():
+    return nn.Linear(4, -4)
+
+a_value = 7
+"""
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    """The name of an importable module of the working directory with all the functions of FACTORIES."""
+    (tmp_path / "my_factories.py").write_text(textwrap.dedent(FACTORIES))
+    monkeypatch.chdir(tmp_path)
+    yield "my_factories"
+    sys.modules.pop("my_factories", None)
+
+
+@pytest.mark.parametrize("function", ["with_kwargs", "with_args", "with_list"])
+@pytest.mark.parametrize("prefix", ["my_factories", "my_factories.py"])
+def test_factory_of_a_module_or_a_file(factories, prefix, function):
+    loaded = load_model(f"{prefix}:{function}", LoadOptions(dtype="float64"))
+    assert isinstance(loaded.model, nn.Linear)
+    assert run(loaded).dtype is torch.float64
+    assert loaded.name == f"{prefix}:{function}"
+
+
+def test_the_working_directory_stays_off_the_path(factories, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    before = list(sys.path)
+    load_model("my_factories:with_args")
+    assert sys.path == before
+
+
+def test_factory_gets_the_options_it_has_parameters_for(factories):
+    loaded = load_model("my_factories:sized", LoadOptions(batch=3, seq=5))
+    assert loaded.args[0].shape == (3, 5, 4)
+    assert load_model("my_factories:anything", LoadOptions(batch=2)).args[0].shape == (2, 4)
+
+
+def test_tensors_deep_inside_the_inputs_are_cast(factories):
+    more = load_model("my_factories:nested", LoadOptions(dtype="bfloat16")).kwargs["more"]
+    assert more[0]["scale"].dtype is torch.bfloat16
+    assert more[1:] == [None, "text"]
+
+
+def test_factory_without_a_parameter_for_what_was_asked(factories):
+    with pytest.raises(
+        LoadOptionError, match="no parameter 'seq': add one to the factory, or leave --seq out"
+    ):
+        load_model("my_factories:with_args", LoadOptions(seq=7))
+    with pytest.raises(LoadOptionError, match="no parameter 'batch'"):
+        load_model("my_factories:with_args", LoadOptions(batch=7))
+
+
+def test_inputs_of_a_transformers_model_alone_are_guessed(factories):
+    loaded = load_model("my_factories:transformer_alone", LoadOptions(seq=6))
+    assert run(loaded).logits.shape == (1, 6, 64)
+    assert "labels" in loaded.training_kwargs
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("module_alone", r"returned a Linear without inputs.* returns \(model, kwargs\)"),
+        ("number", r"returned a int: return a module, \(module, kwargs\)"),
+        ("swapped", r"returned \(dict, Linear\): return a module"),
+        ("raises", r"raised KeyError: 'the layer list is empty' \(at .*my_factories.py:\d+\): correct"),
+        ("raises_in_torch", r"raised RuntimeError: .* \(at .*my_factories.py:\d+\): correct the factory"),
+        ("a_value", "a_value is a int: name a function"),
+        ("with_kwarg", r"my_factories has no 'with_kwarg': did you mean with_kwargs"),
+        ("zzzz", "has no 'zzzz': name one of its functions"),
+    ],
+)
+def test_factory_that_gives_no_model(factories, function, message):
+    with pytest.raises(FactoryError, match=message):
+        load_model(f"my_factories:{function}")
+
+
+def test_factory_that_raises_keeps_its_cause_and_its_own_line(factories, tmp_path):
+    with pytest.raises(FactoryError) as caught:
+        load_model("my_factories:raises_in_torch")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    lines = (tmp_path / "my_factories.py").read_text().splitlines()
+    wanted = lines.index("    return nn.Linear(4, -4)") + 1
+    assert f"my_factories.py:{wanted})" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "no_such_module:build",
+            "there is no module 'no_such_module'.*correct it, or run from the directory",
+        ),
+        ("no_such_file.py:build", "there is no module 'no_such_file.py'"),
+    ],
+)
+def test_factory_of_a_missing_module(factories, text, message):
+    with pytest.raises(FactoryError, match=message):
+        load_model(text)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import a_package_that_is_missing\n",
+            r"raised ModuleNotFoundError: .*broken.py:1\): correct the module",
+        ),
+        ("x = 1\nx.y\n", r"raised AttributeError: .*broken.py:2\): correct the module"),
+        ("def build(:\n", r"raised SyntaxError: .*broken.py:1\): correct the module"),
+    ],
+)
+@pytest.mark.parametrize("text", ["broken:build", "broken.py:build"])
+def test_factory_of_a_module_that_does_not_import(tmp_path, monkeypatch, source, message, text):
+    (tmp_path / "broken.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FactoryError, match=message) as caught:
+        load_model(text)
+    assert caught.value.__cause__ is not None
+    assert "broken" not in sys.modules
+
+
+def test_all_errors_are_ours():
+    for kind in (ConfigSourceError, FactoryError, InputGuessError, SequenceTooLongError, MissingExtraError):
+        assert issubclass(kind, ModelSourceError)
+        assert issubclass(kind, AttnResError)
