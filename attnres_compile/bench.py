@@ -16,6 +16,7 @@ from attnres_compile.environment import describe_environment, device_name
 from attnres_compile.load_options import LoadOptions
 from attnres_compile.measure import DEFAULT_ROUNDS, Comparison, MeasureError, compare, paired_ratio
 from attnres_compile.model_source import LoadedModel, load_model
+from attnres_passes.config import AttnResConfig
 
 SCHEMA_VERSION = 1
 KIND = "bench model"
@@ -38,21 +39,26 @@ class BenchJob:
     without_dropout: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise MeasureError(f"rounds is {self.rounds}: pass at least 1")
+        if self.compile_rounds < 0:
+            raise MeasureError(f"compile_rounds is {self.compile_rounds}: pass at least 0")
+        unknown = set(self.workloads) - set(WORKLOADS)
+        if unknown:
+            raise MeasureError(f"workload {min(unknown)!r} is not known: pass one of {', '.join(WORKLOADS)}")
+
 
 def bench_model(job: BenchJob, command: Sequence[str] = ()) -> dict[str, Any]:
     """Measure ``job`` and return the record, plain data for JSON.
 
     Raises MeasureError, ModelSourceError, and what ``attnres_compile.prepare`` raises.
     """
-    unknown = set(job.workloads) - set(WORKLOADS)
-    if unknown:
-        raise MeasureError(
-            f"workload {sorted(unknown)[0]!r} is not known: pass one of {', '.join(WORKLOADS)}"
-        )
+    config = AttnResConfig.from_options(job.options)
     loaded = load_model(job.model, job.load)
     if job.without_dropout:
         model_arms.switch_dropout_off(loaded.model)
-    arms = model_arms.compiled_arms(loaded.model, loaded.args, loaded.kwargs, job.options)
+    arms = model_arms.compiled_arms(loaded.model, loaded.args, loaded.kwargs, config)
     measurements = {workload: _latency(job, loaded, arms, workload).to_dict() for workload in job.workloads}
     record = {
         "schema_version": SCHEMA_VERSION,

@@ -56,7 +56,8 @@ class _Layer(nn.Module):
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, width = x.shape
         split = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*split.unbind(0), is_causal=True)
+        query, key, value = split.unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         out: torch.Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return out
 

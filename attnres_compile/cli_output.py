@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 from attnres_kernels.errors import AttnResError
 
 
 class OutputError(AttnResError, OSError):
     """A file that the user named cannot be written."""
+
+
+def json_text(record: Any) -> str:
+    """``record`` as JSON text; what JSON has no number for (nan, infinity) is null."""
+    return json.dumps(_without_nan(record), indent=2, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(path: str | None) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attnres_compile.cli_options import load_options, rewrite_options
-from attnres_compile.cli_output import OutputError, check_writable, write_text
-from attnres_kernels.errors import AttnResError
+from attnres_compile.cli_output import OutputError, check_writable, json_text, write_text
 
 ALL_REWRITTEN, PARTLY_REWRITTEN, NOTHING_REWRITTEN = 0, 2, 3
 PASSED, FAILED = 0, 1
 BENCH_SEQ = 512
-
-
-class LevelNotHeldError(AttnResError):
-    """A level of the graph was asked for that the explanation of a model does not hold."""
+VERIFICATION_SCHEMA = 1
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
@@ -31,11 +26,11 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     # Nothing to rewrite is what this verb reports, with its exit code, and so no error.
     options = rewrite_options(arguments) | {"on_decline": "ignore"}
     explanation = ac.explain(loaded.model, loaded.args, loaded.kwargs, **options)
-    graph = level_text(explanation, arguments.level) if arguments.level else None
+    graph = explanation.text(arguments.level) if arguments.level else None
     code = inspect_exit_code(explanation.plan)
     if arguments.json:
         record = explanation.to_dict() | {"model": loaded.name, "exit_code": code}
-        write_text(json.dumps(record | ({"graph": graph} if graph else {}), indent=2), arguments.output)
+        write_text(json_text(record | ({"graph": graph} if graph else {})), arguments.output)
     else:
         write_text("\n\n".join(filter(None, (str(explanation.plan), graph))), arguments.output)
     return code
@@ -49,24 +44,6 @@ def inspect_exit_code(plan: Any) -> int:
     return PARTLY_REWRITTEN if missed else ALL_REWRITTEN
 
 
-def level_text(explanation: Any, level: str) -> str:
-    """The graph of ``level`` as Python text. Raises LevelNotHeldError if ``explanation`` has no such graph."""
-    from attnres_passes.text import graph_text
-
-    graphs = {
-        "captured": explanation.before,
-        "rewritten": explanation.after,
-        "lowered": getattr(explanation, "lowered", None),
-    }
-    graph = graphs.get(level)
-    if graph is None:
-        there = [name for name, found in graphs.items() if found is not None]
-        raise LevelNotHeldError(
-            f"there is no {level} graph of this model: pass --level {' or '.join(there) or 'captured'}"
-        )
-    return graph_text(graph)
-
-
 def run_verify(arguments: argparse.Namespace) -> int:
     """Run the checks of ``attnres_compile.verify`` and print them."""
     check_writable(arguments.output)
@@ -74,19 +51,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
     import attnres_compile as ac
 
     verification = ac.verify(loaded.model, loaded.args, loaded.kwargs, **rewrite_options(arguments))
-    text = json.dumps(_verification_dict(verification), indent=2) if arguments.json else str(verification)
-    write_text(text, arguments.output)
+    record = {"schema_version": VERIFICATION_SCHEMA} | verification.to_dict() if arguments.json else None
+    write_text(str(verification) if record is None else json_text(record), arguments.output)
     return PASSED if verification.passed else FAILED
-
-
-def _verification_dict(verification: Any) -> dict[str, Any]:
-    checks = [dataclasses.asdict(check) for check in verification.checks]
-    return {
-        "schema_version": 1,
-        "passed": verification.passed,
-        "max_error": verification.max_error,
-        "checks": checks,
-    }
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -110,7 +77,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         "table": lambda: f"{report.model}\n{report}",
         "md": report.to_markdown,
         "csv": report.to_csv,
-        "json": lambda: json.dumps(report.to_dict(), indent=2),
+        "json": lambda: json_text(report.to_dict()),
     }
     write_text(renderers[arguments.format](), arguments.output)
     return 0
@@ -160,7 +127,7 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
 
 def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:
     if path is not None:
-        write_text(json.dumps(record, indent=2), path)
+        write_text(json_text(record), path)
     write_text(table(record), None)
     return 0
 

@@ -1,8 +1,8 @@
 """Time to compile: every sample is a fresh process with empty compiler caches.
 
-    parent: measure_compile_time(job)           child: ``python -m attnres_compile.compile_time``
-      writes job.json, starts the child   -->     loads the model, warms the compiler up, prepares,
-      reads times.json                    <--     calls the compiled model, and calls it again
+parent: measure_compile_time(job)           child: ``python -m attnres_compile.compile_time``
+  writes job.json, starts the child   -->     loads the model, warms the compiler up, prepares,
+  reads times.json                    <--     calls the compiled model, and calls it again
 """
 
 from __future__ import annotations
@@ -88,18 +88,34 @@ def _in_fresh_process(job: CompileJob, arm: str) -> CompileTimes:
             check=False,
         )
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            reason = _failure(times_file) or (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise MeasureError(
-                f"the process that compiled the {arm} model failed ({last}): run the same model with "
-                "`attnres verify` to see the error in full"
+                f"the process that compiled the {arm} model failed ({reason}): run the same model with "
+                "`attnres verify --traceback` to see the error in full"
             )
         return CompileTimes(**json.loads(times_file.read_text(encoding="utf-8")))
+
+
+def _failure(times_file: Path) -> str | None:
+    """The error that the child left in the place of its times, if it came so far."""
+    if not times_file.exists():
+        return None
+    error: str | None = json.loads(times_file.read_text(encoding="utf-8")).get("error")
+    return error
 
 
 def _child(arm: str, job_file: Path, times_file: Path) -> None:
     values = json.loads(job_file.read_text(encoding="utf-8"))
     job = CompileJob(**values | {"load": LoadOptions(**values["load"])})
-    times_file.write_text(json.dumps(dataclasses.asdict(_time_arm(job, arm))), encoding="utf-8")
+    try:
+        record = dataclasses.asdict(_time_arm(job, arm))
+    except Exception as error:
+        # Dynamo ends its messages with advice; the parent can show one line and wants the error itself.
+        inner = getattr(error, "inner_exception", None) or error
+        record = {"error": f"{type(inner).__name__}: {' '.join(str(inner).split())}"}
+        times_file.write_text(json.dumps(record), encoding="utf-8")
+        raise
+    times_file.write_text(json.dumps(record), encoding="utf-8")
 
 
 def _time_arm(job: CompileJob, arm: str) -> CompileTimes:
@@ -115,7 +131,7 @@ def _time_arm(job: CompileJob, arm: str) -> CompileTimes:
         model_arms.switch_dropout_off(model)
     inner = job.options.get("inner", "inductor")
     # The first compilation of a process imports the compiler and probes the C++ toolchain.
-    probe = torch.ones(8, device=loaded_device(loaded), requires_grad=True)
+    probe = torch.ones(8, device=next(model.parameters()).device, requires_grad=True)
     torch.compile(lambda x: (x * 2).sum(), backend=inner)(probe).backward()
     prepare_seconds = 0.0
     if arm == "attnres":
@@ -129,11 +145,6 @@ def _time_arm(job: CompileJob, arm: str) -> CompileTimes:
     first = _seconds(call)
     later = min(_seconds(call) for _ in range(3))
     return CompileTimes(compile=first - later, prepare=prepare_seconds)
-
-
-def loaded_device(loaded: Any) -> Any:
-    """The device of a loaded model's first parameter."""
-    return next(loaded.model.parameters()).device
 
 
 def _seconds(call: Callable[[], object]) -> float:

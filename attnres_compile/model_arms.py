@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-import attnres_compile as ac
 from attnres_compile.measure import MeasureError
+from attnres_compile.parameters import parameters_of
+from attnres_compile.preparation import prepare, unprepare
+from attnres_passes.config import AttnResConfig
+from attnres_passes.plan import Plan
 
 PLAIN, ATTNRES = "plain", "attnres"
 
@@ -22,27 +25,27 @@ class Arms:
 
     plain: nn.Module
     attnres: nn.Module
-    plan: Any
+    plan: Plan
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` without AttnRes, not compiled."""
     copied = copy.deepcopy(model)
-    if hasattr(copied, "attnres"):
-        ac.unprepare(copied)
+    if parameters_of(copied) is not None:
+        unprepare(copied)
     return copied
 
 
 def compiled_arms(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
 ) -> Arms:
     """Compile a plain and an AttnRes copy of ``model`` by the same inner compiler; ``model`` is not touched.
 
     Compilation happens at the first call of each. Raises what ``attnres_compile.prepare`` raises.
     """
     plain, attnres = plain_copy(model), plain_copy(model)
-    plan = ac.prepare(attnres, args, dict(kwargs), **options)
-    plain.compile(backend=options.get("inner", "inductor"))
+    plan = prepare(attnres, args, kwargs, config=config)
+    plain.compile(backend=config.inner)
     attnres.compile(backend="attnres")
     return Arms(plain, attnres, plan)
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import nn
 
-import attnres_compile as ac
 from attnres_compile import model_arms
 from attnres_compile.environment import describe_environment
+from attnres_compile.explanation import explain
 from attnres_compile.measure import DEFAULT_ROUNDS, Comparison, compare
 from attnres_compile.overhead_report import OverheadReport, OverheadRow
 from attnres_compile.overhead_rows import io_rows, parameter_rows, storage_rows
+from attnres_compile.parameters import parameters_of
+from attnres_compile.preparation import config_from
+from attnres_passes.config import AttnResConfig
 
 __all__ = ["OverheadReport", "OverheadRow", "overhead"]
 
@@ -27,6 +30,7 @@ def overhead(
     rounds: int = DEFAULT_ROUNDS,
     training_kwargs: Mapping[str, Any] | None = None,
     name: str | None = None,
+    config: AttnResConfig | None = None,
     **options: Any,
 ) -> OverheadReport:
     """The overhead table of ``model`` called as ``model(*args, **kwargs)``; ``model`` is never changed.
@@ -34,13 +38,17 @@ def overhead(
     measure: also time two compiled copies of the model, plain and with AttnRes, in turn in this process,
     ``rounds`` samples each: forward in eval mode, and forward with backward in training mode.
     training_kwargs: for the latter instead of ``kwargs``, say with labels. name: in the report, else the
-    class of the model. options: fields of AttnResConfig.
+    class of the model. config, options: as for ``prepare``; those of a prepared model are its plan's.
 
     Raises AttnResError for what cannot be rewritten, and MeasureError for what cannot be timed.
     """
     kwargs = dict(kwargs or {})
-    bare = model_arms.plain_copy(model) if hasattr(model, "attnres") else model
-    plan = ac.explain(bare, args, kwargs, **options).plan
+    prepared = parameters_of(model)
+    if prepared is not None and config is None and not options:
+        config = prepared.plan.config
+    chosen = config_from(config, options)
+    bare = model if prepared is None else model_arms.plain_copy(model)
+    plan = explain(bare, args, kwargs, config=chosen).plan
     first = next(bare.parameters())
     rows = [
         *parameter_rows(plan, sum(parameter.numel() for parameter in bare.parameters())),
@@ -48,7 +56,7 @@ def overhead(
         *storage_rows(plan, first.element_size()),
     ]
     if measure:
-        rows += _latency_rows(bare, args, kwargs, dict(training_kwargs or kwargs), options, rounds)
+        rows += _latency_rows(bare, args, kwargs, dict(training_kwargs or kwargs), chosen, rounds)
     else:
         reason = "not measured: pass measure=True, or --measure on the command line"
         rows += [OverheadRow(metric, None, None, "ms", "n/a", reason) for metric in _LATENCY_METRICS]
@@ -68,10 +76,10 @@ def _latency_rows(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     training_kwargs: dict[str, Any],
-    options: Mapping[str, Any],
+    config: AttnResConfig,
     rounds: int,
 ) -> list[OverheadRow]:
-    arms = model_arms.compiled_arms(model, args, kwargs, options)
+    arms = model_arms.compiled_arms(model, args, kwargs, config)
     device = next(model.parameters()).device
     workloads = zip(
         _LATENCY_METRICS,

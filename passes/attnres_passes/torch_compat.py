@@ -6,7 +6,9 @@ Checked with torch 2.11 and 2.13.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -98,3 +100,161 @@ def copy_dynamo_source(old: torch.fx.Node, new: torch.fx.Node) -> None:
 def mark_as_added(placeholder: torch.fx.Node) -> None:
     """A placeholder that Dynamo knows nothing of."""
     placeholder._dynamo_source = None  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class FrameModule:
+    """A module of the frame that is being compiled, and how Dynamo reaches it."""
+
+    module: torch.nn.Module
+    source: Any
+
+
+def frame_modules(gm: torch.fx.GraphModule) -> list[FrameModule]:
+    """The outermost modules that the parameters of a graph were reached through, while Dynamo calls the backend.
+
+    Each placeholder's source is a chain such as ``L['self']._modules['h']._parameters['weight']``; its first link
+    that is a module is what the user compiled, or what the compiled function calls.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    frame = InstructionTranslator.current_tx().output.root_tx
+    scope = {"G": frame.f_globals, "L": frame.f_locals}
+    found: dict[int, FrameModule] = {}
+    bases: set[str] = set()
+    for node in gm.graph.nodes:
+        source = getattr(node, "_dynamo_source", None) if node.op == "placeholder" else None
+        if source is None:
+            continue
+        for link in _links_from_base(source):
+            name = link.name if isinstance(link.name, str) else link.name()
+            if name in bases:
+                break
+            value = _evaluated(name, scope)
+            if isinstance(value, torch.nn.Module):
+                bases.add(name)
+                found.setdefault(id(value), FrameModule(value, link))
+                break
+    return list(found.values())
+
+
+def guard_identity(module: FrameModule) -> None:
+    """Make the graph being compiled valid for this very module only.
+
+    Dynamo reuses a graph for another module of the same structure, with that one's parameters as inputs; it cannot
+    know of parameters that a backend adds.
+    """
+    from torch._dynamo.guards import GuardBuilder, install_guard
+
+    install_guard(module.source.make_guard(GuardBuilder.ID_MATCH))
+
+
+def _links_from_base(source: Any) -> list[Any]:
+    links = [source]
+    while getattr(links[-1], "base", None) is not None:
+        links.append(links[-1].base)
+    return links[::-1]
+
+
+def _evaluated(name: str, scope: dict[str, Any]) -> Any:
+    """The value of a source by its name, as guards evaluate it; None for links that only guards can evaluate."""
+    try:
+        return eval(name, scope)
+    except (NameError, KeyError, AttributeError, IndexError, TypeError, SyntaxError):
+        return None
+
+
+@dataclass(frozen=True)
+class GraphEnd:
+    """Where a graph stands in its frame.
+
+    is_break: whether the frame goes on after it, in another graph; reason and source: of that break.
+    """
+
+    is_break: bool
+    reason: str = ""
+    source: str = ""
+
+
+def graph_end() -> GraphEnd:
+    """Why the graph that Dynamo is handing to the backend ends where it does."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    reason = InstructionTranslator.current_tx().output.compile_subgraph_reason
+    if reason is None:
+        return GraphEnd(False)
+    last = reason.user_stack[-1] if reason.user_stack else None
+    source = f"{last.filename}:{last.lineno}" if last is not None else ""
+    first_line = str(reason.reason).strip().splitlines()[0] if str(reason.reason).strip() else ""
+    return GraphEnd(bool(reason.graph_break), first_line, source)
+
+
+@contextlib.contextmanager
+def without_recorded_shapes() -> Iterator[None]:
+    """Keep a capture out of Dynamo's memory of sizes, which decides what the next compilation makes dynamic."""
+    from torch._dynamo import pgo
+
+    pgo.get_code_state()
+    saved = copy.deepcopy(pgo._CODE_STATE)
+    try:
+        yield
+    finally:
+        pgo._CODE_STATE = saved
+
+
+def as_backend_failure(error: Exception) -> Exception:
+    """An error that is both ``error``'s class and torch's BackendCompilerFailed.
+
+    Dynamo wraps whatever a backend raises, unless it is of this family.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    class Failure(type(error), BackendCompilerFailed):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.__dict__.update(error.__dict__)
+            self.args = error.args
+            self.backend_name, self.inner_exception, self.first_useful_frame = "attnres", error, None
+
+    Failure.__name__, Failure.__qualname__ = type(error).__name__, type(error).__qualname__
+    Failure.__module__ = type(error).__module__
+    return Failure()
+
+
+def compile_inner(
+    gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode: str | None
+) -> Callable[..., Any]:
+    """Hand a graph to Inductor, to AOTAutograd without a compiler behind it, or to nothing."""
+    if inner == "eager":
+        return gm.forward
+    if inner == "aot_eager":
+        from functorch.compile import min_cut_rematerialization_partition
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._dynamo.backends.debugging import boxed_nop
+
+        compiler = aot_autograd(
+            fw_compiler=boxed_nop,
+            partition_fn=min_cut_rematerialization_partition,
+            keep_inference_input_mutations=True,
+        )
+        compiled: Callable[..., Any] = compiler(gm, inputs)
+        return compiled
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = inductor_mode_options(mode) if mode else None
+    compiled = compile_fx(gm, inputs, config_patches=patches)
+    return compiled
+
+
+def inductor_modes() -> tuple[str, ...]:
+    """Names of the modes that Inductor knows."""
+    from torch._inductor import list_mode_options
+
+    return tuple(list_mode_options())
+
+
+def inductor_mode_options(mode: str) -> dict[str, Any]:
+    """What Inductor sets for a mode."""
+    from torch._inductor import list_mode_options
+
+    options: dict[str, Any] = list_mode_options(mode)
+    return options

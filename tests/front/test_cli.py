@@ -153,10 +153,12 @@ def test_choosing_a_stream_is_no_miss():
     assert cli_verbs.inspect_exit_code(FakePlan((), ())) == 3
 
 
-def test_unknown_stream_names_those_there_are(capsys, in_directory):
-    code, _, err = attnres(capsys, "inspect", "toys:pre_norm", "--stream", "nowhere")
-    assert code == 1
-    assert err.startswith("attnres: error: ")
+def test_an_unknown_stream_leaves_nothing_and_the_output_names_those_there_are(capsys, in_directory):
+    code, out, _ = attnres(capsys, "inspect", "gpt2-tiny", "--seq", "16", "--stream", "nowhere")
+    assert code == 3
+    assert "stream 'transformer.h' is not among streams=['nowhere']" in out
+    code, out, _ = attnres(capsys, "inspect", "gpt2-tiny", "--seq", "16", "--stream", "transformer.h")
+    assert code == 0
 
 
 # --- verify ---

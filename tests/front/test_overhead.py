@@ -224,8 +224,9 @@ def test_an_already_prepared_model_reports_the_same():
     loaded = load_model("gpt2-tiny", LoadOptions(seq=16))
     before = overhead(loaded.model, loaded.args, loaded.kwargs, num_blocks=3)
     ac.prepare(loaded.model, loaded.args, loaded.kwargs, num_blocks=3)
-    after = overhead(loaded.model, loaded.args, loaded.kwargs, num_blocks=3)
-    assert after.rows == before.rows
+    assert overhead(loaded.model, loaded.args, loaded.kwargs, num_blocks=3).rows == before.rows
+    assert overhead(loaded.model, loaded.args, loaded.kwargs).rows == before.rows, "by its own plan"
+    assert overhead(loaded.model, loaded.args, loaded.kwargs, num_blocks=2).rows != before.rows
 
 
 def test_without_measure_latency_is_missing_and_says_how_to_get_it():
@@ -266,7 +267,7 @@ def test_the_two_arms_really_differ(monkeypatch):
 
     model = PreNormToy()
     x = torch.randn(2, 3, WIDTH)
-    arms = model_arms.compiled_arms(model, (x,), {}, {"inner": "eager", "block_size": 1})
+    arms = model_arms.compiled_arms(model, (x,), {}, AttnResConfig(inner="eager", block_size=1))
     for name, parameter in arms.attnres.named_parameters():
         if name.endswith("query"):
             nn.init.normal_(parameter)

@@ -7,6 +7,9 @@ installed torch. The models used here never call those operators, so declaring t
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import sys
+from pathlib import Path
 
 import torch
 
@@ -19,6 +22,10 @@ _library: torch.library.Library | None = None
 def ensure_torchvision_imports() -> None:
     """Import torchvision where it is installed, declaring its missing operators only if that fails."""
     global _library
+    # The Makefile keeps timm and torchvision in a folder of their own, out of the way of transformers.
+    aside = str(Path(sys.prefix) / "vision")
+    if importlib.util.find_spec("timm") is None and aside not in sys.path:
+        sys.path.append(aside)
     # Without torchvision, or without Pillow under it, transformers does without both and timm says so itself.
     with contextlib.suppress(ImportError):
         try:

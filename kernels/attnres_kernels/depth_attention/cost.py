@@ -1,21 +1,21 @@
-"""What one read of the residual stream moves, per token, in units of `d` elements (`d` the width of the stream).
+"""What one read of the residual stream moves, per token, in units of `d` elements, `d` the stream's width.
 
-Two conventions. The `paper_*` functions restate Table 1 of the paper: the sublayer's own input and output are left
-out. All others count a read together with the residual add before it and the norm after it, because that is the
-region a compiler fuses; they can be compared with each other and with a compiled PreNorm model.
+Two conventions. The `paper_*` functions restate Table 1 of the paper: the sublayer's own input and output are
+left out. All others count a read together with the residual add before it and the norm after it, because that is
+the region a compiler fuses; they can be compared with each other and with a compiled PreNorm model.
 """
 
 
 def standard_residual() -> float:
-    """Fused residual add and norm: read the state and the branch, write the state and the normed value."""
+    """Fused add and norm: read the state and the branch, write the state and the normed value."""
     return 4.0
 
 
 def naive(completed: int, has_partial: bool = True) -> float:
     """Stacked and unfused: add, stack, square mean, key product, weighted sum and norm are separate passes.
 
-    The stack reads and writes every source; the three passes over it read it once each; the weighted sum writes one.
-    The residual add moves three and the norm two.
+    The stack reads and writes every source; the three passes over it read it once each; the weighted sum writes
+    one. The residual add moves three and the norm two.
     """
     sources = completed + int(has_partial)
     return 5.0 * sources + 1.0 + 3.0 + 2.0
@@ -24,8 +24,8 @@ def naive(completed: int, has_partial: bool = True) -> float:
 def direct(completed: int) -> float:
     """One fused pass per read: the `completed` blocks, and the four of `standard_residual`.
 
-    Exact when the logits of the completed blocks are known beforehand (logits first), which costs one further read of
-    each block in all.
+    Exact when the logits of the completed blocks are known beforehand (logits first), which costs one further
+    read of each block in all.
     """
     return completed + 4.0
 

@@ -1,4 +1,4 @@
-"""The operator `attnres::depth_attention`: what a read is in the rewritten graph, before a schedule lowers it.
+"""The operator `attnres::depth_attention`: a read in the rewritten graph, before a schedule lowers it.
 
 Opaque to a compiler, so that passes can find and regroup reads; correct on any device as it stands.
 """
@@ -38,7 +38,8 @@ def depth_attention_backward(
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of `depth_attention`; keeps nothing but its inputs and recomputes logits and weights.
 
-    With `c` the scale factor, `r_i` the inverse RMS, `u_i = k . v_i`, `w` the weights, `g` the incoming gradient:
+    With `c` the scale factor, `r_i` the inverse RMS, `u_i = k . v_i`, `w` the weights and `g` the gradient of
+    the output:
 
         a_i = c g . v_i        e_i = w_i (a_i - sum_j w_j a_j)          (gradient of logit i)
         dv_i = c w_i g + e_i (r_i k - u_i r_i^3 / d v_i)                dk = sum_tokens sum_i e_i r_i v_i
@@ -84,7 +85,7 @@ depth_attention_op.register_autograd(_backward, setup_context=_setup_context)
 def depth_attention_flops(
     sources_shape: Sequence[Sequence[int]], key_vector_shape: Sequence[int], *args: Any, **kwargs: Any
 ) -> int:
-    """FLOPs of one read: square sum, dot product with the key and weighted sum, two per element and source."""
+    """FLOPs of one read: square sum, dot product and weighted sum, each two per element and source."""
     elements = 1
     for size in sources_shape[0]:
         elements *= size

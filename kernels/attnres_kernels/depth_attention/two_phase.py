@@ -4,8 +4,8 @@ Order of calls for a stream whose reads with two sources or more are numbered `0
 
 1. `key_matrix` once.
 2. `source_logits` once per completed block, as soon as it is complete (logits first).
-3. `inter_block` once per block, for all its reads (phase 1); hand the sources it returns, not the ones passed in, to
-   the next block's call: gradients then accumulate inside one operator per block.
+3. `inter_block` once per block, for all its reads (phase 1); hand the sources it returns, not the ones passed in,
+   to the next block's call: gradients then accumulate inside one operator per block.
 4. `merge` per read with an open partial sum (phase 2), `close` per read without one.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.depth_attention import block_ops as ops
+from attnres_kernels.depth_attention import inter_ops, key_ops, merge_ops
 
 
 class _KeyMatrix(torch.autograd.Function):
@@ -24,7 +24,7 @@ class _KeyMatrix(torch.autograd.Function):
         ctx.reads, ctx.counts = reads, counts
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
-        outputs = ops.key_matrix_op(list(parameters[:reads]), list(parameters[reads:]), list(counts))
+        outputs = key_ops.key_matrix_op(list(parameters[:reads]), list(parameters[reads:]), list(counts))
         ctx.mark_non_differentiable(outputs[0])
         return tuple(outputs)
 
@@ -32,7 +32,7 @@ class _KeyMatrix(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         reads, groups = ctx.reads, len(ctx.counts)
         parameters = ctx.saved_tensors
-        results = ops.key_matrix_backward_op(
+        results = key_ops.key_matrix_backward_op(
             list(grads[1 : 1 + groups]),
             list(grads[1 + groups :]),
             list(parameters[:reads]),
@@ -44,19 +44,21 @@ class _KeyMatrix(torch.autograd.Function):
 
 class _InterBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, first: int, total: int, eps: float, keys: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, first: int, total: int, eps: float, keys: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         count, blocks = keys.shape[0], len(tensors) // 2
         ctx.layout = (first, total, eps, count, blocks)
         ctx.save_for_backward(keys, *tensors)
         ctx.set_materialize_grads(False)
         sources, logits = list(tensors[:blocks]), list(tensors[blocks:])
-        return *ops.inter_block_op(sources, logits, first, count, total), *sources
+        return *inter_ops.inter_block_op(sources, logits, first, count, total), *sources
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         first, total, eps, count, blocks = ctx.layout
         keys, *tensors = ctx.saved_tensors
-        *grad_sources, grad_keys = ops.inter_block_backward_op(
+        *grad_sources, grad_keys = inter_ops.inter_block_backward_op(
             list(grads[2 * count :]),
             list(grads[:count]),
             list(grads[count : 2 * count]),
@@ -84,14 +86,15 @@ class _Merge(torch.autograd.Function):
         _, _, factor, eps = layout
         ctx.layout = layout
         ctx.save_for_backward(partial, key, *tensors)
-        return ops.merge_op(inter, lse, partial, key, factor, eps)
+        out: Tensor = merge_ops.merge_op(inter, lse, partial, key, factor, eps)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         read, total, factor, eps = ctx.layout
         partial, key, *tensors = ctx.saved_tensors
         blocks = len(tensors) // 2
-        grads = ops.merge_backward_op(
+        grads = merge_ops.merge_backward_op(
             grad, tensors[:blocks], tensors[blocks:], partial, key, read, total, factor, eps
         )
         return None, *grads, *([None] * len(tensors))
@@ -107,8 +110,8 @@ def key_matrix(
         counts: how many reads each block has; they sum to `R`.
 
     Returns:
-        The matrix `[R, d]` for `source_logits` (it carries no gradient), one matrix `[count, d]` per block for
-        `inter_block`, and one row `[d]` per read for `merge`.
+        The matrix `[R, d]` for `source_logits` (it carries no gradient), one matrix `[count, d]` per block
+        for `inter_block`, and one row `[d]` per read for `merge`.
     """
     outputs = _KeyMatrix.apply(len(queries), tuple(counts), *queries, *weights)  # type: ignore[no-untyped-call]
     blocks = len(counts)
@@ -125,10 +128,11 @@ def source_logits(source: Tensor, matrix: Tensor, first: int, eps: float) -> Ten
         eps: of the key norm.
 
     Returns:
-        `[*, R - first]`, for `inter_block` and `merge`. It carries no gradient: `inter_block` gives the sources and
-        key vectors theirs.
+        `[*, R - first]`, for `inter_block` and `merge`. It carries no gradient:
+        `inter_block` gives the sources and key vectors theirs.
     """
-    return ops.source_logits_op(source.detach(), matrix.detach(), first, eps)
+    logits: Tensor = key_ops.source_logits_op(source.detach(), matrix.detach(), first, eps)
+    return logits
 
 
 def inter_block(
@@ -146,7 +150,8 @@ def inter_block(
 
     Returns:
         `count` outputs `[*, d]`, each the softmax-weighted mean over the completed blocks, and their
-        log-sum-exp `[*]`, both in fp32 (fp64 for fp64); and the `n` sources, unchanged, for the next block's call.
+        log-sum-exp `[*]`, both in fp32 (fp64 for fp64); and the `n` sources, unchanged, for the next
+        block's call.
     """
     outputs = _InterBlock.apply(first, total, eps, keys, *sources, *logits)  # type: ignore[no-untyped-call]
     count = len(outputs) - len(sources) >> 1
@@ -186,6 +191,6 @@ def merge(
     return out
 
 
-def close(inter: Tensor, completed: int, scale: str, dtype: torch.dtype) -> Tensor:
-    """A read without an open partial sum: phase 1's output, scaled and rounded to `dtype`."""
-    return (inter * completed if scale == "sum" else inter).to(dtype)
+def close(inter: Tensor, source: Tensor, completed: int, scale: str) -> Tensor:
+    """A read without an open partial sum: phase 1's output, scaled and rounded to the dtype of `source`."""
+    return (inter * completed if scale == "sum" else inter).to(source.dtype)

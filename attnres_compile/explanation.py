@@ -1,0 +1,91 @@
+"""``explain``: what would be done to a model, without doing it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnres_passes.config import AttnResConfig
+from attnres_passes.levels import Level, check_level
+from attnres_passes.lower import lower
+from attnres_passes.plan import Plan
+from attnres_passes.rewrite import rewrite
+from attnres_passes.text import graph_text
+from torch import nn
+from torch.fx import GraphModule
+
+from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A plan and its graphs at each level.
+
+    plan: of the whole model; before: the captured graph; after: the rewritten one (``before`` where nothing is
+    rewritten); lowered: what the inner compiler is given. Of a model with several graphs, they are those of the
+    first graph with a stream.
+    """
+
+    plan: Plan
+    before: GraphModule = field(repr=False)
+    after: GraphModule = field(repr=False)
+    lowered: GraphModule = field(repr=False)
+
+    def text(self, level: str) -> str:
+        """The graph of a level ("captured", "rewritten", "lowered") as Python text."""
+        graphs = {Level.CAPTURED: self.before, Level.REWRITTEN: self.after, Level.LOWERED: self.lowered}
+        return graph_text(graphs[Level(level)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the plan, and the number of nodes at each level."""
+        nodes = {
+            level: len(gm.graph.nodes)
+            for level, gm in (("captured", self.before), ("rewritten", self.after), ("lowered", self.lowered))
+        }
+        return {**self.plan.to_dict(), "nodes": nodes}
+
+    def __str__(self) -> str:
+        nodes = self.to_dict()["nodes"]
+        sizes = ", ".join(f"{level} {count}" for level, count in nodes.items())
+        return f"{self.plan}\n\nnodes: {sizes}"
+
+
+def explain(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: AttnResConfig | None = None,
+    **options: Any,
+) -> Explanation:
+    """Analyse and rewrite ``model`` on example inputs and return plan and graphs; the model is not changed.
+
+    Args:
+        model, args, kwargs, config, options: as for ``prepare``.
+
+    Raises:
+        ConfigError, CaptureError, GraphBreakError, NoStreamError (unless ``on_decline`` is "warn" or "ignore").
+    """
+    chosen = config_from(config, options)
+    graphs = analyse_model(model, args, kwargs, chosen)
+    plan = plan_of(graphs, chosen)
+    if not plan.streams:
+        settle_declined(plan)
+    graph = next((graph for graph in graphs if graph.analysis.plan.streams), graphs[0])
+    return Explanation(plan, graph.captured.gm, *rewritten_and_lowered(graph, chosen))
+
+
+def rewritten_and_lowered(graph: AnalysedGraph, config: AttnResConfig) -> tuple[GraphModule, GraphModule]:
+    """The rewritten and the lowered graph of one captured graph under ``config``, each checked.
+
+    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``.
+    """
+    analysis = dataclasses.replace(graph.analysis, plan=dataclasses.replace(graph.analysis.plan, config=config))
+    after = rewrite(graph.captured.gm, analysis).gm
+    check_level(after, Level.REWRITTEN, analysis.plan)
+    lowered = rewrite(graph.captured.gm, analysis).gm
+    lower(lowered, analysis.plan, config)
+    check_level(lowered, Level.LOWERED, analysis.plan)
+    return after, lowered
