@@ -4,6 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
 from attnres_kernels.depth_attention import (
     cost,
     depth_attention,
@@ -12,10 +17,6 @@ from attnres_kernels.depth_attention import (
     key_vector,
 )
 from attnres_kernels.errors import UnsupportedSourcesError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 EPS = 1e-6
 # Rounding of one downcast: fp16 keeps 11 significant bits and bf16 8; fp32 loses some in sums over d and n.
@@ -50,7 +51,8 @@ def check_everything(shape: Sequence[int], count: int, dtype: torch.dtype, scale
     wanted = [x.double().requires_grad_() for x in sources], key.double().requires_grad_()
     out = depth_attention_op(given[0], given[1], EPS, scale)
     expected = reference(wanted[0], wanted[1], scale)
-    assert out.dtype == dtype and out.is_contiguous()
+    assert out.dtype == dtype
+    assert out.is_contiguous()
     assert_close(out, expected, dtype)
     grads = torch.autograd.grad(out, [*given[0], given[1]], grad)
     expected_grads = torch.autograd.grad(expected, [*wanted[0], wanted[1]], grad.double())
@@ -94,9 +96,11 @@ def test_one_source_is_returned_and_gives_the_key_no_gradient() -> None:
     source = make((4, 6), 1, torch.float32)[0].requires_grad_()
     key = make((6,), 1, torch.float32, 5)[0].requires_grad_()
     out = depth_attention_op([source], key, EPS, "sum")
-    assert torch.equal(out, source) and out.data_ptr() != source.data_ptr()
+    assert torch.equal(out, source)
+    assert out.data_ptr() != source.data_ptr()
     grad_source, grad_key = torch.autograd.grad(out.square().sum(), [source, key])
-    assert torch.equal(grad_source, 2 * source) and torch.equal(grad_key, torch.zeros(6))
+    assert torch.equal(grad_source, 2 * source)
+    assert torch.equal(grad_key, torch.zeros(6))
 
 
 def test_zero_queries_give_mean_and_sum() -> None:
@@ -184,6 +188,8 @@ def test_costs_of_the_papers_table() -> None:
 
 
 def test_costs_agree_with_each_other() -> None:
-    assert cost.two_phase(6, 3) == 8 and cost.direct(2) == 6 and cost.standard_residual() == 4
+    assert cost.two_phase(6, 3) == 8
+    assert cost.direct(2) == 6
+    assert cost.standard_residual() == 4
     assert [cost.cheaper_schedule(n, 3) for n in (1, 2, 3, 4, 8)] == ["direct"] * 3 + ["two_phase"] * 2
     assert all(cost.naive(n) > max(cost.direct(n), cost.two_phase(n, 3)) for n in range(1, 10))

@@ -4,19 +4,20 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from attnres_kernels.depth_attention import direct, forms, naive, two_phase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attnres_kernels.depth_attention import direct, forms, naive, two_phase
+
 EPS = 1e-6
-# Sums over the reads of a stream are reordered by a schedule; low precision rounds each block's gradient once.
+# A schedule reorders the sums over reads; low precision rounds a block's gradient once per block of reads.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 6e-2}
 Layout = list[tuple[list[Tensor], list[Tensor | None]]]
 
 
 def layout(writes: Sequence[Tensor], block_size: int) -> Layout:
-    """Per block that has reads of two sources or more: its completed blocks, and the partial sum of every read."""
+    """Per block with reads of two sources or more: its completed blocks, and each read's partial sum."""
     done, partial, blocks = [writes[0]], None, []
     reads: list[Tensor | None] = []
     for number, write in enumerate(writes[1:], start=1):
@@ -89,7 +90,8 @@ def make(shape: Sequence[int], writes: int, dtype: torch.dtype, seed: int) -> li
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
     size = expected.double().abs().max().clamp(min=1.0) if expected.numel() else torch.tensor(1.0).double()
     torch.testing.assert_close(
         actual.double() / size, expected.double() / size, rtol=0.0, atol=TOLERANCE[dtype]

@@ -1,8 +1,8 @@
 """What one read of the residual stream moves, per token, in units of `d` elements, `d` the stream's width.
 
 Two conventions. The `paper_*` functions restate Table 1 of the paper: the sublayer's own input and output are
-left out. All others count a read together with the residual add before it and the norm after it, because that is
-the region a compiler fuses; they can be compared with each other and with a compiled PreNorm model.
+left out. All others count a read together with the residual add before it and the norm after it, because that
+is the region a compiler fuses; they can be compared with each other and with a compiled PreNorm model.
 """
 
 
@@ -14,8 +14,8 @@ def standard_residual() -> float:
 def naive(completed: int, has_partial: bool = True) -> float:
     """Stacked and unfused: add, stack, square mean, key product, weighted sum and norm are separate passes.
 
-    The stack reads and writes every source; the three passes over it read it once each; the weighted sum writes
-    one. The residual add moves three and the norm two.
+    The stack reads and writes every source; the three passes over it read it once each; the weighted sum
+    writes one. The residual add moves three and the norm two.
     """
     sources = completed + int(has_partial)
     return 5.0 * sources + 1.0 + 3.0 + 2.0
@@ -33,8 +33,8 @@ def direct(completed: int) -> float:
 def two_phase(completed: int, reads: int) -> float:
     """Algorithm 1, fused: phase 1 reads the completed blocks once for all `reads` of a block.
 
-    Phase 1 writes one partial output per read; phase 2 reads it, the partial sum and the branch, and writes the
-    partial sum and the normed value.
+    Phase 1 writes one partial output per read; phase 2 reads it, the partial sum and the branch, and writes
+    the partial sum and the normed value.
     """
     if reads < 1:
         raise ValueError(f"a block has {reads} reads: pass at least 1")

@@ -1,7 +1,7 @@
-"""The direct schedule, logits first: every read is one weighted sum over all of its sources, in plain torch calls.
+"""The direct schedule, logits first: each read is one weighted sum over its sources, in plain torch calls.
 
-A compiler fuses each read with its neighbours. `source_logits` gives the logits of a completed block for all later
-reads by one matrix product, so a read computes the logit of the open partial sum only.
+A compiler fuses each read with its neighbours. `source_logits` gives the logits of a completed block for all
+later reads by one matrix product, so a read computes the logit of the open partial sum only.
 """
 
 from collections.abc import Sequence

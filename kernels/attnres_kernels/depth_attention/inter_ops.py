@@ -1,7 +1,8 @@
 """Operators of phase 1 and of its backward, composed of in-place ATen calls; a compiler sees one opaque call.
 
-A generated kernel per read would differ in its number of sources and so be compiled anew for every read; these
-run the same code for any number. They work on tiles of tokens that stay in cache, and never stack the sources.
+A generated kernel per read would differ in its number of sources and so be compiled anew for every read;
+these run the same code for any number. They work on tiles of tokens that stay in cache, and never stack the
+sources.
 Gradients are not registered here: `two_phase` ties forward and backward operators together.
 """
 

@@ -109,5 +109,6 @@ def check_sources(sources: Sequence[Tensor], key_vector: Tensor) -> None:
     if key_vector.dim() != 1 or key_vector.shape[0] != first.shape[-1]:
         raise UnsupportedSourcesError(
             f"The key vector of a depth attention has shape {list(key_vector.shape)} "
-            f"and the sources have width {first.shape[-1]}: pass a query and key-norm weight of shape [{first.shape[-1]}]."
+            f"and the sources have width {first.shape[-1]}: "
+            f"pass a query and key-norm weight of shape [{first.shape[-1]}]."
         )

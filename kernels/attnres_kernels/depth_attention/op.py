@@ -18,8 +18,7 @@ def depth_attention_op(sources: Sequence[Tensor], key_vector: Tensor, eps: float
     """`naive.depth_attention` as an operator: same arguments, same result, never an alias of a source."""
     check_sources(sources, key_vector)
     with torch.autocast(sources[0].device.type, enabled=False):
-        out = depth_attention(sources, key_vector, eps, scale)
-    return out
+        return depth_attention(sources, key_vector, eps, scale)
 
 
 @depth_attention_op.register_fake

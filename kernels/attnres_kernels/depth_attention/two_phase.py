@@ -4,8 +4,8 @@ Order of calls for a stream whose reads with two sources or more are numbered `0
 
 1. `key_matrix` once.
 2. `source_logits` once per completed block, as soon as it is complete (logits first).
-3. `inter_block` once per block, for all its reads (phase 1); hand the sources it returns, not the ones passed in,
-   to the next block's call: gradients then accumulate inside one operator per block.
+3. `inter_block` once per block, for all its reads (phase 1); hand the sources it returns, not the ones passed
+   in, to the next block's call: gradients then accumulate inside one operator per block.
 4. `merge` per read with an open partial sum (phase 2), `close` per read without one.
 """
 

@@ -1,0 +1,1 @@
+"""Whole models, from the public functions and the backend down to gradients."""
