@@ -14,14 +14,31 @@ import attnres_compile as ac
 from tests.reference.gpt2 import gpt2_logits
 from tests.reference.llama import llama_logits, widen_norms
 
-BLOCKS = [{"block_size": 1}, {"block_size": 2}, {"block_size": 3}, {"block_size": 5}, {"num_blocks": 1}, {"num_blocks": 8}]
+BLOCKS = [
+    {"block_size": 1},
+    {"block_size": 2},
+    {"block_size": 3},
+    {"block_size": 5},
+    {"num_blocks": 1},
+    {"num_blocks": 8},
+]
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
-LAYERS = 4
+LAYERS = 3
+SPREAD = (
+    0.2  # of the weights: the default, 0.02, makes activations of a small model too small for fp32 gradients
+)
 
 
 def gpt2() -> PreTrainedModel:
     config = GPT2Config(
-        n_layer=LAYERS, n_embd=32, n_head=4, n_positions=16, vocab_size=61, bos_token_id=0, eos_token_id=0
+        n_layer=LAYERS,
+        n_embd=32,
+        n_head=4,
+        n_positions=16,
+        vocab_size=61,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=SPREAD,
     )
     return GPT2LMHeadModel(config)
 
@@ -35,11 +52,14 @@ def llama() -> PreTrainedModel:
         num_key_value_heads=2,
         vocab_size=61,
         max_position_embeddings=16,
+        initializer_range=SPREAD,
     )
     return LlamaForCausalLM(config)
 
 
-def hand_written(model: PreTrainedModel, ids: Tensor, block_size: int, direction: Tensor) -> tuple[Tensor, dict]:
+def hand_written(
+    model: PreTrainedModel, ids: Tensor, block_size: int, direction: Tensor
+) -> tuple[Tensor, dict]:
     """Logits and gradients in fp64, on a copy: in fp32 the hand-written form is the less exact of the two."""
     model = copy.deepcopy(model).double()
     reads = [(read.query, read.key_norm.weight) for read in model.attnres.streams[0].reads]
@@ -56,7 +76,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return ((found.detach() - expected).abs().max() / expected.abs().max()).item()
 
 
-def check(build: Callable[[], PreTrainedModel], dtype: torch.dtype, blocks: dict, inner: str, schedule: str) -> None:
+def check(
+    build: Callable[[], PreTrainedModel], dtype: torch.dtype, blocks: dict, inner: str, schedule: str
+) -> None:
     torch.manual_seed(0)
     model = build().to(dtype).eval()
     model.config.use_cache = False
@@ -89,7 +111,7 @@ def check(build: Callable[[], PreTrainedModel], dtype: torch.dtype, blocks: dict
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("build", [gpt2, llama])
 def test_logits_and_every_gradient(build: Callable, dtype: torch.dtype, blocks: dict) -> None:
-    check(build, dtype, blocks, "aot_eager", "auto")
+    check(build, dtype, blocks, "eager", "auto")
 
 
 @pytest.mark.parametrize("schedule", ["naive", "direct", "two_phase"])

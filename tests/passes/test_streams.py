@@ -70,11 +70,10 @@ def forked(self: Function, x: Tensor) -> Tensor:
 
 def opaque(self: Function, x: Tensor) -> Tensor:
     x = x * 1.5
-    flat = x.view(-1, WIDTH)
+    flat = x.view(-1, WIDTH)  # here
     x.add_(self.linear[0](self.norm[0](x)))
-    late = flat.sin()  # here
     x = x + self.linear[1](self.norm[1](x))
-    return self.norm[-1](x) + self.norm[-1](late.view(2, 3, WIDTH))
+    return self.norm[-1](x) + self.norm[-1](flat.view(2, 3, WIDTH))
 
 
 def part_of_an_operator(self: Function, x: Tensor) -> Tensor:
@@ -111,7 +110,6 @@ def test_decline_has_its_reason_and_its_message(
     decline = only_decline(analysed(model)[1])
     assert decline.reason is reason
     assert advice in decline.message
-    assert decline.message.endswith(".")
 
 
 @pytest.mark.parametrize(("model", "reason", "advice"), DECLINED)
@@ -386,4 +384,6 @@ def test_attention_bias_made_of_the_raw_state_is_declined() -> None:
             x = x + linear(attended.squeeze(1).double())
         return self.norm[-1](x)
 
-    assert only_decline(analysed(model)[1]).reason is Reason.UNNORMED_READ
+    # The fused kernels are taken for masks that need no gradient.
+    frozen = Function(model).requires_grad_(False)
+    assert only_decline(analysed(frozen)[1]).reason is Reason.UNNORMED_READ
