@@ -9,15 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from attnres_kernels.errors import AttnResError
-from attnres_passes import torch_compat
-from attnres_passes.aten_trace import trace_aten
-from attnres_passes.config import AttnResConfig, ConfigError
-from attnres_passes.levels import Level
-from attnres_passes.lower import lower
-from attnres_passes.plan import Plan
-from attnres_passes.rewrite import ParameterSlot, rewrite
-from attnres_passes.streams import Analysis, find_streams
 from torch.fx import GraphModule
 
 from attnres_compile import model_status, optimizers, parameters
@@ -27,6 +18,15 @@ from attnres_compile.matching import match
 from attnres_compile.owner import NoOwner, Owner, find_owner
 from attnres_compile.preparation import check_not_cut, settle_declined
 from attnres_compile.runtime import CompiledGraph
+from attnres_kernels.errors import AttnResError
+from attnres_passes import torch_compat
+from attnres_passes.aten_trace import trace_aten
+from attnres_passes.config import AttnResConfig, ConfigError
+from attnres_passes.levels import Level
+from attnres_passes.lower import lower
+from attnres_passes.plan import Plan
+from attnres_passes.rewrite import ParameterSlot, rewrite
+from attnres_passes.streams import Analysis, find_streams
 
 log = logging.getLogger("attnres_compile")
 
@@ -50,14 +50,18 @@ def attnres(
     Raises:
         AttnResError, which is also torch's BackendCompilerFailed. The model is then as it was.
     """
+    owner = find_owner(gm)
     try:
-        return _compile(gm, example_inputs, mode, options or {})
+        return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:
+        if isinstance(owner, Owner) and owner.parameters is not None:
+            model_status.note_failed(owner.model, owner.parameters.plan, error)
         raise torch_compat.as_backend_failure(error) from error.__cause__
 
 
-def _compile(gm: GraphModule, inputs: list[Any], mode: str | None, options: Mapping[str, Any]) -> Callable[..., Any]:
-    owner = find_owner(gm)
+def _compile(
+    gm: GraphModule, inputs: list[Any], owner: Owner | NoOwner, mode: str | None, options: Mapping[str, Any]
+) -> Callable[..., Any]:
     config = _config(owner, options)
     _check_mode(mode, config)
     end = torch_compat.graph_end()
@@ -76,13 +80,13 @@ def _compile(gm: GraphModule, inputs: list[Any], mode: str | None, options: Mapp
     # Then build the new graph beside the old one.
     rewritten = rewrite(gm, analysis)
     stages(rewritten.gm, Level.REWRITTEN, analysis.plan)
-    lower(rewritten.gm, analysis.plan, config)
-    stages(rewritten.gm, Level.LOWERED, analysis.plan)
+    lowered = lower(rewritten.gm, analysis.plan, config)
+    stages(lowered, Level.LOWERED, analysis.plan)
     # Last, change the model: it gets its parameters if it was not prepared.
     slots = tuple(planned(slot) for slot in rewritten.slots)
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.slot(slot) for slot in slots]
-        compiled = torch_compat.compile_inner(rewritten.gm, [*inputs, *new_inputs], config.inner, mode)
+        compiled = torch_compat.compile_inner(lowered, [*inputs, *new_inputs], config.inner, mode)
         torch_compat.guard_identity(owner.frame)
     model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
     _log_rewritten(analysis.plan, config)
@@ -120,22 +124,29 @@ def _planned(owner: Owner, analysis: Analysis, end: torch_compat.GraphEnd) -> Ca
     if owner.parameters is None:
         return lambda slot: slot
     try:
-        return match(analysis.plan, owner.parameters.plan, analysis.trace, end).slot
+        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner)).slot
     except AttnResError as error:
-        model_status.note_failed(owner.model, owner.parameters.plan, error)
         raise _named_part(owner, error) from error
 
 
 def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
     """If only a part of a prepared model is being compiled, that is the mistake to name."""
-    if owner.frame.module is owner.model or not parameters.is_part_of_prepared(owner.frame.module):
+    path = _path_in_model(owner)
+    if not path:
         return error
-    path = next((name for name, part in owner.model.named_modules() if part is owner.frame.module), "")
+    caller = torch_compat.uncompiled_caller(owner.frame.module)
+    around = f", called at {caller} outside of any graph" if caller else ""
     return PartOfPreparedModelError(
-        f"{path or type(owner.frame.module).__name__!r} is compiled on its own, but it is a part of a prepared "
-        f"{type(owner.model).__name__}, whose residual stream runs through all parts; compile the whole model: "
+        f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
+        "residual stream runs through all parts. If the whole model is compiled, a graph break in that forward cuts "
+        "the stream: torch.compile(model, fullgraph=True) names its line. If not, compile the whole model: "
         'model.compile(backend="attnres").'
     )
+
+
+def _path_in_model(owner: Owner) -> str:
+    """Path of the compiled module in the prepared model; '' for the model itself or a module around it."""
+    return next((name for name, part in owner.model.named_modules() if part is owner.frame.module), "")
 
 
 def _compile_unchanged(
@@ -153,10 +164,18 @@ def _compile_unchanged(
         _planned(owner, analysis, end)
     elif isinstance(owner, Owner) and not end.is_break:
         # Before a break, the streams of an unprepared model may still come.
-        settle_declined(analysis.plan)
+        caller = torch_compat.uncompiled_caller(owner.frame.module)
+        settle_declined(analysis.plan, _piece_note(owner, caller) if caller else "")
         model_status.note_declined(owner.model, analysis.plan)
-    log.info("attnres: graph compiled as it is: %s", "; ".join(str(decline) for decline in analysis.plan.declined))
+    log.info("attnres: no residual stream in this graph, compiled as it is")
     return torch_compat.compile_inner(gm, inputs, config.inner, mode)
+
+
+def _piece_note(owner: Owner, caller: str) -> str:
+    return (
+        f" in {type(owner.model).__name__}, which is called at {caller} outside of any graph (if the whole model is "
+        "compiled, a graph break there cuts its stream: torch.compile(model, fullgraph=True) names the line)"
+    )
 
 
 @contextlib.contextmanager
@@ -183,7 +202,9 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
 
 def _log_rewritten(plan: Plan, config: AttnResConfig) -> None:
     reads = sum(len(stream.parametrized_reads) for stream in plan.streams)
-    blocks = ", ".join(f"{stream.name}: {len(stream.writes)} writes in {stream.num_blocks} blocks" for stream in plan.streams)
+    blocks = ", ".join(
+        f"{stream.name}: {len(stream.writes)} writes in {stream.num_blocks} blocks" for stream in plan.streams
+    )
     log.info(
         "attnres: %d stream%s, %d reads rewritten (%s), %d declined, schedule=%s, inner=%s",
         len(plan.streams),

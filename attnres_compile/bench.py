@@ -67,9 +67,7 @@ def bench_model(job: BenchJob, command: Sequence[str] = ()) -> dict[str, Any]:
         "environment": describe_environment(job.load.torch_device()),
         "model": {"name": loaded.name, "source": loaded.source, "parameters": _count(loaded.model)},
         "job": dataclasses.asdict(job),
-        "inputs": {
-            name: list(value.shape) for name, value in loaded.kwargs.items() if hasattr(value, "shape")
-        },
+        "inputs": {name: list(value.shape) for name, value in loaded.kwargs.items() if hasattr(value, "shape")},
         "plan": [
             {"stream": one.name, "writes": len(one.writes), "reads": len(one.reads), "blocks": one.num_blocks}
             for one in arms.plan.streams
@@ -88,12 +86,8 @@ def bench_table(record: dict[str, Any]) -> str:
     Raises MeasureError if ``record`` is of another kind or version.
     """
     if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(
-            f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again"
-        )
-    rows = [
-        _row(f"{name} [ms]", Comparison.from_dict(data), 1000) for name, data in record["latency"].items()
-    ]
+        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again")
+    rows = [_row(f"{name} [ms]", Comparison.from_dict(data), 1000) for name, data in record["latency"].items()]
     for name, data in record.get("compile", {}).items():
         rows.append(_row(f"time to compile, {name} [s]", Comparison.from_dict(data), 1))
         prepare = sorted(data["prepare_seconds"])

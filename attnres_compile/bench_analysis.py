@@ -74,9 +74,7 @@ def bench_analysis(layers: Sequence[int], rounds: int, command: Sequence[str] = 
         raise MeasureError(f"{depths[0]} layers cannot be timed: pass depths of at least 1")
     if len(depths) < 2:
         raise MeasureError("growth cannot be seen at one depth: pass at least 2 different depths")
-    seconds: dict[str, dict[str, list[float]]] = {
-        stage: {str(depth): [] for depth in depths} for stage in STAGES
-    }
+    seconds: dict[str, dict[str, list[float]]] = {stage: {str(depth): [] for depth in depths} for stage in STAGES}
     nodes: dict[str, int] = {}
     x = torch.zeros(1, 8, 16)
     # The first compilation of a process imports most of the compiler.
@@ -108,14 +106,11 @@ def growth_exponent(seconds_by_depth: dict[int, float]) -> float:
 def analysis_table(record: dict[str, Any]) -> str:
     """The table of a record of ``bench_analysis``. Raises MeasureError for another kind or version."""
     if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(
-            f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again"
-        )
+        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again")
     medians = {stage: _medians(by_depth) for stage, by_depth in record["seconds"].items()}
     depths = list(next(iter(medians.values())))
     rows: list[list[object]] = [
-        [depth, record["nodes"][str(depth)], *(f"{medians[stage][depth]:.3f}" for stage in medians)]
-        for depth in depths
+        [depth, record["nodes"][str(depth)], *(f"{medians[stage][depth]:.3f}" for stage in medians)] for depth in depths
     ]
     rows.append(["exponent", "", *(f"{record['exponents'][stage]:.2f}" for stage in medians)])
     environment = record["environment"]
@@ -123,9 +118,7 @@ def analysis_table(record: dict[str, Any]) -> str:
         f"median seconds by depth; {environment['device']}, torch {environment['versions']['torch']}, "
         f"{environment['date']}"
     )
-    table = tabulate(
-        rows, ("layers", "graph nodes", *(f"{stage} [s]" for stage in medians)), disable_numparse=True
-    )
+    table = tabulate(rows, ("layers", "graph nodes", *(f"{stage} [s]" for stage in medians)), disable_numparse=True)
     return f"{heading}\n{table}"
 
 

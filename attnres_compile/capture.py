@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attnres_passes import torch_compat
-from attnres_passes.torch_compat import GraphEnd
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from attnres_compile.errors import CaptureError, EmptyBatchError
+from attnres_compile.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.parameters import unwrapped
+from attnres_passes import torch_compat
+from attnres_passes.torch_compat import GraphEnd
 
 
 @dataclass(frozen=True)
@@ -35,37 +35,69 @@ class _Done(BaseException):
     """Leaves Dynamo as soon as the graph is there; no Exception, so that nothing on the way handles it."""
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[Captured, ...]:
-    """All graphs of ``model(*args, **kwargs)``, in the order they run.
+@dataclass(frozen=True)
+class Capture:
+    """All graphs of a call, in the order they run. break_source, break_reason: of the first graph break, if known."""
 
-    Raises EmptyBatchError if an example tensor has no elements, CaptureError if Dynamo makes no graph of the model.
+    graphs: tuple[Captured, ...]
+    is_whole: bool
+    break_source: str = ""
+    break_reason: str = ""
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Capture:
+    """Capture ``model(*args, **kwargs)``.
+
+    Raises EmptyBatchError if an example tensor has no elements, GraphBreakError or CaptureError if Dynamo makes no
+    graph of the model.
     """
     _check_not_empty(args, kwargs or {})
     model = unwrapped(model)
     whole = _capture_whole(model, args, kwargs or {})
-    graphs = (whole,) if whole is not None else _capture_pieces(model, args, kwargs or {})
+    if isinstance(whole, Captured):
+        return Capture((whole,), is_whole=True)
+    source, reason = _break_of(whole)
+    graphs = _capture_pieces(model, args, kwargs or {})
     if not graphs:
+        if source:
+            raise GraphBreakError(
+                f"a graph break at {source} ({reason}) keeps Dynamo from making any graph of {type(model).__name__}; "
+                "take that line out of the forward. torch.compile(model, fullgraph=True) says more."
+            )
         raise CaptureError(
-            f"Dynamo made no graph of {type(model).__name__}; if compilation is disabled (torch.compiler.disable, "
-            "set_stance, TORCHDYNAMO_DISABLE), enable it."
+            f"Dynamo made no graph of {type(model).__name__}. Compilation must not be disabled "
+            "(torch.compiler.disable, set_stance, TORCHDYNAMO_DISABLE); if this code failed to compile before, call "
+            "torch._dynamo.reset()."
         )
-    return graphs
+    return Capture(graphs, is_whole=False, break_source=source, break_reason=reason)
 
 
-def _capture_whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured | None:
-    """The one graph of the model, or None if it breaks into several."""
-    from torch._dynamo.exc import TorchDynamoException
-
+def _capture_whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured | Exception | None:
+    """The one graph of the model, or what Dynamo says about why there is more than one."""
     found: list[Captured] = []
 
     def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
         found.append(Captured(gm, tuple(inputs), torch_compat.graph_end()))
         raise _Done
 
+    problem: Exception | None = None
     with _undisturbed(model):
-        with contextlib.suppress(_Done, TorchDynamoException):
+        try:
             torch.compile(model, backend=keep_and_leave, fullgraph=True)(*args, **kwargs)
-    return found[0] if found and not found[0].end.is_break else None
+        except _Done:
+            pass
+        except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
+            problem = error
+    return found[0] if found and not found[0].end.is_break else problem
+
+
+def _break_of(problem: Exception | None) -> tuple[str, str]:
+    """Line and reason of a graph break, from the error that ``fullgraph=True`` makes of it."""
+    stack = getattr(problem, "real_stack", None)
+    if not stack:
+        return "", ""
+    last = stack[-1]
+    return f"{last.filename}:{last.lineno}", str(problem).strip().splitlines()[0]
 
 
 def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Captured, ...]:

@@ -103,9 +103,7 @@ def _add_verify(verbs: Any) -> None:
 def _add_report(verbs: Any) -> None:
     parser = _add_model_verb(verbs, "report", cli_verbs.run_report, "what AttnRes costs a model")
     parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
-    parser.add_argument(
-        "--measure", action="store_true", help="also time the compiled models against each other"
-    )
+    parser.add_argument("--measure", action="store_true", help="also time the compiled models against each other")
     parser.add_argument("--rounds", type=int, help="paired samples of each latency (default 20)")
     _add_output(parser)
 
@@ -120,9 +118,7 @@ def _add_bench(benchmarks: Any) -> None:
     )
     model.add_argument("--rounds", type=int, default=20, help="paired samples of each latency (default 20)")
     model.add_argument("--workload", choices=("forward", "training"), help="only this one (default both)")
-    model.add_argument(
-        "--compile-time", action="store_true", help="also the time to compile, in fresh processes"
-    )
+    model.add_argument("--compile-time", action="store_true", help="also the time to compile, in fresh processes")
     model.add_argument("--compile-rounds", type=int, default=3, help="processes of each side (default 3)")
     model.add_argument("--no-dropout", action="store_true", help="set every dropout to zero on both sides")
     model.add_argument("--json", metavar="FILE", help="keep the record with its raw samples")
@@ -133,9 +129,7 @@ def _add_bench(benchmarks: Any) -> None:
         "seconds of capture, analysis and rewrite by depth",
     )
     analysis.add_argument("--layers", type=int, nargs="+", default=[25, 50, 100, 200], help="depths to time")
-    analysis.add_argument(
-        "--rounds", type=int, default=3, help="samples per depth, of which the median counts"
-    )
+    analysis.add_argument("--rounds", type=int, default=3, help="samples per depth, of which the median counts")
     analysis.add_argument("--json", metavar="FILE", help="keep the record with its raw samples")
     show = _add_verb(benchmarks, "show", cli_verbs.run_bench_show, "print the table of a kept record")
     show.add_argument("file", metavar="FILE", help="a record that --json wrote")

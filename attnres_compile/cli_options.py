@@ -43,12 +43,8 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
     blocks = group.add_mutually_exclusive_group()
     blocks.add_argument("--num-blocks", type=int, help=f"blocks per stream (default {DEFAULT_NUM_BLOCKS})")
     blocks.add_argument("--block-size", type=int, help="writes per block; 1 is Full AttnRes")
-    group.add_argument(
-        "--scale", choices=CHOICES["scale"], help="softmax average (mean) or times the sources (sum)"
-    )
-    group.add_argument(
-        "--schedule", choices=CHOICES["schedule"], help="how the reads of a block are computed"
-    )
+    group.add_argument("--scale", choices=CHOICES["scale"], help="softmax average (mean) or times the sources (sum)")
+    group.add_argument("--schedule", choices=CHOICES["schedule"], help="how the reads of a block are computed")
     group.add_argument("--inner", choices=CHOICES["inner"], help="compiler of the rewritten graph")
     group.add_argument("--on-decline", choices=CHOICES["on_decline"], help="if no stream can be rewritten")
     group.add_argument("--eps", type=float, help="of the key norm")
@@ -73,9 +69,7 @@ def load_options(arguments: argparse.Namespace, default_seq: int | None = None) 
 
 def rewrite_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the rewrite that were given, as keywords of the API."""
-    given = {
-        name: getattr(arguments, name) for name in _CONFIG_FIELDS if getattr(arguments, name) is not None
-    }
+    given = {name: getattr(arguments, name) for name in _CONFIG_FIELDS if getattr(arguments, name) is not None}
     if arguments.streams:
         given["streams"] = tuple(arguments.streams)
     return given

@@ -54,6 +54,4 @@ def write_text(text: str, path: str | None) -> None:
 
 
 def _cannot_write(path: str, error: OSError) -> str:
-    return (
-        f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"
-    )
+    return f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from torch.fx import GraphModule
+
 from attnres_passes.levels import Level, check_level
 from attnres_passes.plan import Plan
 from attnres_passes.text import graph_text
-from torch.fx import GraphModule
 
 DUMP_VARIABLE = "ATTNRES_DUMP"
 
@@ -32,7 +33,10 @@ class Stages:
     def __call__(self, gm: GraphModule, level: Level, plan: Plan) -> None:
         check_level(gm, level, plan)
         seconds = time.perf_counter() - self.began
-        self.write(f"{level.value}.py", f"# {level.value} graph, {seconds:.2f} s after the compilation began\n{graph_text(gm)}")
+        self.write(
+            f"{level.value}.py",
+            f"# {level.value} graph, {seconds:.2f} s after the compilation began\n{graph_text(gm)}",
+        )
 
     def write(self, name: str, text: str) -> None:
         """Write ``<graph>_<stage>_<name>`` into the dump directory, if there is one."""

@@ -43,7 +43,7 @@ class NoStreamError(AttnResError):
         found = "\n".join(f"  - {decline}" for decline in declined)
         super().__init__(
             f"no residual stream can be rewritten{note}:\n{found}\n"
-            'Change the model as said above, or pass on_decline="warn" to run it as it is.'
+            'Do as said above, or pass on_decline="warn" to run the model as it is.'
         )
 
 

@@ -105,8 +105,7 @@ def _pixels(config: Any, options: LoadOptions) -> torch.Tensor:
     size = getattr(vision, "image_size", None)
     if size is None:
         raise InputGuessError(
-            f"{type(config).__name__} does not say its image_size, so images cannot be guessed; "
-            f"{HOW_TO_GIVE_INPUTS}"
+            f"{type(config).__name__} does not say its image_size, so images cannot be guessed; {HOW_TO_GIVE_INPUTS}"
         )
     height, width = (size, size) if isinstance(size, int) else size
     return torch.randn(options.batch, getattr(vision, "num_channels", 3), height, width)

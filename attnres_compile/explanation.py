@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+from torch.fx import GraphModule
+
+from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
 from attnres_passes.config import AttnResConfig
 from attnres_passes.levels import Level, check_level
 from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import rewrite
 from attnres_passes.text import graph_text
-from torch import nn
-from torch.fx import GraphModule
-
-from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ def rewritten_and_lowered(graph: AnalysedGraph, config: AttnResConfig) -> tuple[
     analysis = dataclasses.replace(graph.analysis, plan=dataclasses.replace(graph.analysis.plan, config=config))
     after = rewrite(graph.captured.gm, analysis).gm
     check_level(after, Level.REWRITTEN, analysis.plan)
-    lowered = rewrite(graph.captured.gm, analysis).gm
-    lower(lowered, analysis.plan, config)
+    lowered = lower(after, analysis.plan, config)
     check_level(lowered, Level.LOWERED, analysis.plan)
     return after, lowered

@@ -32,9 +32,7 @@ class FactoryResult:
         """Raise LoadOptionError if a batch or length was asked of a factory that takes none."""
         asked = {"batch": options.batch != 1, "seq": options.seq is not None}
         for name in (name for name, was_asked in asked.items() if was_asked and name not in self.taken):
-            raise LoadOptionError(
-                f"{text} has no parameter {name!r}: add one to the factory, or leave --{name} out"
-            )
+            raise LoadOptionError(f"{text} has no parameter {name!r}: add one to the factory, or leave --{name} out")
 
 
 def call_factory(text: str, options: LoadOptions) -> FactoryResult:
@@ -57,11 +55,7 @@ def call_factory(text: str, options: LoadOptions) -> FactoryResult:
 def _import(text: str, module_name: str) -> ModuleType:
     try:
         with _working_directory_importable():
-            return (
-                _import_file(module_name)
-                if module_name.endswith(".py")
-                else importlib.import_module(module_name)
-            )
+            return _import_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and module_name.split(".")[0] == error.name.split(".")[0]:
             raise FactoryError(
@@ -145,9 +139,7 @@ def _place(error: BaseException, file: str | None = None) -> str:
     """``file:line`` of the innermost frame of ``error`` in ``file``, or of the innermost of all."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     own = [frame for frame in frames if frame.filename == file]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"

@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from attnres_compile.errors import AttnResError, GraphBreakError, StalePlanError
 from attnres_passes import provenance
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.plan import Plan, Read, Stream
 from attnres_passes.rewrite import ParameterSlot
 from attnres_passes.torch_compat import GraphEnd
-
-from attnres_compile.errors import AttnResError, GraphBreakError, StalePlanError
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Match:
         return dataclasses.replace(slot, stream=stream, read=read)
 
 
-def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd) -> Match:
+def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: str = "") -> Match:
     """Match the streams of one graph with those of the plan of its model.
 
-    A graph that has nothing to do with the plan (a loss after a graph break) gives an empty match. Raises
+    within: path, in that model, of the module that the graph was captured of. A graph that has nothing to do with the plan (a loss after a graph break) gives an empty match. Raises
     StalePlanError if a planned stream is in the graph only in part, or with reads that the plan does not know.
     """
     slots: dict[tuple[int, int], tuple[int, int]] = {}
@@ -45,7 +44,7 @@ def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd) -> Match:
         taken.add(p)
         slots.update(_match_reads(s, stream, p, planned.streams[p]))
     for p, other in enumerate(planned.streams):
-        if p not in taken and _holds_part(trace, other):
+        if p not in taken and _holds_part(trace, other, within):
             raise _error_at(end)(_missing(other, end))
     return Match(slots)
 
@@ -107,12 +106,17 @@ def _keyed(reads: tuple[Read, ...]) -> Iterator[tuple[tuple[int, bool, int], Rea
         yield (*place, seen[place]), read
 
 
-def _holds_part(trace: AtenTrace, stream: Stream) -> bool:
-    """Whether some node of the graph was traced in a sublayer of ``stream``."""
-    modules = {write.module for write in stream.writes if write.module}
-    for path in {provenance.module_path(node) for node in trace.nodes}:
-        parts = path.split(".") if path else []
-        if any(".".join(parts[start:stop]) in modules for start in range(len(parts)) for stop in range(start + 1, len(parts) + 1)):
+def _holds_part(trace: AtenTrace, stream: Stream, within: str) -> bool:
+    """Whether some node of the graph was traced in a module that writes or reads ``stream``.
+
+    The compiled module may lie around the model, so a path counts wherever in another one it stands.
+    """
+    modules = {site.module for site in (*stream.writes, *stream.reads) if site.module}
+    paths = {provenance.module_path(node) for node in trace.nodes if node.op not in ("placeholder", "output")}
+    for path in paths:
+        parts = [part for part in (*within.split("."), *path.split(".")) if part]
+        spans = (parts[start:stop] for start in range(len(parts)) for stop in range(start + 1, len(parts) + 1))
+        if any(".".join(span) in modules for span in spans):
             return True
     return False
 

@@ -36,9 +36,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def compiled_arms(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
-) -> Arms:
+def compiled_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
     """Compile a plain and an AttnRes copy of ``model`` by the same inner compiler; ``model`` is not touched.
 
     Compilation happens at the first call of each. Raises what ``attnres_compile.prepare`` raises.
@@ -92,9 +90,7 @@ def scalar_loss(output: Any) -> torch.Tensor:
 def _first_floating(value: Any) -> torch.Tensor | None:
     if isinstance(value, torch.Tensor):
         return value if value.is_floating_point() else None
-    items = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    )
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
     return next((found for found in map(_first_floating, items) if found is not None), None)
 
 

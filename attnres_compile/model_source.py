@@ -107,8 +107,7 @@ def _from_factory(text: str, options: LoadOptions) -> LoadedModel:
             loaded = LoadedModel(text, model, tuple(args), kwargs, source=text)
         case other:
             raise FactoryError(
-                f"{text} returned {_shape_of(other)}: return a module, (module, kwargs) or "
-                "(module, args, kwargs)"
+                f"{text} returned {_shape_of(other)}: return a module, (module, kwargs) or (module, args, kwargs)"
             )
     result.require_honoured(text, options)
     return loaded

@@ -6,10 +6,10 @@ import weakref
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from attnres_passes.plan import Plan
 from torch import nn
 
 from attnres_compile.parameters import parameters_of, unwrapped
+from attnres_passes.plan import Plan
 
 State = Literal["untouched", "prepared", "rewritten", "declined", "stale"]
 
@@ -34,7 +34,8 @@ class Status:
         return max(0, self.graphs - 1)
 
     def __str__(self) -> str:
-        text = f"{self.state}: {self.reads} reads, {self.graphs} graphs compiled, {self.recompiles} recompiles"
+        graphs = f"{self.graphs} graph{'' if self.graphs == 1 else 's'} compiled"
+        text = f"{self.state}: {self.reads} reads, {graphs}, {self.recompiles} recompiles"
         return f"{text}; {self.error}" if self.error else text
 
 

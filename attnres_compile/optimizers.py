@@ -80,14 +80,19 @@ def _is_in_order(optimizer: Optimizer, model: nn.Module, holds: set[int]) -> boo
     if any(id(parameter) in holds for parameter in added.parameters()):
         _held.add(added.uid)
     own = {id(parameter) for parameter in added.parameters()}
-    trained = [
-        parameter for parameter in model.parameters() if parameter.grad is not None and id(parameter) not in own
-    ]
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None and id(parameter) not in own]
     stepped = [parameter for parameter in trained if id(parameter) in holds]
-    if added.uid in _held or not stepped:
+    if not stepped:
         return True
-    if not ours:
-        return False
+    if not ours and any(parameter.requires_grad for parameter in added.parameters()):
+        raise OptimizerError(
+            f"{type(optimizer).__name__} steps {type(model).__name__}, whose AttnRes parameters have no gradients: it "
+            'ran without its depth attention. Compile it with model.compile(backend="attnres"); if it is, a graph '
+            "break keeps Dynamo from compiling its forward, and torch.compile(model, fullgraph=True) names the line. "
+            "To train the plain model, call attnres_compile.unprepare(model)."
+        )
+    if added.uid in _held:
+        return True
     seen = _stepped_without.setdefault(optimizer, set())
     if len(stepped) < len(trained) and added.uid not in seen:
         seen.add(added.uid)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnres_passes import torch_compat
-from attnres_passes.torch_compat import FrameModule
 from torch import nn
 from torch.fx import GraphModule
 
@@ -18,6 +16,8 @@ from attnres_compile.parameters import (
     prepared_root_of,
     prepared_within,
 )
+from attnres_passes import torch_compat
+from attnres_passes.torch_compat import FrameModule
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def find_owner(gm: GraphModule) -> Owner | NoOwner:
         note_prepared(model)
         return Owner(model, frame, parameters_of(model))
     if len(prepared) > 1:
-        return _no_owner(
-            f"one compiled function runs {len(prepared)} prepared models; compile each of them by itself."
-        )
+        return _no_owner(f"one compiled function runs {len(prepared)} prepared models; compile each of them by itself.")
     for frame in frames:
         if is_part_of_prepared(frame.module):
             return _owner_of_part(frame)

@@ -7,11 +7,11 @@ import weakref
 from collections.abc import Iterator
 
 import torch
-from attnres_passes.plan import Plan, Stream
-from attnres_passes.rewrite import ParameterSlot
 from torch import nn
 
 from attnres_compile.errors import NotPreparedError, RegistrationError
+from attnres_passes.plan import Plan, Stream
+from attnres_passes.rewrite import ParameterSlot
 
 NAME = "attnres"
 """Name of the submodule that holds the parameters."""
@@ -47,9 +47,7 @@ class StreamParameters(nn.Module):
 
     def __init__(self, stream: Stream, eps: float, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.reads = nn.ModuleList(
-            ReadParameters(stream.width, eps, dtype, device) for _ in stream.parametrized_reads
-        )
+        self.reads = nn.ModuleList(ReadParameters(stream.width, eps, dtype, device) for _ in stream.parametrized_reads)
 
 
 class AttnResParameters(nn.Module):

@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from attnres_compile import optimizers, parameters
+from attnres_compile.capture import Capture, Captured, capture
+from attnres_compile.errors import AlreadyPreparedError, GraphBreakError, NoStreamError
+from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig, ConfigError
 from attnres_passes.plan import Decline, Plan, Stream
 from attnres_passes.streams import Analysis, find_streams
 from attnres_passes.torch_compat import GraphEnd
-from torch import nn
-
-from attnres_compile import optimizers, parameters
-from attnres_compile.capture import Captured, capture
-from attnres_compile.errors import AlreadyPreparedError, GraphBreakError, NoStreamError
-from attnres_compile.parameters import parameters_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,23 @@ def analyse_model(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
 ) -> tuple[AnalysedGraph, ...]:
     """Capture ``model`` and analyse each of its graphs. Changes nothing. Raises CaptureError."""
-    return tuple(
-        AnalysedGraph(captured, find_streams(trace_aten(captured.gm), config))
-        for captured in capture(model, args, kwargs)
+    captured = capture(model, args, kwargs)
+    graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
+    if not captured.is_whole and config.on_decline == "error":
+        _check_pieces(captured, graphs)
+    return graphs
+
+
+def _check_pieces(captured: Capture, graphs: Sequence[AnalysedGraph]) -> None:
+    """A model in pieces must hold a whole stream in one of them. Raises GraphBreakError."""
+    if any(graph.analysis.plan.streams for graph in graphs):
+        return
+    place = f" at {captured.break_source} ({captured.break_reason})" if captured.break_source else ""
+    found = {str(decline) for graph in graphs for decline in graph.analysis.plan.declined}
+    raise GraphBreakError(
+        f"the model breaks into {len(graphs)} graphs{place}, and none of them holds a whole residual stream. A stream "
+        "can be rewritten only inside one graph: take what breaks it out of the forward; torch.compile(model, "
+        "fullgraph=True) says more. Found in the pieces:\n" + "\n".join(f"  - {text}" for text in sorted(found))
     )
 
 
@@ -123,16 +137,7 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
                 dataclasses.replace(stream, name=f"{stream.name}.{names[stream.name]}") if repeated else stream
             )
         declined.extend(plan.declined)
-    if not streams:
-        for graph in graphs:
-            if graph.captured.end.is_break and len(graphs) > 1:
-                declined = [dataclasses.replace(decline, message=_with_break(decline, graph.captured.end)) for decline in declined]
-                break
     return Plan(tuple(streams), tuple(declined), config)
-
-
-def _with_break(decline: Decline, end: GraphEnd) -> str:
-    return f"{decline.message} (the model has a graph break at {end.source}: {end.reason})"
 
 
 def check_not_cut(stream: Stream, end: GraphEnd) -> None:
@@ -146,10 +151,10 @@ def check_not_cut(stream: Stream, end: GraphEnd) -> None:
         )
 
 
-def settle_declined(plan: Plan) -> None:
+def settle_declined(plan: Plan, note: str = "") -> None:
     """A model without any stream: an error, a warning, or nothing, as the config says. Raises NoStreamError."""
     if plan.config.on_decline == "error":
-        raise NoStreamError(plan.declined)
+        raise NoStreamError(plan.declined, note)
     if plan.config.on_decline == "warn":
         found = "; ".join(str(decline) for decline in plan.declined)
         warnings.warn(f"attnres: no residual stream can be rewritten, the model stays as it is: {found}", stacklevel=3)

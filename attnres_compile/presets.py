@@ -116,12 +116,8 @@ _ALL = (
         _SMALL_DECODER | {"head_dim": 16},
     ),
     Preset("qwen3-0.6b", "Qwen/Qwen3-0.6B, config.json", "Qwen3Config", "Qwen3ForCausalLM", _QWEN3_0_6B),
-    Preset(
-        "t5-small", "google-t5/t5-small, config.json", "T5Config", "T5ForConditionalGeneration", _T5_SMALL
-    ),
-    Preset(
-        "t5-tiny", "small model of the T5 architecture", "T5Config", "T5ForConditionalGeneration", _T5_TINY
-    ),
+    Preset("t5-small", "google-t5/t5-small, config.json", "T5Config", "T5ForConditionalGeneration", _T5_SMALL),
+    Preset("t5-tiny", "small model of the T5 architecture", "T5Config", "T5ForConditionalGeneration", _T5_TINY),
     Preset(
         "whisper-tiny",
         "openai/whisper-tiny, config.json",
@@ -136,8 +132,6 @@ _ALL = (
         "ViTForImageClassification",
         _VIT_B_16,
     ),
-    Preset(
-        "vit-tiny", "small model of the ViT architecture", "ViTConfig", "ViTForImageClassification", _VIT_TINY
-    ),
+    Preset("vit-tiny", "small model of the ViT architecture", "ViTConfig", "ViTForImageClassification", _VIT_TINY),
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attnres_passes.rewrite import ParameterSlot
-
 from attnres_compile.errors import StalePlanError
 from attnres_compile.parameters import AttnResParameters
+from attnres_passes.rewrite import ParameterSlot
 
 
 class CompiledGraph:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attnres_passes.plan import Plan
 from torch import Tensor, nn
 
 from attnres_compile import parameters
 from attnres_compile.errors import SavedStateError
 from attnres_compile.parameters import parameters_of, require_parameters, unwrapped
+from attnres_passes.plan import Plan
 
 PLAN_FILE = "attnres.json"
 TENSOR_FILE = "attnres.safetensors"
@@ -62,9 +62,7 @@ def load(model: nn.Module, directory: str | Path) -> Plan:
 
 def _copy_strictly(added: parameters.AttnResParameters, state: dict[str, Tensor], folder: Path) -> None:
     own = added.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or sorted(
-        name for name in own if own[name].shape != state[name].shape
-    )
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
     if wrong:
         raise SavedStateError(
             f"{folder / TENSOR_FILE} does not fit the plan: {', '.join(wrong[:4])} "
@@ -87,7 +85,12 @@ def _read_plan(folder: Path) -> Plan:
 def _shape(plan: Plan) -> list[Any]:
     """What must agree for parameters to mean the same: widths, blocks and the places of the reads."""
     return [
-        (stream.width, stream.block_size, len(stream.writes), [(read.state, read.num_sources) for read in stream.reads])
+        (
+            stream.width,
+            stream.block_size,
+            len(stream.writes),
+            [(read.state, read.num_sources) for read in stream.reads],
+        )
         for stream in plan.streams
     ]
 

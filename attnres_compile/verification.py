@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attnres_passes.config import AttnResConfig
-from attnres_passes.roles import role_of
-from attnres_passes.streams import Analysis
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
@@ -26,6 +23,9 @@ from attnres_compile.capture import buffers_restored
 from attnres_compile.explanation import rewritten_and_lowered
 from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
+from attnres_passes.config import AttnResConfig
+from attnres_passes.roles import role_of
+from attnres_passes.streams import Analysis
 
 TOLERANCES = {
     torch.float64: 1e-10,
@@ -76,7 +76,11 @@ class Verification:
         return max((check.error for check in self.checks if not check.skipped), default=float("nan"))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed, "max_error": self.max_error, "checks": [dataclasses.asdict(c) for c in self.checks]}
+        return {
+            "passed": self.passed,
+            "max_error": self.max_error,
+            "checks": [dataclasses.asdict(c) for c in self.checks],
+        }
 
     def __str__(self) -> str:
         rows = [
@@ -91,7 +95,9 @@ class Verification:
             for check in self.checks
         ]
         table = tabulate(
-            rows, headers=["check", "dtype", "result", "rel. error", "tolerance", "note"], disable_numparse=True
+            rows,
+            headers=["check", "dtype", "result", "rel. error", "tolerance", "note"],
+            disable_numparse=True,
         )
         return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
 
@@ -167,7 +173,14 @@ def _in_double(
             continue
         narrow = _least_precise(graph.analysis)
         if narrow is not torch.float64:
-            yield Check(name, "float64", False, float("nan"), 0.0, skipped=f"the model computes in {_name(narrow)} inside")
+            yield Check(
+                name,
+                "float64",
+                False,
+                float("nan"),
+                0.0,
+                skipped=f"the model computes in {_name(narrow)} inside",
+            )
             continue
         yield _zero_query_check(graph, config)
 

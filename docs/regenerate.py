@@ -147,9 +147,7 @@ def degrees() -> str:
         if is_live and any(value in degree_of for value in op.inputs) and len(rows) < 6:
             given = output_degrees(op, lambda value: degree_of.get(value, ZERO))
             degree_of.update(zip(op.outputs, given, strict=True))
-            rows.append(
-                [op.name, *(", ".join(shown(degree_of.get(v, ZERO)) for v in op.inputs),), shown(given[0])]
-            )
+            rows.append([op.name, *(", ".join(shown(degree_of.get(v, ZERO)) for v in op.inputs),), shown(given[0])])
     return table(rows, ["operator", "degrees in", "degree out"])
 
 
@@ -260,16 +258,11 @@ def costs() -> str:
     rows = [
         [
             n,
-            *(
-                f"{value:.2f}"
-                for value in (cost.direct(n), *(cost.two_phase(n, s) for s in (2, 8)), cost.naive(n))
-            ),
+            *(f"{value:.2f}" for value in (cost.direct(n), *(cost.two_phase(n, s) for s in (2, 8)), cost.naive(n))),
         ]
         for n in (1, 2, 4, 8)
     ]
-    return table(
-        rows, ["completed blocks", "direct", "two-phase, 2 reads", "two-phase, 8 reads", "naive, unfused"]
-    )
+    return table(rows, ["completed blocks", "direct", "two-phase, 2 reads", "two-phase, 8 reads", "naive, unfused"])
 
 
 @part
@@ -285,9 +278,7 @@ def regenerated(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing, exit with 1 if a page is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a page is out of date")
     arguments = parser.parse_args()
     stale = False
     for page in sorted(DOCS.glob("*.md")):

@@ -237,7 +237,9 @@ class _RecordingInterpreter(Interpreter):
     def run_node(self, n: Node) -> Any:
         recorder, trace = self.recorder, self.recorder.trace
         recorder.node = len(trace.node_inputs)
-        trace.node_inputs.append({node: number for node in n.all_input_nodes if (number := self._number(node)) is not None})
+        trace.node_inputs.append(
+            {node: number for node in n.all_input_nodes if (number := self._number(node)) is not None}
+        )
         trace.node_ops.append([])
         first_op = len(trace.ops)
         if n.op == "get_attr":
@@ -245,9 +247,7 @@ class _RecordingInterpreter(Interpreter):
         else:
             result = super().run_node(n)
         if n.op == "output":
-            trace.graph_outputs = tuple(
-                recorder.lookup(leaf) for leaf in tree_leaves(result) if _is_plain_tensor(leaf)
-            )
+            trace.graph_outputs = tuple(recorder.lookup(leaf) for leaf in tree_leaves(result) if _is_plain_tensor(leaf))
         else:
             self._number_unseen_outputs(n, result)
         trace.node_ops[-1].extend(range(first_op, len(trace.ops)))
@@ -261,9 +261,7 @@ class _RecordingInterpreter(Interpreter):
     def _number_unseen_outputs(self, n: Node, result: Any) -> None:
         """Outputs that no dispatched operation made depend in an unknown way on all that the node read."""
         unseen = [
-            leaf
-            for leaf in tree_leaves(result)
-            if _is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
+            leaf for leaf in tree_leaves(result) if _is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
         ]
         if not unseen:
             return

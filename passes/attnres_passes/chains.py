@@ -21,7 +21,18 @@ LONGEST_CARRY = 16
 """Carrying operations looked through between two additions; a bound that keeps the search linear."""
 
 _RESHAPES = frozenset(
-    f"aten.{name}" for name in "view _unsafe_view reshape unsqueeze squeeze alias detach clone lift_fresh".split()
+    f"aten.{name}"
+    for name in [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "unsqueeze",
+        "squeeze",
+        "alias",
+        "detach",
+        "clone",
+        "lift_fresh",
+    ]
 )
 _PERMUTATIONS = frozenset({"aten.permute", "aten.transpose"})
 _RANDOM = frozenset({"aten.bernoulli", "aten.bernoulli_", "aten.native_dropout"})

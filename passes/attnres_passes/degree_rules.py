@@ -40,10 +40,27 @@ LARGEST_EPS = 1e-2
 RULES: dict[str, Rule] = {}
 SHAPE_ONLY: frozenset[str] = frozenset(
     f"aten.{name}"
-    for name in (
-        "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros new_ones "
-        "new_full new_empty_strided bernoulli_ uniform_ normal_ exponential_ random_ fill_ zero_"
-    ).split()
+    for name in [
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty_strided",
+        "bernoulli_",
+        "uniform_",
+        "normal_",
+        "exponential_",
+        "random_",
+        "fill_",
+        "zero_",
+    ]
 )
 """Operators whose result does not depend on the values of their tensor argument, only on its shape."""
 
@@ -248,9 +265,11 @@ def variance_and_mean(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     return [_scaled(degree, Fraction(2)), degree]
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-      "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-      "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable")
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
+)
 def attention(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     """Softmax needs logits of degree 0; then the output scales as the values do."""
     query, key, value = (_degree(argument, degree_of) for argument in op.args[:3])

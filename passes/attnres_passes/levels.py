@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-import attnres_kernels
 import torch
-from attnres_kernels.errors import AttnResError
 from torch.fx import GraphModule, Node
 
+import attnres_kernels
+from attnres_kernels.errors import AttnResError
 from attnres_passes import provenance
 from attnres_passes.plan import Plan
 from attnres_passes.roles import role_of

@@ -12,7 +12,7 @@ After, under ``two_phase`` (Algorithm 1 of the paper)::
     phase_1 = inter_block([x, block_1], [logits_x, logits_1], ..)      # once per block
     read_0 = merge(inter_0, lse_0, partial, ..)                        # once per read
 
-The graph is changed in place; the inner compiler traces through the functions.
+The graph given is not changed; the inner compiler traces through the functions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnres_kernels.depth_attention import direct, forms, two_phase
 from torch.fx import GraphModule, Node
 
+from attnres_kernels.depth_attention import direct, forms, two_phase
+from attnres_passes import torch_compat
 from attnres_passes.config import AttnResConfig
 from attnres_passes.levels import is_depth_attention
 from attnres_passes.plan import Plan
@@ -63,8 +64,9 @@ class _Segment:
         return groups
 
 
-def lower(gm: GraphModule, plan: Plan, config: AttnResConfig) -> None:
-    """Bind every depth attention of ``gm`` to ``config.schedule``; "auto" is chosen per stream."""
+def lower(rewritten: GraphModule, plan: Plan, config: AttnResConfig) -> GraphModule:
+    """A copy of ``rewritten`` with every depth attention bound to ``config.schedule``; "auto" is chosen per stream."""
+    gm = torch_compat.copied(rewritten)
     for index, stream in enumerate(plan.streams):
         reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
         schedule = config.schedule
@@ -80,6 +82,7 @@ def lower(gm: GraphModule, plan: Plan, config: AttnResConfig) -> None:
         if role is not None and role.kind == "key" and not node.users:
             gm.graph.erase_node(node)
     gm.recompile()
+    return gm
 
 
 def _is_read_of(node: Node, stream: int) -> bool:
@@ -154,9 +157,7 @@ def _direct(segment: _Segment, config: AttnResConfig) -> None:
         for source in read.completed[len(logits) :]:
             logits.append(emit.call(direct.source_logits, source, matrix, number, config.eps))
         sources = list(read.completed)
-        emit.replace(
-            direct.read, sources, list(logits), read.partial, matrix, number, config.scale, config.eps
-        )
+        emit.replace(direct.read, sources, list(logits), read.partial, matrix, number, config.scale, config.eps)
 
 
 def _two_phase(segment: _Segment, config: AttnResConfig) -> None:
@@ -174,9 +175,7 @@ def _two_phase(segment: _Segment, config: AttnResConfig) -> None:
             sources.append(source)
             logits.append(emit.call(two_phase.source_logits, source, matrix, number, config.eps))
         block_key = emit.call(operator.getitem, block_keys, index)
-        phase_1 = emit.call(
-            two_phase.inter_block, list(sources), list(logits), block_key, number, total, config.eps
-        )
+        phase_1 = emit.call(two_phase.inter_block, list(sources), list(logits), block_key, number, total, config.eps)
         inter, log_sums, passed_on = emit.items(phase_1, 3)
         given = list(sources)
         for position, read in enumerate(group):
@@ -205,7 +204,17 @@ def _merge(
     log_sum = emit.call(operator.getitem, log_sums, position)
     key = emit.call(operator.getitem, read_keys, number)
     emit.replace(
-        two_phase.merge, output, log_sum, read.partial, key, sources, logits, number, total, config.scale, config.eps
+        two_phase.merge,
+        output,
+        log_sum,
+        read.partial,
+        key,
+        sources,
+        logits,
+        number,
+        total,
+        config.scale,
+        config.eps,
     )
 
 

@@ -125,9 +125,7 @@ class Plan:
             )
             for stream in data["streams"]
         )
-        declined = tuple(
-            Decline(**{**decline, "reason": Reason(decline["reason"])}) for decline in data["declined"]
-        )
+        declined = tuple(Decline(**{**decline, "reason": Reason(decline["reason"])}) for decline in data["declined"])
         return cls(streams, declined, AttnResConfig.from_options(data["config"]))
 
     def __str__(self) -> str:
@@ -155,7 +153,14 @@ def _stream_text(stream: Stream) -> str:
             write = stream.writes[state - 1]
             rows.append(["write", write.module, short_source(write.source), write.block, "", ""])
         rows.extend(
-            ["read", read.module, short_source(read.source), read.block, read.num_sources, "yes" if read.normed else "no"]
+            [
+                "read",
+                read.module,
+                short_source(read.source),
+                read.block,
+                read.num_sources,
+                "yes" if read.normed else "no",
+            ]
             for read in stream.reads
             if read.state == state
         )

@@ -109,9 +109,7 @@ class _Reads:
         self.branch_of = {addition.op: addition.branch for addition in candidate.additions}
         self.stops = frozenset(self.branch_of) | frozenset(candidate.forks) | other_additions
         self.degrees: dict[int, Degree] = dict.fromkeys(self.trunk.state_of, ONE)
-        self.axes: dict[int, int | None] = {
-            value: len(trace.values[value].shape) - 1 for value in self.trunk.state_of
-        }
+        self.axes: dict[int, int | None] = {value: len(trace.values[value].shape) - 1 for value in self.trunk.state_of}
         self.groups_of: dict[int, tuple[_Group, ...]] = {}
         self.seeds: dict[tuple[int, int], _Group] = {}
         self.channels_first: int | None = None

@@ -84,7 +84,9 @@ class _Rewriter:
     def _add_parameters(self) -> list[ParameterSlot]:
         """Appended placeholders of all streams, then the nodes that make key vectors of them."""
         slots = [
-            ParameterSlot(stream.index, read, name) for stream in self.streams for read, name in stream.add_placeholders()
+            ParameterSlot(stream.index, read, name)
+            for stream in self.streams
+            for read, name in stream.add_placeholders()
         ]
         for stream in self.streams:
             stream.add_keys()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from attnres_kernels.depth_attention import key_vector
 from torch.fx import Graph, Node
 
+from attnres_kernels.depth_attention import key_vector
 from attnres_passes import blocks, torch_compat
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.chains import Carry
@@ -86,7 +86,8 @@ class StreamRewriter:
     def add_keys(self) -> None:
         """One effective key vector, query times key-norm weight, per read that owns them."""
         for k, parameters in self.placeholders.items():
-            node = self.graph.call_function(key_vector, (parameters["query"], parameters["key_weight"]))
+            arguments = (parameters["query"], parameters["key_weight"])
+            node = self.graph.create_node("call_function", key_vector, arguments, name=f"key_{self.index}_{k}")
             self.keys[k] = set_role(node, Role("key", self.index, read=k))
 
     # Steps of the stream, in graph order
@@ -94,26 +95,25 @@ class StreamRewriter:
     def begin(self, root: Node) -> None:
         """The node that gives ``s_0`` has been copied."""
         self.completed = [root]
-        self.example = torch_compat.example_value(root)
         assert self.value is not None
         self.layout = self.trace.values[self.value].shape
-        self._reached(self.value)
+        self._reached(self.value, root)
 
     def write(self, site: WriteSite) -> None:
         """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
         old = self.trace.nodes[site.node]
         self._promote_sources(site)
-        branch = self._fitted(self.resolve(site.node, site.branch), site)
+        given = self.resolve(site.node, site.branch)
+        branch = self._fitted(given, site)
         self.written += 1
-        opens_block = self.partial is None
-        self.partial = branch if opens_block else self._new(torch.add, (self.partial, branch), old, "write")
-        if not opens_block or role_of(branch) is None:
+        self.partial = branch if self.partial is None else self._new(torch.add, (self.partial, branch), old, "write")
+        if self.partial is not given or role_of(given) is None:
             block = blocks.block_of_write(self.written, self.stream.block_size)
             set_role(self.partial, Role("write", self.index, block=block, sublayer=self.written))
         if self.written % self.stream.block_size == 0:
             self.completed.append(self.partial)
             self.partial = None
-        self._reached(site.after)
+        self._reached(site.after, old)
 
     def carry(self, site: CarrySite) -> None:
         """The stream goes on through a view, a cast, a permutation or dropout."""
@@ -124,11 +124,13 @@ class StreamRewriter:
             self._leave_layout()
             self._map_sources(self._carrier(site))
             self.layout = self.trace.values[site.after].shape
-        self._reached(site.after)
+        self._reached(site.after, self.trace.nodes[site.node])
 
-    def _reached(self, value: int) -> None:
-        """The stream is at ``value``: remember its sources there and make the reads that begin there."""
+    def _reached(self, value: int, node: Node) -> None:
+        """The stream is at ``value``, made by ``node``: keep its sources there and make the reads that begin there."""
         self.value = value
+        if not self.pending:
+            self.example = torch_compat.example_value(node)
         self.snapshots[value] = _Snapshot(self._sources(), self.pending)
         for k in self.reads_from.get(value, ()):
             self.read_nodes[k] = self._read(k)
@@ -145,7 +147,8 @@ class StreamRewriter:
         read = self.stream.reads[k]
         reader = self.trace.nodes[self.sites.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
-        node = self._new(torch.ops.attnres.depth_attention.default, arguments, reader, "read")
+        operator = torch.ops.attnres.depth_attention.default
+        node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
         return set_role(node, Role("read", self.index, block=read.block, sublayer=read.state, read=k))
 
     def replacement(self, value: int, user: int) -> Node:
@@ -222,13 +225,20 @@ class StreamRewriter:
         )
         return set_role(node, Role("carry", self.index, sublayer=self.written))
 
-    def _new(self, target: Any, arguments: tuple[Any, ...], origin: Node, kind: Literal["write", "read", "carry"]) -> Node:
+    def _new(
+        self,
+        target: Any,
+        arguments: tuple[Any, ...],
+        origin: Node,
+        kind: Literal["write", "read", "carry"],
+        name: str | None = None,
+    ) -> Node:
         """A node of ours, with the provenance of the node that it stands for."""
-        make = self.graph.call_method if isinstance(target, str) else self.graph.call_function
-        node = make(target, arguments)
-        for name in _PROVENANCE:
-            if name in origin.meta:
-                node.meta[name] = origin.meta[name]
+        op = "call_method" if isinstance(target, str) else "call_function"
+        node = self.graph.create_node(op, target, arguments, name=name)
+        for key in _PROVENANCE:
+            if key in origin.meta:
+                node.meta[key] = origin.meta[key]
         if self.example is not None:
             node.meta["example_value"] = self.example
         return set_role(node, Role(kind, self.index, sublayer=self.written))

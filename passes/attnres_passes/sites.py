@@ -64,14 +64,13 @@ class NoSite:
     message: str
 
 
-def locate(
-    trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
-) -> StreamSites | NoSite:
+def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]) -> StreamSites | NoSite:
     """The nodes of a stream, or the first obstacle."""
     for read in reads:
         if read.opaque:
             return NoSite(
-                read.uses[0][1], "it is read through an alias that was changed in place, or by an opaque operator"
+                read.uses[0][1],
+                "it is read through an alias that was changed in place, or by an opaque operator",
             )
     if trace.values[candidate.root].producer < 0 and _changes_input(trace, candidate):
         return NoSite(trace.ops[candidate.additions[0].op].node, "the first addition changes an input of the model")

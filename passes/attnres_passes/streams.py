@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 from attnres_passes import blocks, provenance
 from attnres_passes.aten_trace import OPAQUE as OPAQUE_OP
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.chains import Candidate, find_chains, is_matrix_product
 from attnres_passes.config import AttnResConfig
-from attnres_passes.plan import Decline, Plan, Read, Reason, Stream, Write
+from attnres_passes.plan import Decline, Plan, Read, Reason, Stream, Write, short_source
 from attnres_passes.reads import ReadGroup, StreamReads, find_reads, trunk_of
 from attnres_passes.sites import NoSite, StreamSites, locate
 
@@ -55,16 +57,21 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     return Analysis(plan, tuple(item.sites for item in accepted), trace)
 
 
-def _judge(
-    trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig
-) -> _Accepted | Decline:
+def _judge(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig) -> _Accepted | Decline:
     reason = _reason_against(trace, candidate, reads, config)
     if reason is not None:
         return reason
     sites = locate(trace, candidate, trunk_of(candidate), reads.groups)
     if isinstance(sites, NoSite):
-        return _decline(trace, candidate, Reason.OPAQUE, f"{sites.message}; write it as a plain addition.", sites.node)
+        message = f"{sites.message}; {_opaque_remedy(trace, sites.node)}"
+        return _decline(trace, candidate, Reason.OPAQUE, message, sites.node)
     return _Accepted(_stream(trace, candidate, reads, config), sites)
+
+
+def _opaque_remedy(trace: AtenTrace, node: int) -> str:
+    if any(_is_hidden(op.target) for op in trace.ops if op.node == node):
+        return "if the layers are under torch.utils.checkpoint, turn activation checkpointing off."
+    return "write it as a plain addition of tensors that nothing else changes in place."
 
 
 def _reason_against(
@@ -83,22 +90,21 @@ def _reason_against(
             "keep the stream channels-last.",
             trace.ops[reads.channels_first].node,
         )
-    unnormed = [read for read in reads.groups if read.feeds_write]
     if len(candidate.additions) < 2:
         return _decline_short(trace, candidate, reads)
-    # The root has one source, so a read of it stays what it was.
-    offending = [read for read in unnormed if read.state > 0]
-    if offending and not config.allow_unnormed:
-        return _decline_unnormed(trace, candidate, offending)
     if candidate.forks:
-        node = trace.ops[candidate.forks[0]].node
         return _decline(
             trace,
             candidate,
             Reason.FORKED,
-            "two additions start from the same state, so that the stream has two continuations.",
-            node,
+            "two additions start from the same state, so that the stream has two continuations; norm the state "
+            "before the one that is no sublayer of this stream.",
+            trace.ops[candidate.forks[0]].node,
         )
+    # The root has one source, so a read of it stays what it was.
+    offending = [read for read in reads.groups if read.feeds_write and read.state > 0]
+    if offending and not config.allow_unnormed:
+        return _decline_unnormed(trace, candidate, reads.groups, offending)
     return None
 
 
@@ -118,34 +124,40 @@ def _decline_short(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -
         trace,
         candidate,
         Reason.TOO_FEW_WRITES,
-        "a single addition is fewer than the 2 writes that depth attention needs.",
+        "a single addition is fewer than the 2 writes that depth attention needs; it stays as it is.",
     )
 
 
-def _decline_unnormed(trace: AtenTrace, candidate: Candidate, offending: list[ReadGroup]) -> Decline:
+def _decline_unnormed(
+    trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup, ...], offending: list[ReadGroup]
+) -> Decline:
     read = offending[0]
     reader = trace.nodes[read.uses[0][1]]
     where = provenance.module_path(reader) or "the model"
     lost = ""
     if read.lost_at is not None:
         op = trace.ops[read.lost_at]
-        lost = f" (its scale is still felt in {op.name}, {provenance.source_line(trace.nodes[op.node])})"
+        line = short_source(provenance.source_line(trace.nodes[op.node]))
+        lost = f" (its scale is still felt in {op.name}, {line})"
     return _decline(
         trace,
         candidate,
         Reason.UNNORMED_READ,
-        f"{len(offending)} of the reads feed a write without being normed, the first in {where}{lost}; averaging "
-        "over depth would change its scale. Norm the input of that sublayer, or pass allow_unnormed=True.",
+        f"{len(offending)} of {len(reads)} reads of the stream feed a write without being normed, the first in "
+        f"{where}{lost}; averaging over depth would change its scale. Norm the input of that sublayer, or pass "
+        "allow_unnormed=True.",
         read.uses[0][1],
     )
 
 
-def _decline(
-    trace: AtenTrace, candidate: Candidate, reason: Reason, message: str, node: int | None = None
-) -> Decline:
+def _decline(trace: AtenTrace, candidate: Candidate, reason: Reason, message: str, node: int | None = None) -> Decline:
     place = trace.nodes[trace.ops[candidate.additions[0].op].node if node is None else node]
     return Decline(
-        reason, message, provenance.module_path(place), provenance.source_line(place), len(candidate.additions)
+        reason,
+        message,
+        provenance.module_path(place),
+        provenance.source_line(place),
+        len(candidate.additions),
     )
 
 
@@ -214,10 +226,11 @@ def _select(accepted: list[_Accepted], config: AttnResConfig) -> tuple[list[_Acc
     if config.streams is None:
         return accepted, ()
     chosen = [item for item in accepted if item.stream.name in config.streams]
+    names = ", ".join(repr(item.stream.name) for item in accepted)
     declines = tuple(
         Decline(
             Reason.NOT_SELECTED,
-            f"stream {item.stream.name!r} is not among streams={list(config.streams)!r}.",
+            f"stream {item.stream.name!r} is not among streams={list(config.streams)!r}; the model has {names}.",
             item.stream.writes[0].module,
             item.stream.writes[0].source,
             len(item.stream.writes),
@@ -228,9 +241,7 @@ def _select(accepted: list[_Accepted], config: AttnResConfig) -> tuple[list[_Acc
     return chosen, declines
 
 
-def _report(
-    trace: AtenTrace, declined: list[tuple[Candidate, Decline]], found_streams: bool
-) -> tuple[Decline, ...]:
+def _report(trace: AtenTrace, declined: list[tuple[Candidate, Decline]], found_streams: bool) -> tuple[Decline, ...]:
     """What a person should read: real streams one by one, single additions together by reason.
 
     Chains without a matrix product (polynomials, running sums) are no sublayers, and a single addition that is made
@@ -259,7 +270,7 @@ def _report(
 
 
 def _no_residual(trace: AtenTrace) -> Decline:
-    opaque = next((op for op in trace.ops if op.target == OPAQUE_OP or _is_higher_order(op.target)), None)
+    opaque = next((op for op in trace.ops if _is_hidden(op.target)), None)
     if opaque is not None:
         node = trace.nodes[opaque.node]
         return Decline(
@@ -272,11 +283,13 @@ def _no_residual(trace: AtenTrace) -> Decline:
     last = trace.nodes[-1]
     return Decline(
         Reason.NO_RESIDUAL,
-        "no value is added to another one that it depends on, so the model has no residual stream.",
+        "no value is added to another one that it depends on, so there is no residual stream; give a model whose "
+        "sublayers add to one, x = x + f(norm(x)).",
         provenance.module_path(last),
         provenance.source_line(last),
     )
 
 
-def _is_higher_order(target: object) -> bool:
-    return type(target).__name__.endswith("HigherOrderOperator") or "higher_order" in type(target).__module__
+def _is_hidden(target: object) -> bool:
+    """Whether an operation runs a part of the model that dispatch does not see into."""
+    return target == OPAQUE_OP or isinstance(target, torch._ops.HigherOrderOperator)

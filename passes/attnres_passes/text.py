@@ -11,7 +11,13 @@ from attnres_passes import provenance, torch_compat
 from attnres_passes.plan import short_source
 from attnres_passes.roles import role_of
 
-_DTYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64"}
+_DTYPES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+}
 
 
 def graph_text(gm: GraphModule) -> str:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
+
+_ROOT = str(Path(torch.__file__).parent)
 
 OLDEST_TORCH = (2, 11)
 NEWEST_TORCH = (2, 13)
@@ -95,6 +99,18 @@ def copy_dynamo_source(old: torch.fx.Node, new: torch.fx.Node) -> None:
     """Placeholders carry the source of their value as an attribute, which copying a node leaves behind."""
     if old.op == "placeholder" and hasattr(old, "_dynamo_source"):
         new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+
+
+def copied(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of a captured or rewritten graph, on the same parameters."""
+    graph = torch.fx.Graph()
+    env: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in gm.graph.nodes:
+        env[node] = graph.node_copy(node, env.__getitem__)
+        copy_dynamo_source(node, env[node])
+    new = torch.fx.GraphModule(gm, graph)
+    copy_dynamo_attributes(gm, new)
+    return new
 
 
 def mark_as_added(placeholder: torch.fx.Node) -> None:
@@ -189,6 +205,21 @@ def graph_end() -> GraphEnd:
     return GraphEnd(bool(reason.graph_break), first_line, source)
 
 
+def uncompiled_caller(module: torch.nn.Module) -> str:
+    """``file:line`` of the forward of a module around ``module`` that runs uncompiled now; '' if there is none.
+
+    A graph break in a loop makes Dynamo leave the whole frame to Python and compile what it calls piece by piece.
+    """
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        caller = frame.f_locals.get("self")
+        if not isinstance(caller, torch.nn.Module) or caller is module or frame.f_code.co_filename.startswith(_ROOT):
+            continue
+        if any(part is module for part in caller.modules()):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return ""
+
+
 @contextlib.contextmanager
 def without_recorded_shapes() -> Iterator[None]:
     """Keep a capture out of Dynamo's memory of sizes, which decides what the next compilation makes dynamic."""
@@ -220,9 +251,7 @@ def as_backend_failure(error: Exception) -> Exception:
     return Failure()
 
 
-def compile_inner(
-    gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode: str | None
-) -> Callable[..., Any]:
+def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode: str | None) -> Callable[..., Any]:
     """Hand a graph to Inductor, to AOTAutograd without a compiler behind it, or to nothing."""
     if inner == "eager":
         return gm.forward

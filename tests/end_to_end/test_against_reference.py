@@ -24,9 +24,7 @@ BLOCKS = [
 ]
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 LAYERS = 3
-SPREAD = (
-    0.2  # of the weights: the default, 0.02, makes activations of a small model too small for fp32 gradients
-)
+SPREAD = 0.05  # of the weights: with the default, 0.02, fp32 gradients of a model this small lose a digit more
 
 
 def gpt2() -> PreTrainedModel:
@@ -57,9 +55,7 @@ def llama() -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def hand_written(
-    model: PreTrainedModel, ids: Tensor, block_size: int, direction: Tensor
-) -> tuple[Tensor, dict]:
+def hand_written(model: PreTrainedModel, ids: Tensor, block_size: int, direction: Tensor) -> tuple[Tensor, dict]:
     """Logits and gradients in fp64, on a copy: in fp32 the hand-written form is the less exact of the two."""
     model = copy.deepcopy(model).double()
     reads = [(read.query, read.key_norm.weight) for read in model.attnres.streams[0].reads]
@@ -76,9 +72,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return ((found.detach() - expected).abs().max() / expected.abs().max()).item()
 
 
-def check(
-    build: Callable[[], PreTrainedModel], dtype: torch.dtype, blocks: dict, inner: str, schedule: str
-) -> None:
+def check(build: Callable[[], PreTrainedModel], dtype: torch.dtype, blocks: dict, inner: str, schedule: str) -> None:
     torch.manual_seed(0)
     model = build().to(dtype).eval()
     model.config.use_cache = False

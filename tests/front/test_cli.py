@@ -147,9 +147,7 @@ def test_choosing_a_stream_is_no_miss():
         declined: tuple
 
     assert cli_verbs.inspect_exit_code(FakePlan(("a",), (Declined("not_selected"),))) == 0
-    assert (
-        cli_verbs.inspect_exit_code(FakePlan(("a",), (Declined("not_selected"), Declined("post_norm")))) == 2
-    )
+    assert cli_verbs.inspect_exit_code(FakePlan(("a",), (Declined("not_selected"), Declined("post_norm")))) == 2
     assert cli_verbs.inspect_exit_code(FakePlan((), ())) == 3
 
 
@@ -411,9 +409,7 @@ def test_help_needs_neither_torch_nor_transformers(child_environment):
     )
     # Without the shim of the tests, which imports torch.
     environment = child_environment | {"PYTHONPATH": child_environment["PYTHONPATH"].split(":", 1)[1]}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("loaded []")
     assert "--num-blocks" in done.stdout
 

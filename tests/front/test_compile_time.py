@@ -31,9 +31,7 @@ def _children_see_this_checkout(child_environment, monkeypatch):
 
 @pytest.mark.parametrize("workload", [FORWARD, TRAINING])
 def test_times_of_real_processes(workload):
-    job = CompileJob(
-        "gpt2-tiny", TINY, workload, {"inner": "eager", "num_blocks": 2}, without_dropout=True
-    )
+    job = CompileJob("gpt2-tiny", TINY, workload, {"inner": "eager", "num_blocks": 2}, without_dropout=True)
     times = measure_compile_time(job, rounds=1)
     plain, attnres = compile_samples(times)
     assert plain.seconds[0] > 0.1
@@ -74,7 +72,8 @@ def test_every_process_has_its_own_empty_caches(monkeypatch):
 def test_a_failing_process_says_what_failed():
     job = CompileJob("gpt3", TINY, FORWARD, {})
     with pytest.raises(
-        MeasureError, match=r"compiled the plain model failed \(.*'gpt3' is not a preset.*`attnres verify --traceback`"
+        MeasureError,
+        match=r"compiled the plain model failed \(.*'gpt3' is not a preset.*`attnres verify --traceback`",
     ):
         measure_compile_time(job, rounds=1)
 

@@ -285,9 +285,7 @@ def test_main_input_of_an_unknown_kind(tmp_path):
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     write_config(tmp_path, config.to_dict() | {"architectures": ["Wav2Vec2Model"]})
-    with pytest.raises(
-        InputGuessError, match=r"its main input is 'input_values'.* name it as module:factory$"
-    ):
+    with pytest.raises(InputGuessError, match=r"its main input is 'input_values'.* name it as module:factory$"):
         load_model(str(tmp_path))
 
 
@@ -376,9 +374,7 @@ def test_tensors_deep_inside_the_inputs_are_cast(factories):
 
 
 def test_factory_without_a_parameter_for_what_was_asked(factories):
-    with pytest.raises(
-        LoadOptionError, match="no parameter 'seq': add one to the factory, or leave --seq out"
-    ):
+    with pytest.raises(LoadOptionError, match="no parameter 'seq': add one to the factory, or leave --seq out"):
         load_model("my_factories:with_args", LoadOptions(seq=7))
     with pytest.raises(LoadOptionError, match="no parameter 'batch'"):
         load_model("my_factories:with_args", LoadOptions(batch=7))

@@ -94,9 +94,7 @@ def test_io_of_a_plan_without_streams_is_missing_and_says_why():
 def test_stored_blocks_per_stream():
     (row,) = storage_rows(plan_of(hand_plan(16, 2)), 2)
     assert (row.plain, row.attnres) == (WIDTH * 2, 9 * WIDTH * 2), "the embedding and eight blocks"
-    encoder, decoder = storage_rows(
-        plan_of(hand_plan(4, 2, name="encoder"), hand_plan(4, 1, 16, "decoder")), 4
-    )
+    encoder, decoder = storage_rows(plan_of(hand_plan(4, 2, name="encoder"), hand_plan(4, 1, 16, "decoder")), 4)
     assert encoder.metric.endswith("per token, encoder")
     assert (decoder.plain, decoder.attnres) == (64, 5 * 64)
 
@@ -195,8 +193,7 @@ class PreNormToy(nn.Module):
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(OrderedDict(norm=nn.LayerNorm(width), linear=nn.Linear(width, width)))
-            for _ in range(3)
+            nn.Sequential(OrderedDict(norm=nn.LayerNorm(width), linear=nn.Linear(width, width))) for _ in range(3)
         )
         self.norm = nn.LayerNorm(width)
 

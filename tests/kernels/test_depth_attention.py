@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import attnres_kernels.depth_attention.flops  # noqa: F401  (registers the formula)
 from attnres_kernels.depth_attention import (
     cost,
     depth_attention,
@@ -39,9 +40,7 @@ def make(shape: Sequence[int], count: int, dtype: torch.dtype, seed: int = 0) ->
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     size = expected.abs().max().clamp(min=1.0) if expected.numel() else torch.tensor(1.0)
-    torch.testing.assert_close(
-        actual.double() / size, expected.double() / size, rtol=0.0, atol=TOLERANCE[dtype]
-    )
+    torch.testing.assert_close(actual.double() / size, expected.double() / size, rtol=0.0, atol=TOLERANCE[dtype])
 
 
 def check_everything(shape: Sequence[int], count: int, dtype: torch.dtype, scale: str, seed: int) -> None:

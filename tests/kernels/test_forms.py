@@ -66,9 +66,7 @@ def run(
                 out = two_phase.close(inter[k], done[0], len(done), scale)
             else:
                 held = (given_sources, logits)
-                out = two_phase.merge(
-                    inter[k], lse[k], partial, rows[number], *held, number, total, scale, EPS
-                )
+                out = two_phase.merge(inter[k], lse[k], partial, rows[number], *held, number, total, scale, EPS)
             outputs.append(out)
             number += 1
     return outputs
@@ -93,9 +91,7 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     size = expected.double().abs().max().clamp(min=1.0) if expected.numel() else torch.tensor(1.0).double()
-    torch.testing.assert_close(
-        actual.double() / size, expected.double() / size, rtol=0.0, atol=TOLERANCE[dtype]
-    )
+    torch.testing.assert_close(actual.double() / size, expected.double() / size, rtol=0.0, atol=TOLERANCE[dtype])
 
 
 def check(
@@ -186,9 +182,7 @@ def test_autocast_does_not_round(schedule: str) -> None:
 def test_traced_with_dynamic_shapes(schedule: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(
-        lambda v, q, w: run(schedule, v, q, w, 3, "sum"), backend="aot_eager", dynamic=True
-    )
+    compiled = torch.compile(lambda v, q, w: run(schedule, v, q, w, 3, "sum"), backend="aot_eager", dynamic=True)
     for tokens in (5, 9):
         values, queries, weights, grads = make((2, tokens, 8), 7, torch.float32, tokens)
         results = []

@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from attnres_compile.capture import Captured, capture
 from attnres_passes.aten_trace import AtenTrace, trace_aten
 from attnres_passes.chains import Candidate, find_chains
 from attnres_passes.config import AttnResConfig
@@ -14,10 +18,6 @@ from attnres_passes.plan import Decline, Stream
 from attnres_passes.reads import StreamReads, find_reads
 from attnres_passes.rewrite import Rewritten, rewrite
 from attnres_passes.streams import Analysis, find_streams
-from torch import Tensor, nn
-from torch.fx import GraphModule
-
-from attnres_compile.capture import Captured, capture
 
 WIDTH = 8
 
@@ -65,9 +65,7 @@ def longest(candidates: Sequence[Candidate]) -> Candidate:
     return max(candidates, key=lambda candidate: len(candidate.additions))
 
 
-def reads_of(
-    function: Callable[..., Any] | nn.Module, *args: Tensor, layers: int = 3
-) -> tuple[AtenTrace, StreamReads]:
+def reads_of(function: Callable[..., Any] | nn.Module, *args: Tensor, layers: int = 3) -> tuple[AtenTrace, StreamReads]:
     """Reads of the longest chain, judged beside all other chains of two additions or more."""
     trace, candidates = chains_of(function, *args, layers=layers)
     chain = longest(candidates)

@@ -90,9 +90,7 @@ class RandomModel(nn.Module):
         self.double()
 
     def example(self) -> Tensor:
-        return torch.randn(
-            2, 3, self.spec.width, generator=torch.Generator().manual_seed(4), dtype=torch.float64
-        )
+        return torch.randn(2, 3, self.spec.width, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = torch.sinh(x)

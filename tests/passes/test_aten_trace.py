@@ -7,11 +7,11 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from attnres_passes import torch_compat
-from attnres_passes.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op, trace_aten
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from attnres_passes import torch_compat
+from attnres_passes.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op, trace_aten
 from tests.passes.helpers import WIDTH, Function, captured, sample, traced
 
 
@@ -235,9 +235,7 @@ def test_dynamic_sizes_add_no_guard_and_no_symbol() -> None:
     traces: list[AtenTrace] = []
 
     def backend(gm: torch.fx.GraphModule, inputs: list[object]) -> object:
-        examples = [
-            torch_compat.example_value(node) for node in gm.graph.nodes if node.op == "placeholder"
-        ]
+        examples = [torch_compat.example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
         env = torch_compat.fake_mode_of(examples).shape_env
         assert env is not None
         before = len(env.guards), len(env.var_to_range)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from attnres_passes.blocks import (
     block_of_read,
     block_of_write,
@@ -10,8 +13,6 @@ from attnres_passes.blocks import (
     sources_of_read,
 )
 from attnres_passes.config import AttnResConfig
-from hypothesis import given
-from hypothesis import strategies as st
 
 WRITES = st.integers(1, 300)
 SIZES = st.integers(1, 40)

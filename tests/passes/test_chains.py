@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from attnres_passes.chains import Candidate, Carry, _Search, find_chains, is_matrix_product
 from torch import Tensor, nn
 
+from attnres_passes.chains import Candidate, Carry, _Search, find_chains, is_matrix_product
 from tests.passes.helpers import WIDTH, Function, chains_of, longest, sample, traced
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -275,5 +275,5 @@ def test_search_holds_a_number_of_starting_points_that_is_linear_in_depth(
     many, widest_of_many, long = starting_points(100, monkeypatch)
     assert (len(short.additions), len(long.additions)) == (10, 100)
     assert widest_of_many == widest_of_few <= 4
-    assert 0 < few
+    assert few > 0
     assert many <= 11 * few

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from attnres_kernels.errors import AttnResError
 from attnres_passes.config import AttnResConfig, ConfigError
 
@@ -95,7 +96,12 @@ def test_streams_may_be_a_list() -> None:
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("num_block", "num_blocks"), ("blocksize", "block_size"), ("on_declined", "on_decline"), ("scales", "scale")],
+    [
+        ("num_block", "num_blocks"),
+        ("blocksize", "block_size"),
+        ("on_declined", "on_decline"),
+        ("scales", "scale"),
+    ],
 )
 def test_unknown_option_names_the_closest_valid_one(given: str, meant: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from attnres_passes.aten_trace import STALE_ALIAS, Op, Ref
-from attnres_passes.degree_rules import RULES, SHAPE_ONLY, UNKNOWN, output_degrees
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from attnres_passes.aten_trace import STALE_ALIAS, Op, Ref
+from attnres_passes.degree_rules import RULES, SHAPE_ONLY, UNKNOWN, output_degrees
 from tests.passes.helpers import WIDTH, Function, sample, traced
 
 SCALES = (0.25, 3.0, 40.0)
@@ -181,9 +181,9 @@ INVARIANT = [
     case("isnan.default", s(4, 6), to=0),
     case("isfinite.default", s(4, 6), to=0),
     case("sign.default", unknown(4, 6), to=U),
-    *(case(f"{name}.Scalar", s(4, 6), 0, to=0) for name in "gt lt ge le eq ne".split()),
-    *(case(f"{name}.Scalar", s(4, 6), 0.5, to=U) for name in "gt lt ge le eq ne".split()),
-    *(case(f"{name}.Tensor", s(4, 6), p(4, 6), to=0) for name in "gt lt ge le eq ne".split()),
+    *(case(f"{name}.Scalar", s(4, 6), 0, to=0) for name in ["gt", "lt", "ge", "le", "eq", "ne"]),
+    *(case(f"{name}.Scalar", s(4, 6), 0.5, to=U) for name in ["gt", "lt", "ge", "le", "eq", "ne"]),
+    *(case(f"{name}.Tensor", s(4, 6), p(4, 6), to=0) for name in ["gt", "lt", "ge", "le", "eq", "ne"]),
     case("gt.Tensor", s(4, 6), w(4, 6), to=U),
 ]
 PRODUCTS = [
@@ -280,12 +280,8 @@ NORMS = [
     case("_native_batch_norm_legit.no_stats", s(4, 6), w(6), w(6), True, 0.1, TINY, to=(0, 1, -1)),
 ]
 ATTENTION = [
-    case(
-        "_scaled_dot_product_attention_math.default", w(1, 2, 4, 6), w(1, 2, 4, 6), s(1, 2, 4, 6), to=(1, 0)
-    ),
-    case(
-        "_scaled_dot_product_attention_math.default", s(1, 2, 4, 6), w(1, 2, 4, 6), s(1, 2, 4, 6), to=(U, U)
-    ),
+    case("_scaled_dot_product_attention_math.default", w(1, 2, 4, 6), w(1, 2, 4, 6), s(1, 2, 4, 6), to=(1, 0)),
+    case("_scaled_dot_product_attention_math.default", s(1, 2, 4, 6), w(1, 2, 4, 6), s(1, 2, 4, 6), to=(U, U)),
     case(
         "_scaled_dot_product_attention_math.default",
         s(1, 2, 4, 6),
@@ -396,9 +392,7 @@ def test_batch_norm_that_updates_its_statistics_gives_degree_0() -> None:
     assert dict(zip(op.outputs, degrees, strict=True))[normed] == 0
 
 
-@pytest.mark.parametrize(
-    ("degrees", "expected"), [((1, 1), 1), ((1, 0), U), ((0, 1), U), ((2, 2), 2), ((1, None), U)]
-)
+@pytest.mark.parametrize(("degrees", "expected"), [((1, 1), 1), ((1, 0), U), ((0, 1), U), ((2, 2), 2), ((1, None), U)])
 def test_stale_alias_has_a_degree_if_both_tensors_agree(degrees: tuple[Any, Any], expected: Any) -> None:
     op = Op(0, STALE_ALIAS, (Ref(0), Ref(1)), {}, (0, 1), (2,), 0)
     assert output_degrees(op, lambda value: degrees[value]) == [expected]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.fx import Graph, GraphModule, Node
+
 from attnres_kernels.depth_attention import key_vector
 from attnres_kernels.errors import AttnResError
 from attnres_passes.config import AttnResConfig
@@ -16,8 +18,6 @@ from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import rewrite
 from attnres_passes.roles import KEY, Role, role_of, set_role
-from torch.fx import Graph, GraphModule, Node
-
 from tests.passes.helpers import analysed
 from tests.passes.test_rewrite import tiny
 
@@ -94,7 +94,12 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
     (Level.CAPTURED, "it is what Dynamo captured", own_node_in_capture, "a node of the rewrite is in it"),
     (Level.CAPTURED, "it is what Dynamo captured", role_in_capture, "a node of the rewrite is in it"),
     *[
-        (level, "the parameters of the reads are its last placeholders", lost_parameter, "5 of 21 placeholders are ours")
+        (
+            level,
+            "the parameters of the reads are its last placeholders",
+            lost_parameter,
+            "5 of 21 placeholders are ours",
+        )
         for level in (Level.REWRITTEN, Level.LOWERED)
     ],
     *[
@@ -110,7 +115,12 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
         (level, "every node of ours carries metadata", lost_metadata, "this one has no metadata")
         for level in (Level.REWRITTEN, Level.LOWERED)
     ],
-    (Level.REWRITTEN, "it has one depth attention per read of the plan", missing_read, "in one of the two only"),
+    (
+        Level.REWRITTEN,
+        "it has one depth attention per read of the plan",
+        missing_read,
+        "in one of the two only",
+    ),
     (
         Level.REWRITTEN,
         "it has one depth attention per read of the plan",
@@ -123,7 +133,12 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
         wrong_number_of_sources,
         "1 sources where the plan has 2",
     ),
-    (Level.REWRITTEN, "every depth attention reads a key vector", raw_key, "its key vector is something else"),
+    (
+        Level.REWRITTEN,
+        "every depth attention reads a key vector",
+        raw_key,
+        "its key vector is something else",
+    ),
     (Level.LOWERED, "no depth attention is left to lower", read_left, "this one is left"),
 ]
 

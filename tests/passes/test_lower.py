@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from torch import Tensor, nn
+from torch.fx import Node
+
+from attnres_compile.capture import Captured
 from attnres_kernels.depth_attention import direct, forms, key_vector, two_phase
 from attnres_passes.config import AttnResConfig
 from attnres_passes.levels import Level, check_level, is_depth_attention
@@ -14,11 +19,6 @@ from attnres_passes.lower import lower
 from attnres_passes.rewrite import Rewritten, rewrite
 from attnres_passes.roles import role_of
 from attnres_passes.streams import Analysis
-from hypothesis import HealthCheck, example, given, settings
-from torch import Tensor, nn
-from torch.fx import Node
-
-from attnres_compile.capture import Captured
 from tests.passes.helpers import (
     WIDTH,
     Function,
@@ -74,7 +74,12 @@ def test_schedules_equal_the_definition(spec: Spec) -> None:
     model = RandomModel(spec)
     for scale in ("mean", "sum"):
         assert_schedules_equal_the_definition(
-            model, model.example(), tolerance=spec.tolerance, block_size=spec.block_size, scale=scale, eps=1e-5
+            model,
+            model.example(),
+            tolerance=spec.tolerance,
+            block_size=spec.block_size,
+            scale=scale,
+            eps=1e-5,
         )
 
 
@@ -129,7 +134,10 @@ def test_two_phase_works_once_per_block_and_once_per_read() -> None:
     found, analysis = six_writes(block_size=2)
     result = lowered(found, analysis, "two_phase")
     (stream,) = analysis.plan.streams
-    groups = {len(read.args[0]) - bool(stream.reads[role_of(read).read].state % 2) for read in reads_of(rewrite(found.gm, analysis))}
+    groups = {
+        len(read.args[0]) - bool(stream.reads[role_of(read).read].state % 2)
+        for read in reads_of(rewrite(found.gm, analysis))
+    }
     assert len(calls(result, two_phase.inter_block)) == len(groups)
     opened = [read for read in stream.parametrized_reads if read.state % 2]
     closed = [read for read in stream.parametrized_reads if not read.state % 2]

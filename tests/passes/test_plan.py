@@ -6,6 +6,7 @@ import copy
 import json
 
 import pytest
+
 from attnres_passes.config import AttnResConfig
 from attnres_passes.plan import SCHEMA_VERSION, Decline, Plan, Read, Reason, Stream, Write, short_source
 

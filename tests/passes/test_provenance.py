@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from attnres_passes.provenance import common_prefix, module_path, source_line, sublayer_path
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from attnres_passes.provenance import common_prefix, module_path, source_line, sublayer_path
 from tests.passes.helpers import WIDTH, captured, line_of
 
 

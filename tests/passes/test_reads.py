@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from attnres_passes.reads import ReadGroup, trunk_of
 from torch import Tensor
 
+from attnres_passes.reads import ReadGroup, trunk_of
 from tests.passes.helpers import WIDTH, Function, chains_of, longest, reads_of, sample
 
 Reader = Callable[[Function, int, Tensor], Tensor]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from attnres_passes.levels import Level, check_level, is_depth_attention
-from attnres_passes.rewrite import ParameterSlot, rewrite
-from attnres_passes.roles import Role, role_of
-from attnres_passes.text import graph_text
 from hypothesis import HealthCheck, example, given, settings
 from torch import Tensor, nn
 from torch.fx import Node
 
+from attnres_passes.levels import Level, check_level, is_depth_attention
+from attnres_passes.rewrite import ParameterSlot, rewrite
+from attnres_passes.roles import Role, role_of
+from attnres_passes.text import graph_text
 from tests.passes.helpers import (
     WIDTH,
     Function,
@@ -188,7 +188,11 @@ def test_running_sum_is_gone_and_block_sums_are_explicit() -> None:
     root = next(node for node in result.gm.graph.nodes if node.target == "sinh")
     first, second, third = calls_of(result.gm, "linear")
     assert [node.args for node in sums] == [(first, second), (sums[0], third)]
-    assert [list(node.args[0]) for node in reads_in(result)] == [[root, first], [root, sums[0]], [root, sums[1]]]
+    assert [list(node.args[0]) for node in reads_in(result)] == [
+        [root, first],
+        [root, sums[0]],
+        [root, sums[1]],
+    ]
     assert not [node for node in result.gm.graph.nodes if "add" in str(node.target) and root in node.args]
 
 
@@ -215,9 +219,7 @@ def test_roles_of_the_nodes() -> None:
 
 def test_appended_placeholders_come_in_read_order_after_the_models_own() -> None:
     found, _, result = rewritten(tiny, block_size=2)
-    assert result.slots == tuple(
-        ParameterSlot(0, read, name) for read in range(3) for name in ("query", "key_weight")
-    )
+    assert result.slots == tuple(ParameterSlot(0, read, name) for read in range(3) for name in ("query", "key_weight"))
     old = [node for node in found.gm.graph.nodes if node.op == "placeholder"]
     new = [node for node in result.gm.graph.nodes if node.op == "placeholder"]
     assert [node.name for node in new[: len(old)]] == [node.name for node in old]
@@ -397,9 +399,7 @@ STEPS = [
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-def test_zero_queries_give_back_the_original_for(
-    step: Callable[[Function, int, Tensor], Tensor], size: int
-) -> None:
+def test_zero_queries_give_back_the_original_for(step: Callable[[Function, int, Tensor], Tensor], size: int) -> None:
     assert_zero_query_identity(stack(step), block_size=size)
 
 
@@ -496,7 +496,9 @@ def test_branch_that_is_changed_in_place_after_its_write() -> None:
     added = added_parameters(result, analysis)
     with torch.no_grad():
         assert_same(
-            run(result.gm, [*fresh_inputs(found), *added]), run(found.gm, fresh_inputs(found)), tolerance=1e-10
+            run(result.gm, [*fresh_inputs(found), *added]),
+            run(found.gm, fresh_inputs(found)),
+            tolerance=1e-10,
         )
 
 
@@ -516,7 +518,9 @@ def test_root_that_is_changed_in_place_after_it_was_added_to() -> None:
     added = added_parameters(result, analysis)
     with torch.no_grad():
         assert_same(
-            run(result.gm, [*fresh_inputs(found), *added]), run(found.gm, fresh_inputs(found)), tolerance=1e-10
+            run(result.gm, [*fresh_inputs(found), *added]),
+            run(found.gm, fresh_inputs(found)),
+            tolerance=1e-10,
         )
 
 
@@ -532,9 +536,7 @@ def test_read_after_a_frozen_part_still_trains_its_query() -> None:
         return self.norm[-1](x)
 
     found, analysis, result = rewritten(model, block_size=1)
-    _, _, gradients = run_with_gradients(
-        result.gm, fresh_inputs(found), added_parameters(result, analysis, seed=1)
-    )
+    _, _, gradients = run_with_gradients(result.gm, fresh_inputs(found), added_parameters(result, analysis, seed=1))
     assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [True] * 6
 
 

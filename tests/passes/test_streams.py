@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from attnres_passes.plan import Decline, Reason
-from attnres_passes.streams import find_streams
 from torch import Tensor, nn
 
+from attnres_passes.plan import Decline, Reason
+from attnres_passes.streams import find_streams
 from tests.passes.helpers import WIDTH, Function, analysed, line_of, only_decline, only_stream, sample
 
 # Each model marks the line that its decline has to point at.
@@ -104,25 +104,34 @@ DECLINED: list[tuple[Callable[..., Any], Reason, str]] = [
 
 
 @pytest.mark.parametrize(("model", "reason", "advice"), DECLINED)
-def test_decline_has_its_reason_and_its_message(
-    model: Callable[..., Any], reason: Reason, advice: str
-) -> None:
+def test_decline_has_its_reason_and_its_message(model: Callable[..., Any], reason: Reason, advice: str) -> None:
     decline = only_decline(analysed(model)[1])
     assert decline.reason is reason
     assert advice in decline.message
 
 
 @pytest.mark.parametrize(("model", "reason", "advice"), DECLINED)
-def test_decline_points_at_the_line_of_the_model(
-    model: Callable[..., Any], reason: Reason, advice: str
-) -> None:
+def test_decline_points_at_the_line_of_the_model(model: Callable[..., Any], reason: Reason, advice: str) -> None:
     decline = only_decline(analysed(model)[1])
     file, line = decline.source.rsplit(":", 1)
     assert file == __file__
     assert int(line) == line_of(model, "# here")
 
 
-ADVICE = ("use ", "keep ", "norm ", "pass ", "write ", "turn ", "give ", "make ", "choose ", "leave ", "add ", "return ")
+ADVICE = (
+    "use ",
+    "keep ",
+    "norm ",
+    "pass ",
+    "write ",
+    "turn ",
+    "give ",
+    "make ",
+    "choose ",
+    "leave ",
+    "add ",
+    "return ",
+)
 
 
 @pytest.mark.parametrize(("model", "reason", "advice"), [*DECLINED, (no_residual, Reason.NO_RESIDUAL, "")])

@@ -208,9 +208,7 @@ LLAMA = hf_case(
         Expected(
             writes=2 * LAYERS,
             reads=2 * LAYERS + 1,
-            read_modules=_block_reads(
-                "model.layers", ("input_layernorm", "post_attention_layernorm"), "model.norm"
-            ),
+            read_modules=_block_reads("model.layers", ("input_layernorm", "post_attention_layernorm"), "model.norm"),
         ),
     ),
     "LlamaDecoderLayer computes `residual + attention` behind input_layernorm and `residual + mlp` behind "
@@ -230,17 +228,12 @@ def _like_llama(name: str, prefix: str, why: str, **changes: object) -> Case:
 
 
 LIKE_LLAMA = (
-    _like_llama(
-        "mistral", "Mistral", "MistralDecoderLayer: two norms, two additions, as Llama.", sliding_window=8
-    ),
-    _like_llama(
-        "qwen2", "Qwen2", "Qwen2DecoderLayer: two norms, two additions; the biases sit in q, k and v."
-    ),
+    _like_llama("mistral", "Mistral", "MistralDecoderLayer: two norms, two additions, as Llama.", sliding_window=8),
+    _like_llama("qwen2", "Qwen2", "Qwen2DecoderLayer: two norms, two additions; the biases sit in q, k and v."),
     _like_llama(
         "qwen3",
         "Qwen3",
-        "Qwen3DecoderLayer: two norms, two additions; the norms of queries and keys read projections, not "
-        "states.",
+        "Qwen3DecoderLayer: two norms, two additions; the norms of queries and keys read projections, not states.",
         head_dim=8,
     ),
     _like_llama(
@@ -268,8 +261,7 @@ LIKE_LLAMA = (
     _like_llama(
         "olmo",
         "Olmo",
-        "OlmoDecoderLayer: two norms, two additions; OlmoLayerNorm has no weights, which makes it no less a "
-        "norm.",
+        "OlmoDecoderLayer: two norms, two additions; OlmoLayerNorm has no weights, which makes it no less a norm.",
     ),
 )
 

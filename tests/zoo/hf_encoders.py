@@ -42,11 +42,7 @@ T5_DECODER = Expected(
     writes=3 * DECODER_LAYERS,
     reads=3 * DECODER_LAYERS + 1,
     read_modules=(
-        *(
-            f"decoder.block.{block}.layer.{layer}.layer_norm"
-            for block in range(DECODER_LAYERS)
-            for layer in range(3)
-        ),
+        *(f"decoder.block.{block}.layer.{layer}.layer_norm" for block in range(DECODER_LAYERS) for layer in range(3)),
         "decoder.final_layer_norm",
     ),
 )
@@ -221,8 +217,7 @@ BERT = hf_case(
     "BertForMaskedLM",
     _POST_NORM_SIZES,
     (),
-    "BertSelfOutput and BertOutput return LayerNorm(branch + input), and the next residual is that norm's "
-    "output.",
+    "BertSelfOutput and BertOutput return LayerNorm(branch + input), and the next residual is that norm's output.",
     declined="post_norm",
 )
 

@@ -57,8 +57,7 @@ DEIT3_TRAINING = _timm_case(
     "deit3_small_patch16_224",
     {**_PLAIN, "drop_path_rate": 0.2, "proj_drop_rate": 0.1, "pos_drop_rate": 0.1},
     _PLAIN_STREAM,
-    "As deit3, in training: dropout and drop path act on the branches, position dropout comes before the "
-    "root.",
+    "As deit3, in training: dropout and drop path act on the branches, position dropout comes before the root.",
     training=True,
 )
 

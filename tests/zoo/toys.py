@@ -193,9 +193,7 @@ def _stack(
 
 
 NANOGPT_READS = tuple(f"transformer.h.{layer}.{norm}" for layer in range(LAYERS) for norm in ("ln_1", "ln_2"))
-NANOGPT_STREAM = (
-    Expected(writes=2 * LAYERS, reads=2 * LAYERS + 1, read_modules=(*NANOGPT_READS, "transformer.ln_f")),
-)
+NANOGPT_STREAM = (Expected(writes=2 * LAYERS, reads=2 * LAYERS + 1, read_modules=(*NANOGPT_READS, "transformer.ln_f")),)
 SHARED_READS = (*(("blocks.0.ln_1", "blocks.0.ln_2") * LAYERS), "norm")
 
 ACCEPTED_CASES = (
@@ -226,12 +224,8 @@ ACCEPTED_CASES = (
         "reads the state in between.",
     ),
     _stack("inplace_iadd", blocks.InplaceIaddBlock, "`x += f(x)` writes as `x = x + f(x)` does."),
-    _stack(
-        "inplace_add_method", blocks.InplaceAddMethodBlock, "`x.add_(f(x))` writes as `x = x + f(x)` does."
-    ),
-    _stack(
-        "inplace_on_branch", blocks.InplaceOnBranchBlock, "`branch += x` makes the branch the next state."
-    ),
+    _stack("inplace_add_method", blocks.InplaceAddMethodBlock, "`x.add_(f(x))` writes as `x = x + f(x)` does."),
+    _stack("inplace_on_branch", blocks.InplaceOnBranchBlock, "`branch += x` makes the branch the next state."),
     _stack(
         "dropout_on_branch",
         blocks.DropoutOnBranchBlock,
@@ -268,8 +262,7 @@ ACCEPTED_CASES = (
         "stream_cast",
         MixedPrecisionModel,
         TWO_PER_LAYER,
-        "States are cast to float32 for the addition and back to bfloat16 after it; a cast does not end the "
-        "stream.",
+        "States are cast to float32 for the addition and back to bfloat16 after it; a cast does not end the stream.",
     ),
     _stack(
         "stream_reshaped",

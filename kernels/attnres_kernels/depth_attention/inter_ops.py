@@ -39,9 +39,7 @@ def inter_block_op(
 
 
 @inter_block_op.register_fake
-def _(
-    sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int
-) -> list[Tensor]:
+def _(sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int) -> list[Tensor]:
     shape, dtype = sources[0].shape, logits[0].dtype
     outputs = [sources[0].new_empty(shape, dtype=dtype) for _ in range(count)]
     return outputs + [sources[0].new_empty(shape[:-1], dtype=dtype) for _ in range(count)]

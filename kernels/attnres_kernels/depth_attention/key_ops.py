@@ -10,9 +10,7 @@ from attnres_kernels.depth_attention.tiles import flatten, inverse_rms
 
 
 @torch.library.custom_op("attnres::key_matrix", mutates_args=())
-def key_matrix_op(
-    queries: Sequence[Tensor], weights: Sequence[Tensor], counts: Sequence[int]
-) -> list[Tensor]:
+def key_matrix_op(queries: Sequence[Tensor], weights: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     """The `R` effective key vectors: matrix `[R, d]`, then a matrix per count, then a row `[d]` per read.
 
     The copies keep the gradients of each reader apart, so that they are added in the backward operator.

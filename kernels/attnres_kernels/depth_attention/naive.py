@@ -78,18 +78,14 @@ def depth_attention(sources: Sequence[Tensor], key_vector: Tensor, eps: float, s
 def check_sources(sources: Sequence[Tensor], key_vector: Tensor) -> None:
     """Raise `UnsupportedSourcesError` unless a read can be made from these tensors."""
     if len(sources) == 0:
-        raise UnsupportedSourcesError(
-            "A depth attention got no sources: pass at least the root of the stream."
-        )
+        raise UnsupportedSourcesError("A depth attention got no sources: pass at least the root of the stream.")
     first = sources[0]
     if not first.dtype.is_floating_point:
         raise UnsupportedSourcesError(
             f"The sources of a depth attention are {first.dtype}: convert them to a floating-point dtype."
         )
     if first.dim() == 0:
-        raise UnsupportedSourcesError(
-            "The sources of a depth attention are scalars: give them a last dimension d."
-        )
+        raise UnsupportedSourcesError("The sources of a depth attention are scalars: give them a last dimension d.")
     for i, source in enumerate(sources):
         if source.dtype != first.dtype:
             raise UnsupportedSourcesError(
@@ -103,8 +99,7 @@ def check_sources(sources: Sequence[Tensor], key_vector: Tensor) -> None:
             )
     if not key_vector.dtype.is_floating_point:
         raise UnsupportedSourcesError(
-            f"The key vector of a depth attention is {key_vector.dtype}: "
-            "convert it to a floating-point dtype."
+            f"The key vector of a depth attention is {key_vector.dtype}: convert it to a floating-point dtype."
         )
     if key_vector.dim() != 1 or key_vector.shape[0] != first.shape[-1]:
         raise UnsupportedSourcesError(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from attnres_kernels.depth_attention.naive import check_sources, depth_attention, depth_weights
 
@@ -78,14 +77,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, None, None]
 
 
 depth_attention_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.attnres.depth_attention)
-def depth_attention_flops(
-    sources_shape: Sequence[Sequence[int]], key_vector_shape: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    """FLOPs of one read: square sum, dot product and weighted sum, each two per element and source."""
-    elements = 1
-    for size in sources_shape[0]:
-        elements *= size
-    return 6 * len(sources_shape) * elements

@@ -44,9 +44,7 @@ class _KeyMatrix(torch.autograd.Function):
 
 class _InterBlock(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, first: int, total: int, eps: float, keys: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, first: int, total: int, eps: float, keys: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         count, blocks = keys.shape[0], len(tensors) // 2
         ctx.layout = (first, total, eps, count, blocks)
         ctx.save_for_backward(keys, *tensors)
