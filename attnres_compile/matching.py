@@ -32,8 +32,9 @@ class Match:
 def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: str = "") -> Match:
     """Match the streams of one graph with those of the plan of its model.
 
-    within: path, in that model, of the module that the graph was captured of. A graph that has nothing to do with the plan (a loss after a graph break) gives an empty match. Raises
-    StalePlanError if a planned stream is in the graph only in part, or with reads that the plan does not know.
+    within: path, in that model, of the module that the graph was captured of. A graph that has nothing to do with
+    the plan (a loss after a graph break) gives an empty match. Raises StalePlanError, or GraphBreakError where a break
+    ends the graph, if it holds a planned stream only in part, or with reads that the plan does not know.
     """
     slots: dict[tuple[int, int], tuple[int, int]] = {}
     taken: set[int] = set()
@@ -111,7 +112,7 @@ def _holds_part(trace: AtenTrace, stream: Stream, within: str) -> bool:
 
     The compiled module may lie around the model, so a path counts wherever in another one it stands.
     """
-    modules = {site.module for site in (*stream.writes, *stream.reads) if site.module}
+    modules = {write.module for write in stream.writes} | {read.module for read in stream.reads}
     paths = {provenance.module_path(node) for node in trace.nodes if node.op not in ("placeholder", "output")}
     for path in paths:
         parts = [part for part in (*within.split("."), *path.split(".")) if part]

@@ -13,11 +13,11 @@ from attnres_compile.errors import OptimizerError
 
 _watching = False
 # Per optimizer, what it and the prepared models were when it was last found in order.
-_in_order: weakref.WeakKeyDictionary[Optimizer, tuple[int, frozenset[str]]] = weakref.WeakKeyDictionary()
+_in_order: weakref.WeakKeyDictionary[Optimizer, tuple[int, frozenset[int]]] = weakref.WeakKeyDictionary()
 # Per optimizer that holds a part of a model, the models that it has stepped once without their parameters.
-_stepped_without: weakref.WeakKeyDictionary[Optimizer, set[str]] = weakref.WeakKeyDictionary()
+_stepped_without: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 # Models whose AttnRes parameters some optimizer holds.
-_held: set[str] = set()
+_held: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def param_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -65,11 +65,12 @@ def _check_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """
     models = parameters.prepared_models()
     count = sum(len(group["params"]) for group in optimizer.param_groups)
-    signature = (count, frozenset(parameters.require_parameters(model).uid for model in models))
+    signature = (count, frozenset(map(id, models)))
     if _in_order.get(optimizer) == signature:
         return
     holds = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if all([_is_in_order(optimizer, model, holds) for model in models]):
+    verdicts = [_is_in_order(optimizer, model, holds) for model in models]
+    if all(verdicts):
         _in_order[optimizer] = signature
 
 
@@ -78,7 +79,7 @@ def _is_in_order(optimizer: Optimizer, model: nn.Module, holds: set[int]) -> boo
     added = parameters.require_parameters(model)
     ours = [parameter for parameter in added.parameters() if parameter.grad is not None]
     if any(id(parameter) in holds for parameter in added.parameters()):
-        _held.add(added.uid)
+        _held.add(added)
     own = {id(parameter) for parameter in added.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None and id(parameter) not in own]
     stepped = [parameter for parameter in trained if id(parameter) in holds]
@@ -91,11 +92,11 @@ def _is_in_order(optimizer: Optimizer, model: nn.Module, holds: set[int]) -> boo
             "break keeps Dynamo from compiling its forward, and torch.compile(model, fullgraph=True) names the line. "
             "To train the plain model, call attnres_compile.unprepare(model)."
         )
-    if added.uid in _held:
+    if added in _held:
         return True
-    seen = _stepped_without.setdefault(optimizer, set())
-    if len(stepped) < len(trained) and added.uid not in seen:
-        seen.add(added.uid)
+    seen = _stepped_without.setdefault(optimizer, weakref.WeakSet())
+    if len(stepped) < len(trained) and added not in seen:
+        seen.add(added)
         return False
     raise OptimizerError(
         f"{type(optimizer).__name__} steps {type(model).__name__} without its {len(own)} AttnRes parameters, which "

@@ -63,9 +63,8 @@ class AttnResParameters(nn.Module):
 
     def slot(self, slot: ParameterSlot) -> nn.Parameter:
         """The parameter that an appended placeholder stands for, looked up now."""
-        read = self.streams[slot.stream].reads[slot.read]  # type: ignore[union-attr, index]
-        found: nn.Parameter = read.query if slot.name == "query" else read.key_norm.weight  # type: ignore[union-attr, assignment]
-        return found
+        suffix = "query" if slot.name == "query" else "key_norm.weight"
+        return self.get_parameter(f"streams.{slot.stream}.reads.{slot.read}.{suffix}")
 
     def extra_repr(self) -> str:
         return ", ".join(stream.name for stream in self.plan.streams)
@@ -88,7 +87,8 @@ def require_parameters(model: nn.Module) -> AttnResParameters:
     found = parameters_of(unwrapped(model))
     if found is None:
         raise NotPreparedError(
-            f"{type(unwrapped(model)).__name__} has no AttnRes parameters; call attnres_compile.prepare(model, ..) first."
+            f"{type(unwrapped(model)).__name__} has no AttnRes parameters; call attnres_compile.prepare(model, ..) "
+            "first."
         )
     return found
 

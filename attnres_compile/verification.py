@@ -167,8 +167,8 @@ def _in_double(
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     double = copy.deepcopy(model).double()
-    widen = _widened((tuple(args), dict(kwargs or {})))
-    for graph in analyse_model(double, *widen, config):
+    wide_args, wide_kwargs = _widened((tuple(args), dict(kwargs or {})))
+    for graph in analyse_model(double, wide_args, wide_kwargs, config):
         if not graph.analysis.plan.streams:
             continue
         narrow = _least_precise(graph.analysis)

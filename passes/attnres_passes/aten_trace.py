@@ -129,13 +129,13 @@ def _keep_live(trace: AtenTrace) -> None:
     trace.node_ops = [[op for op in ops if op in live] for ops in trace.node_ops]
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors and records each dispatched operation into the trace."""
 
     supports_higher_order_operators = True
 
     def __init__(self, trace: AtenTrace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
         self.node = 0
         self.number_of: dict[int, tuple[int, int]] = {}
@@ -242,10 +242,9 @@ class _RecordingInterpreter(Interpreter):
         )
         trace.node_ops.append([])
         first_op = len(trace.ops)
+        result = super().run_node(n)
         if n.op == "get_attr":
-            result = self._fake(super().run_node(n))
-        else:
-            result = super().run_node(n)
+            result = self._fake(result)
         if n.op == "output":
             trace.graph_outputs = tuple(recorder.lookup(leaf) for leaf in tree_leaves(result) if _is_plain_tensor(leaf))
         else:
@@ -255,7 +254,7 @@ class _RecordingInterpreter(Interpreter):
         return result
 
     def _number(self, node: Node) -> int | None:
-        result = self.env.get(node)
+        result: Any = self.env.get(node)
         return self.recorder.lookup(result) if _is_plain_tensor(result) else None
 
     def _number_unseen_outputs(self, n: Node, result: Any) -> None:

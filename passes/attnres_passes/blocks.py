@@ -8,7 +8,7 @@ from attnres_passes.config import AttnResConfig
 
 
 def block_size_for(writes: int, config: AttnResConfig) -> int:
-    """Writes per block; ``num_blocks = N`` asks for ``ceil(W / N)``, and more blocks than writes give one write each."""
+    """Writes per block; ``num_blocks = N`` asks for ``ceil(W / N)``, so more blocks than writes get one write each."""
     if config.block_size is not None:
         return min(config.block_size, writes)
     assert config.num_blocks is not None, "AttnResConfig sets one of the two"

@@ -214,10 +214,10 @@ class _Search:
         found = []
         for root in sorted(roots, key=lambda state: state.value):
             chain: list[Addition] = []
-            state: _State | None = deepest[root.value]
-            while state is not None and state.addition is not None:
-                chain.append(state.addition)
-                state = state.parent
+            link: _State | None = deepest[root.value]
+            while link is not None and link.addition is not None:
+                chain.append(link.addition)
+                link = link.parent
             chain.reverse()
             on_chain = {addition.op for addition in chain}
             trunk = [root.value, *(addition.after for addition in chain)]

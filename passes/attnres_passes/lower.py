@@ -92,15 +92,18 @@ def _is_read_of(node: Node, stream: int) -> bool:
 
 def _taken_apart(node: Node, plan: Plan) -> _Read:
     role = role_of(node)
-    assert role is not None and role.read is not None
+    assert role is not None
+    assert role.read is not None
     stream = plan.streams[role.stream]
     sources, key = node.args[0], node.args[1]
-    assert isinstance(sources, (list, tuple)) and isinstance(key, Node)
+    assert isinstance(sources, (list, tuple))
+    assert isinstance(key, Node)
     nodes = tuple(source for source in sources if isinstance(source, Node))
     is_open = stream.reads[role.read].state % stream.block_size != 0
     completed, partial = (nodes[:-1], nodes[-1]) if is_open else (nodes, None)
     query, weight = key.args
-    assert isinstance(query, Node) and isinstance(weight, Node)
+    assert isinstance(query, Node)
+    assert isinstance(weight, Node)
     return _Read(node, role, completed, partial, query, weight)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import PurePath
 from typing import Any
 
@@ -21,7 +21,7 @@ from attnres_passes.config import AttnResConfig
 SCHEMA_VERSION = 1
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why a residual stream is left as it is."""
 
     POST_NORM = "post_norm"
@@ -33,9 +33,6 @@ class Reason(str, Enum):
     FORKED = "forked"
     OPAQUE = "opaque"
     NOT_SELECTED = "not_selected"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Stream:
-    """A residual stream to rewrite, its writes partitioned into blocks (paper equation 5). width: size of the last axis."""
+    """A residual stream to rewrite, its writes in blocks (paper equation 5). width: size of the last axis."""
 
     name: str
     width: int
@@ -165,4 +162,4 @@ def _stream_text(stream: Stream) -> str:
             if read.state == state
         )
     table = tabulate(rows, headers=["", "module", "source", "block", "sources", "normed"], disable_numparse=True)
-    return head + "\n" + table
+    return f"{head}\n{table}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -200,7 +201,7 @@ class StreamRewriter:
     def _leave_layout(self) -> None:
         """Make the reshapes that were put off real, on every source; the stream has a new layout."""
         for site in self.pending:
-            self._map_sources(lambda source, site=site: self._copy_carrier(site, source))
+            self._map_sources(partial(self._copy_carrier, site))
         self.pending = ()
         assert self.value is not None
         self.layout = self.trace.values[self.value].shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -213,13 +213,8 @@ def _with_unique_names(accepted: list[_Accepted]) -> list[_Accepted]:
         seen[item.stream.name] += 1
         number = seen[item.stream.name]
         name = item.stream.name if number == 1 else f"{item.stream.name}.{number}"
-        stream = Stream(**{**_fields(item.stream), "name": name})
-        named.append(_Accepted(stream, item.sites))
+        named.append(_Accepted(replace(item.stream, name=name), item.sites))
     return named
-
-
-def _fields(stream: Stream) -> dict[str, object]:
-    return {name: getattr(stream, name) for name in Stream.__dataclass_fields__}
 
 
 def _select(accepted: list[_Accepted], config: AttnResConfig) -> tuple[list[_Accepted], tuple[Decline, ...]]:

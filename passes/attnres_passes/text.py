@@ -74,7 +74,7 @@ def _callee(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return f"torch.ops.{target}".removesuffix(".default")
     module = getattr(target, "__module__", None) or ""
-    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", str(target))
+    name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))
     module = {"_operator": "operator", "torch._C._nn": "F", "torch.nn.functional": "F"}.get(module, module)
     if module.startswith("attnres_kernels"):
         return str(name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -69,9 +69,9 @@ def restored_torch_state() -> Iterator[None]:
 @lru_cache(maxsize=4096)
 def is_composite(operator: Any) -> bool:
     """Whether an ATen operator is defined by other operators for autograd and all backends alike."""
-    return isinstance(operator, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
-        operator.name(), "CompositeImplicitAutograd"
-    )
+    if not isinstance(operator, torch._ops.OpOverload):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(str(operator._name), "CompositeImplicitAutograd")
 
 
 def size_token(size: Any) -> Any:
@@ -98,7 +98,7 @@ def copy_dynamo_attributes(old: torch.fx.GraphModule, new: torch.fx.GraphModule)
 def copy_dynamo_source(old: torch.fx.Node, new: torch.fx.Node) -> None:
     """Placeholders carry the source of their value as an attribute, which copying a node leaves behind."""
     if old.op == "placeholder" and hasattr(old, "_dynamo_source"):
-        new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+        new._dynamo_source = old._dynamo_source
 
 
 def copied(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -115,7 +115,7 @@ def copied(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 def mark_as_added(placeholder: torch.fx.Node) -> None:
     """A placeholder that Dynamo knows nothing of."""
-    placeholder._dynamo_source = None  # type: ignore[attr-defined]
+    placeholder._dynamo_source = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def graph_end() -> GraphEnd:
     """Why the graph that Dynamo is handing to the backend ends where it does."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    reason = InstructionTranslator.current_tx().output.compile_subgraph_reason
+    reason: Any = InstructionTranslator.current_tx().output.compile_subgraph_reason
     if reason is None:
         return GraphEnd(False)
     last = reason.user_stack[-1] if reason.user_stack else None
@@ -256,7 +256,7 @@ def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode:
     if inner == "eager":
         return gm.forward
     if inner == "aot_eager":
-        from functorch.compile import min_cut_rematerialization_partition
+        from functorch.compile import min_cut_rematerialization_partition  # type: ignore[import-untyped]
         from torch._dynamo.backends.common import aot_autograd
         from torch._dynamo.backends.debugging import boxed_nop
 
@@ -270,8 +270,7 @@ def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode:
     from torch._inductor.compile_fx import compile_fx
 
     patches = inductor_mode_options(mode) if mode else None
-    compiled = compile_fx(gm, inputs, config_patches=patches)
-    return compiled
+    return cast(Callable[..., Any], compile_fx(gm, inputs, config_patches=patches))
 
 
 def inductor_modes() -> tuple[str, ...]:

@@ -179,7 +179,7 @@ def test_training_reaches_the_same_point_as_by_hand() -> None:
     compiled(model, inner="aot_eager")
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.3) for each in (model, twin)]
     for _ in range(5):
-        for each, optimizer, call in zip((model, twin), optimizers, (model, lambda i: by_hand(twin, i)), strict=True):
+        for optimizer, call in zip(optimizers, (model, lambda ids: by_hand(twin, ids)), strict=True):
             optimizer.zero_grad()
             nn.functional.cross_entropy(call(ids).flatten(0, 1), ids.flatten()).backward()
             optimizer.step()

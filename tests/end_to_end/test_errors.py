@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_graph_break_across_a_stream_names_the_line() -> None:
     ids = tokens()
     line = next(
         number
-        for number, text in enumerate(open(__file__), start=1)
+        for number, text in enumerate(Path(__file__).read_text().splitlines(), start=1)
         if "graph_break()" in text and not text.strip().startswith("if")
     )
     where = rf"test_errors\.py:{line}"
@@ -121,8 +122,12 @@ def test_model_that_runs_without_its_depth_attention_does_not_train_in_silence()
     model.compile(backend="attnres", options=EAGER)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ac.AttnResError, match="break"):
-        model(ids).sum().backward()
-        optimizer.step()
+        train_step(model, ids, optimizer)
+
+
+def train_step(model: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    model(ids).sum().backward()
+    optimizer.step()
 
 
 def test_single_layer_of_a_prepared_model() -> None:
@@ -164,7 +169,7 @@ def test_options_must_agree_with_the_plan() -> None:
 def test_modes() -> None:
     model, ids = PreNorm(), tokens()
     model.compile(backend="attnres", mode="fastest")
-    with pytest.raises(errors.ConfigError, match="mode='fastest' is unknown to Inductor.*'max-autotune'"):
+    with pytest.raises(errors.ConfigError, match=r"mode='fastest' is unknown to Inductor.*'max-autotune'"):
         model(ids)
 
 
@@ -242,7 +247,7 @@ def test_non_floating_stream() -> None:
             x = x + x @ self.weight
             return x + x @ self.weight
 
-    with pytest.raises(errors.NoStreamError, match="non_floating.*int64"):
+    with pytest.raises(errors.NoStreamError, match=r"non_floating.*int64"):
         ac.prepare(Counter(), (torch.ones(2, 4, dtype=torch.int64),))
 
 
