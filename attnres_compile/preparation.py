@@ -146,8 +146,9 @@ def check_not_cut(stream: Stream, end: GraphEnd) -> None:
     if end.is_break and leaves:
         raise GraphBreakError(
             f"a graph break cuts the residual stream {stream.name!r} after "
-            f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten only inside one graph: take that line out of "
-            "the forward, or see it with torch.compile(model, fullgraph=True)."
+            f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten "
+            "only inside one graph: take that line out of the forward, or see it with torch.compile(model, "
+            "fullgraph=True)."
         )
 
 

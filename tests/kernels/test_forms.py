@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnres_kernels.depth_attention import direct, forms, naive, two_phase
+from attnres_kernels.depth_attention.inter_ops import inter_block_forward
 
 EPS = 1e-6
 # A schedule reorders the sums over reads; low precision rounds a block's gradient once per block of reads.
@@ -204,13 +205,11 @@ def test_operators_keep_their_contract() -> None:
     torch.library.opcheck(ops.key_matrix, (queries, weights, [4]), test_utils=checks)
     logits = [ops.source_logits(x, matrix, 0, EPS) for x in values[:2]]
     torch.library.opcheck(ops.source_logits, (values[0], matrix, 1, EPS), test_utils=checks)
+    torch.library.opcheck(ops.block_weights, (logits, 0, 4, 4), test_utils=checks)
     arguments = (values[:2], logits, 0, 4, 4)
-    torch.library.opcheck(ops.inter_block, arguments, test_utils=checks)
-    results = ops.inter_block(*arguments)
+    results = inter_block_forward(*arguments)
     backward = ([None, values[1]], results[:4], [None, *results[5:]], *arguments[:2], group, 0, 4, EPS)
     torch.library.opcheck(ops.inter_block_backward, backward, test_utils=checks)
-    merge = (results[0], results[4], values[2], rows[0], 3.0, EPS)
-    torch.library.opcheck(ops.merge, merge, test_utils=checks)
     merge_backward = (values[3], values[:2], logits, values[2], rows[0], 0, 4, 3.0, EPS)
     torch.library.opcheck(ops.merge_backward, merge_backward, test_utils=checks)
     key_backward = ([group], [None, *rows[1:]], queries, weights, [4])

@@ -1,11 +1,13 @@
-"""Operators of phase 1 and of its backward, composed of in-place ATen calls; a compiler sees one opaque call.
+"""Phase 1: forward in plain torch calls that a compiler fuses into one kernel per block, backward as one operator.
 
-A generated kernel per read would differ in its number of sources and so be compiled anew for every read;
-these run the same code for any number. They work on tiles of tokens that stay in cache, and never stack the
-sources.
-Gradients are not registered here: `two_phase` ties forward and backward operators together.
+The softmax weights are an operator of their own. They are small, and a compiler that traced through them would compute
+their exponentials again for every element of d.
+The backward is composed of in-place ATen calls on tiles of tokens: generated kernels would differ in the number of
+sources of every block, and the operator runs the same code for any number. It never stacks the sources.
+Gradients are not registered here: `two_phase` ties forward and backward together.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,35 +16,35 @@ from torch import Tensor
 from attnres_kernels.depth_attention.tiles import flatten, group_logits, inverse_rms, tiles
 
 
-@torch.library.custom_op("attnres::inter_block", mutates_args=(), tags=(torch.Tag.flexible_layout,))
-def inter_block_op(
+@torch.library.custom_op("attnres::block_weights", mutates_args=())
+def block_weights_op(logits: Sequence[Tensor], first: int, count: int, total: int) -> tuple[Tensor, Tensor]:
+    """Softmax weights `[count, n, rows]` of `count` reads over `n` completed blocks, log-sum-exps `[count, rows]`."""
+    group = group_logits(logits, first, count, total)
+    log_sums = group.logsumexp(0)
+    weights = group.sub_(log_sums).exp_()
+    return weights.permute(2, 0, 1).contiguous(), log_sums.t().contiguous()
+
+
+@block_weights_op.register_fake
+def _(logits: Sequence[Tensor], first: int, count: int, total: int) -> tuple[Tensor, Tensor]:
+    rows = math.prod(logits[0].shape[:-1])  # Size.numel would make a dynamic size static
+    return logits[0].new_empty((count, len(logits), rows)), logits[0].new_empty((count, rows))
+
+
+def inter_block_forward(
     sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int
 ) -> list[Tensor]:
     """Phase 1: `count` outputs `[*, d]` over the completed blocks, then their log-sum-exp `[*]`."""
-    group = group_logits(logits, first, count, total)
-    lse = group.logsumexp(0)
-    weights = group.sub_(lse).exp_()
-    flat = [flatten(source) for source in sources]
-    shape = sources[0].shape
-    outputs = [flat[0].new_empty(flat[0].shape, dtype=group.dtype) for _ in range(count)]
-    for tile in tiles(*flat[0].shape):
-        for i, source in enumerate(flat):
-            value = source[tile].to(group.dtype)
-            for s, output in enumerate(outputs):
-                weight = weights[i, tile, s : s + 1]
-                if i == 0:
-                    torch.mul(weight, value, out=output[tile])
-                else:
-                    output[tile].addcmul_(weight, value)
-    columns = lse.t().contiguous().unbind(0) if count > 1 else (lse[:, 0],)
-    return [x.reshape(shape) for x in outputs] + [x.clone().reshape(shape[:-1]) for x in columns]
-
-
-@inter_block_op.register_fake
-def _(sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int) -> list[Tensor]:
-    shape, dtype = sources[0].shape, logits[0].dtype
-    outputs = [sources[0].new_empty(shape, dtype=dtype) for _ in range(count)]
-    return outputs + [sources[0].new_empty(shape[:-1], dtype=dtype) for _ in range(count)]
+    weights, log_sums = block_weights_op(list(logits), first, count, total)
+    tokens = sources[0].shape[:-1]
+    outputs = []
+    for read in range(count):
+        column = weights[read].reshape(len(sources), *tokens, 1)
+        output = column[0] * sources[0].to(column.dtype)
+        for i, source in enumerate(sources[1:], start=1):
+            output = output + column[i] * source.to(column.dtype)
+        outputs.append(output)
+    return outputs + [log_sums[read].reshape(tokens) for read in range(count)]
 
 
 @torch.library.custom_op("attnres::inter_block_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))

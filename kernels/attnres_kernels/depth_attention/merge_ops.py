@@ -1,4 +1,4 @@
-"""Operators of phase 2 and of its backward, composed of in-place ATen calls on tiles of tokens."""
+"""Phase 2: forward in plain torch calls that a compiler fuses, backward as one operator on tiles of tokens."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,17 @@ def _merge_tile(value: Tensor, lse: Tensor, key: Tensor, eps: float) -> tuple[Te
     return torch.sigmoid(logit - lse), logit, rms_inverse
 
 
-@torch.library.custom_op("attnres::merge", mutates_args=(), tags=(torch.Tag.flexible_layout,))
-def merge_op(inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, factor: float, eps: float) -> Tensor:
-    """Phase 2: the read `[*, d]` from phase 1's output and log-sum-exp and the open partial sum."""
-    flat_inter, flat_lse, flat_partial = flatten(inter), lse.reshape(-1), flatten(partial)
-    out = torch.empty_like(flat_partial, memory_format=torch.contiguous_format)
-    with torch.autocast(key.device.type, enabled=False):
-        for tile in tiles(*flat_inter.shape):
-            value = flat_partial[tile].to(key.dtype)
-            weight, _, _ = _merge_tile(value, flat_lse[tile], key, eps)
-            merged = torch.lerp(flat_inter[tile], value, weight.unsqueeze_(-1))
-            out[tile] = merged if factor == 1.0 else merged.mul_(factor)
-    return out.reshape(partial.shape)
+def merge_forward(inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, factor: float, eps: float) -> Tensor:
+    """Phase 2: the read `[*, d]` from phase 1's output and log-sum-exp and the open partial sum.
 
-
-@merge_op.register_fake
-def _(inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, factor: float, eps: float) -> Tensor:
-    return partial.new_empty(partial.shape)
+    Plain torch calls with the same code for every read, so that a compiler fuses them with the residual add before and
+    the norm after, and compiles that kernel once.
+    """
+    value = partial.to(key.dtype)
+    rms_inverse = torch.rsqrt(value.square().mean(-1) + eps)
+    weight = torch.sigmoid((value * key).sum(-1) * rms_inverse - lse)
+    merged = torch.lerp(inter, value, weight.unsqueeze(-1))
+    return (merged if factor == 1.0 else merged * factor).to(partial.dtype)
 
 
 @torch.library.custom_op("attnres::merge_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))

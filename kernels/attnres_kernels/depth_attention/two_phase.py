@@ -50,7 +50,7 @@ class _InterBlock(torch.autograd.Function):
         ctx.save_for_backward(keys, *tensors)
         ctx.set_materialize_grads(False)
         sources, logits = list(tensors[:blocks]), list(tensors[blocks:])
-        return *inter_ops.inter_block_op(sources, logits, first, count, total), *sources
+        return *inter_ops.inter_block_forward(sources, logits, first, count, total), *sources
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -84,8 +84,7 @@ class _Merge(torch.autograd.Function):
         _, _, factor, eps = layout
         ctx.layout = layout
         ctx.save_for_backward(partial, key, *tensors)
-        out: Tensor = merge_ops.merge_op(inter, lse, partial, key, factor, eps)
-        return out
+        return merge_ops.merge_forward(inter, lse, partial, key, factor, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
