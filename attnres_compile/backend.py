@@ -50,6 +50,7 @@ def attnres(
     Raises:
         AttnResError, which is also torch's BackendCompilerFailed. The model is then as it was.
     """
+    torch_compat.warn_if_untested()
     owner = find_owner(gm)
     try:
         return _compile(gm, example_inputs, owner, mode, options or {})

@@ -51,6 +51,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     Raises EmptyBatchError if an example tensor has no elements, GraphBreakError or CaptureError if Dynamo makes no
     graph of the model.
     """
+    torch_compat.warn_if_untested()
     _check_not_empty(args, kwargs or {})
     model = unwrapped(model)
     whole = _capture_whole(model, args, kwargs or {})

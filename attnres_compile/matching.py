@@ -150,5 +150,5 @@ def _remedy(end: GraphEnd) -> str:
         return "Take that line out of the forward, so that one graph holds the whole stream."
     return (
         "Compile the prepared model as a whole, or call attnres_compile.unprepare(model) and prepare it again if it "
-        "has changed."
+        "has changed. Under DistributedDataParallel, which splits graphs, set torch._dynamo.config.optimize_ddp=False."
     )

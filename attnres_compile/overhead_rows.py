@@ -68,7 +68,8 @@ def _two_phase(read: Read, together: int) -> float:
     return cost.two_phase(_completed(read), together)
 
 
-def _auto(read: Read, together: int) -> float:
+def _cheaper(read: Read, together: int) -> float:
+    """What a schedule chosen per block by bytes alone would move."""
     cheaper = cost.cheaper_schedule(_completed(read), together)
     return _direct(read, together) if cheaper == "direct" else _two_phase(read, together)
 
@@ -77,7 +78,7 @@ _SCHEDULES: dict[str, Elements] = {
     "naive": _naive,
     "direct": _direct,
     "two-phase": _two_phase,
-    "auto": _auto,
+    "cheaper of both": _cheaper,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,18 @@ def torch_version() -> tuple[int, int]:
     """Major and minor version of the installed torch."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
+
+
+@lru_cache(maxsize=1)
+def warn_if_untested() -> None:
+    """Warn, once, under a torch that this file was not checked with."""
+    if not OLDEST_TORCH <= torch_version() <= NEWEST_TORCH:
+        oldest, newest = (".".join(map(str, version)) for version in (OLDEST_TORCH, NEWEST_TORCH))
+        warnings.warn(
+            f"attnres: torch {torch.__version__} is untested, {oldest} to {newest} are; check your model with "
+            "attnres_compile.verify.",
+            stacklevel=3,
+        )
 
 
 def fake_mode_of(values: list[Any]) -> FakeTensorMode:

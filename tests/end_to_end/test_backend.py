@@ -246,3 +246,22 @@ def test_dump_writes_a_numbered_file_per_stage(tmp_path, monkeypatch: pytest.Mon
     ]
     assert "attnres.depth_attention" in (tmp_path / names[2]).read_text()
     assert "attnres.depth_attention" not in (tmp_path / names[3]).read_text()
+
+
+@pytest.mark.processes
+def test_data_parallel(tmp_path) -> None:
+    """DDP reduces the gradients of the added parameters like any other, whichever is compiled."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model, ids = PreNorm(), tokens()
+        ac.prepare(model, (ids,), block_size=1)
+        randomize(model)
+        twin = copy.deepcopy(model)
+        by_hand(twin, ids).square().sum().backward()
+        parallel = nn.parallel.DistributedDataParallel(compiled(model))
+        parallel(ids).square().sum().backward()
+        for (name, left), right in zip(model.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(left.grad, right.grad, msg=name)
+        assert ac.status(model).state == "rewritten"
+    finally:
+        torch.distributed.destroy_process_group()

@@ -205,7 +205,7 @@ def test_operators_keep_their_contract() -> None:
     torch.library.opcheck(ops.key_matrix, (queries, weights, [4]), test_utils=checks)
     logits = [ops.source_logits(x, matrix, 0, EPS) for x in values[:2]]
     torch.library.opcheck(ops.source_logits, (values[0], matrix, 1, EPS), test_utils=checks)
-    torch.library.opcheck(ops.block_weights, (logits, 0, 4, 4), test_utils=checks)
+    torch.library.opcheck(ops.inter_block, (values[:2], logits, 0, 4, 4), test_utils=checks)
     arguments = (values[:2], logits, 0, 4, 4)
     results = inter_block_forward(*arguments)
     backward = ([None, values[1]], results[:4], [None, *results[5:]], *arguments[:2], group, 0, 4, EPS)

@@ -30,7 +30,7 @@ def graph_of(level: Level) -> tuple[GraphModule, Plan]:
         return found.gm, analysis.plan
     gm = rewrite(found.gm, analysis).gm
     if level is Level.LOWERED:
-        lower(gm, analysis.plan, AttnResConfig(schedule="direct"))
+        gm = lower(gm, analysis.plan, AttnResConfig(schedule="direct"))
     return gm, analysis.plan
 
 

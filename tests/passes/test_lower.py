@@ -40,9 +40,9 @@ def lowered(found: Captured, analysis: Analysis, schedule: str) -> Rewritten:
     """A fresh rewrite of the graph, lowered to a schedule."""
     result = rewrite(found.gm, analysis)
     config = AttnResConfig(**{**analysis.plan.config.to_dict(), "schedule": schedule})
-    lower(result.gm, analysis.plan, config)
-    check_level(result.gm, Level.LOWERED, analysis.plan)
-    return result
+    gm = lower(result.gm, analysis.plan, config)
+    check_level(gm, Level.LOWERED, analysis.plan)
+    return Rewritten(gm, result.slots)
 
 
 def assert_schedules_equal_the_definition(

@@ -123,9 +123,9 @@ def forward(
     attnres_0_2_query,  # attnres: parameter stream=0 read=3
     attnres_0_2_key_weight,  # attnres: parameter stream=0 read=3
 ):
-    key_vector = key_vector(attnres_0_0_query, attnres_0_0_key_weight)  # attnres: key stream=0 read=1
-    key_vector_1 = key_vector(attnres_0_1_query, attnres_0_1_key_weight)  # attnres: key stream=0 read=2
-    key_vector_2 = key_vector(attnres_0_2_query, attnres_0_2_key_weight)  # attnres: key stream=0 read=3
+    key_0_1 = key_vector(attnres_0_0_query, attnres_0_0_key_weight)  # attnres: key stream=0 read=1
+    key_0_2 = key_vector(attnres_0_1_query, attnres_0_1_key_weight)  # attnres: key stream=0 read=2
+    key_0_3 = key_vector(attnres_0_2_query, attnres_0_2_key_weight)  # attnres: key stream=0 read=3
     # test_rewrite.py:N
     x: f64[2, 3, 8] = l_args_0_.sinh()
     # norm.0  test_rewrite.py:N
@@ -133,20 +133,20 @@ def forward(
     # linear.0  test_rewrite.py:N
     linear: f64[2, 3, 8] = F.linear(layer_norm, linear_0_weight, linear_0_bias)  # attnres: write stream=0 block=1 sublayer=1
     # norm.1  test_rewrite.py:N
-    depth_attention_default: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, linear], key_vector, 1e-06, 'mean')  # attnres: read stream=0 read=1 block=1 sublayer=1
-    layer_norm_1: f64[2, 3, 8] = F.layer_norm(depth_attention_default, (8,), norm_1_weight, norm_1_bias, 1e-12)
+    read_0_1: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, linear], key_0_1, 1e-06, 'mean')  # attnres: read stream=0 read=1 block=1 sublayer=1
+    layer_norm_1: f64[2, 3, 8] = F.layer_norm(read_0_1, (8,), norm_1_weight, norm_1_bias, 1e-12)
     # linear.1  test_rewrite.py:N
     linear_1: f64[2, 3, 8] = F.linear(layer_norm_1, linear_1_weight, linear_1_bias)
     # test_rewrite.py:N
     add: f64[2, 3, 8] = torch.add(linear, linear_1)  # attnres: write stream=0 block=1 sublayer=2
     # norm.2  test_rewrite.py:N
-    depth_attention_default_1: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add], key_vector_1, 1e-06, 'mean')  # attnres: read stream=0 read=2 block=2 sublayer=2
-    layer_norm_2: f64[2, 3, 8] = F.layer_norm(depth_attention_default_1, (8,), norm_2_weight, norm_2_bias, 1e-12)
+    read_0_2: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add], key_0_2, 1e-06, 'mean')  # attnres: read stream=0 read=2 block=2 sublayer=2
+    layer_norm_2: f64[2, 3, 8] = F.layer_norm(read_0_2, (8,), norm_2_weight, norm_2_bias, 1e-12)
     # linear.2  test_rewrite.py:N
     linear_2: f64[2, 3, 8] = F.linear(layer_norm_2, linear_2_weight, linear_2_bias)  # attnres: write stream=0 block=2 sublayer=3
     # norm.3  test_rewrite.py:N
-    depth_attention_default_2: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add, linear_2], key_vector_2, 1e-06, 'mean')  # attnres: read stream=0 read=3 block=2 sublayer=3
-    layer_norm_3: f64[2, 3, 8] = F.layer_norm(depth_attention_default_2, (8,), norm_3_weight, norm_3_bias, 1e-12)
+    read_0_3: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add, linear_2], key_0_3, 1e-06, 'mean')  # attnres: read stream=0 read=3 block=2 sublayer=3
+    layer_norm_3: f64[2, 3, 8] = F.layer_norm(read_0_3, (8,), norm_3_weight, norm_3_bias, 1e-12)
     return (layer_norm_3,)
 """
 

@@ -38,8 +38,8 @@ def automatic_schedule(block_size: int, num_sources: int) -> str:
         block_size: writes per block, `S`.
         num_sources: most sources any read of the stream has.
 
-    Two-phase for all of them: it adds one generated kernel per block and one for all merges, where the other forms
-    have a compiler build a kernel for each number of sources, forward and backward.
+    Two-phase for all of them: a compiler builds one kernel for all its merges, where the other forms need one for each
+    number of sources, forward and backward.
     """
     del block_size, num_sources
     return "two_phase"

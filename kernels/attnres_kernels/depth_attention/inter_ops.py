@@ -1,9 +1,7 @@
-"""Phase 1: forward in plain torch calls that a compiler fuses into one kernel per block, backward as one operator.
+"""Phase 1 and its backward as operators of in-place ATen calls; a compiler sees one opaque call for each.
 
-The softmax weights are an operator of their own. They are small, and a compiler that traced through them would compute
-their exponentials again for every element of d.
-The backward is composed of in-place ATen calls on tiles of tokens: generated kernels would differ in the number of
-sources of every block, and the operator runs the same code for any number. It never stacks the sources.
+A generated kernel would differ in its number of sources and reads, and so be compiled anew for every block; these run
+the same code for any number. They work on tiles of tokens that stay in cache, and never stack the sources.
 Gradients are not registered here: `two_phase` ties forward and backward together.
 """
 
@@ -16,35 +14,46 @@ from torch import Tensor
 from attnres_kernels.depth_attention.tiles import flatten, group_logits, inverse_rms, tiles
 
 
-@torch.library.custom_op("attnres::block_weights", mutates_args=())
-def block_weights_op(logits: Sequence[Tensor], first: int, count: int, total: int) -> tuple[Tensor, Tensor]:
-    """Softmax weights `[count, n, rows]` of `count` reads over `n` completed blocks, log-sum-exps `[count, rows]`."""
+@torch.library.custom_op("attnres::inter_block", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def inter_block_op(
+    sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int
+) -> tuple[list[Tensor], Tensor]:
+    """Phase 1: `count` outputs `[rows, d]` over the completed blocks, and their log-sum-exps `[count, rows]`."""
     group = group_logits(logits, first, count, total)
     log_sums = group.logsumexp(0)
     weights = group.sub_(log_sums).exp_()
-    return weights.permute(2, 0, 1).contiguous(), log_sums.t().contiguous()
+    flat = [flatten(source) for source in sources]
+    outputs = [flat[0].new_empty(flat[0].shape, dtype=group.dtype) for _ in range(count)]
+    for tile in tiles(*flat[0].shape):
+        parts = [output[tile] for output in outputs]
+        # One column [rows, 1] per source and read, cut out here and not in the inner loop.
+        columns = [of_source.split(1, dim=1) for of_source in weights[:, tile].unbind(0)]
+        for i, source in enumerate(flat):
+            value = source[tile].to(group.dtype)
+            for part, column in zip(parts, columns[i], strict=True):
+                if i == 0:
+                    torch.mul(value, column, out=part)
+                else:
+                    part.addcmul_(value, column)
+    return outputs, log_sums.t().contiguous()
 
 
-@block_weights_op.register_fake
-def _(logits: Sequence[Tensor], first: int, count: int, total: int) -> tuple[Tensor, Tensor]:
-    rows = math.prod(logits[0].shape[:-1])  # Size.numel would make a dynamic size static
-    return logits[0].new_empty((count, len(logits), rows)), logits[0].new_empty((count, rows))
+@inter_block_op.register_fake
+def _(
+    sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int
+) -> tuple[list[Tensor], Tensor]:
+    rows = math.prod(sources[0].shape[:-1])  # Size.numel would make a dynamic size static
+    outputs = [logits[0].new_empty((rows, sources[0].shape[-1])) for _ in range(count)]
+    return outputs, logits[0].new_empty((count, rows))
 
 
 def inter_block_forward(
     sources: Sequence[Tensor], logits: Sequence[Tensor], first: int, count: int, total: int
 ) -> list[Tensor]:
     """Phase 1: `count` outputs `[*, d]` over the completed blocks, then their log-sum-exp `[*]`."""
-    weights, log_sums = block_weights_op(list(logits), first, count, total)
-    tokens = sources[0].shape[:-1]
-    outputs = []
-    for read in range(count):
-        column = weights[read].reshape(len(sources), *tokens, 1)
-        output = column[0] * sources[0].to(column.dtype)
-        for i, source in enumerate(sources[1:], start=1):
-            output = output + column[i] * source.to(column.dtype)
-        outputs.append(output)
-    return outputs + [log_sums[read].reshape(tokens) for read in range(count)]
+    outputs, log_sums = inter_block_op(list(sources), list(logits), first, count, total)
+    shape = sources[0].shape
+    return [output.reshape(shape) for output in outputs] + [log_sums[read].reshape(shape[:-1]) for read in range(count)]
 
 
 @torch.library.custom_op("attnres::inter_block_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
