@@ -6,21 +6,49 @@
 Attention Residuals: Kimi Team, arXiv 2603.15031.
 """
 
-from attnres_compile.explanation import Explanation, explain
-from attnres_compile.model_status import Status, status
-from attnres_compile.optimizers import param_groups
-from attnres_compile.overhead import OverheadReport, overhead
-from attnres_compile.preparation import prepare, unprepare
-from attnres_compile.save_load import load, save
-from attnres_compile.verification import Verification, verify
-from attnres_kernels.errors import AttnResError
-from attnres_passes.config import AttnResConfig
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnres_compile.explanation import Explanation, explain
+    from attnres_compile.model_status import Status, status
+    from attnres_compile.optimizers import param_groups
+    from attnres_compile.preparation import prepare, unprepare
+    from attnres_compile.report.overhead import OverheadReport, overhead
+    from attnres_compile.save_load import load, save
+    from attnres_compile.verification import Verification, verify
+    from attnres_kernels.errors import AttnResError
+    from attnres_passes.config import AttnResConfig
+    from attnres_passes.plan import Plan
+
+# Loaded when first used, so that the command line answers without loading torch.
+_HOMES = {
+    "AttnResConfig": "attnres_passes.config",
+    "AttnResError": "attnres_kernels.errors",
+    "Explanation": "attnres_compile.explanation",
+    "OverheadReport": "attnres_compile.report.overhead",
+    "Plan": "attnres_passes.plan",
+    "Status": "attnres_compile.model_status",
+    "Verification": "attnres_compile.verification",
+    "explain": "attnres_compile.explanation",
+    "load": "attnres_compile.save_load",
+    "overhead": "attnres_compile.report.overhead",
+    "param_groups": "attnres_compile.optimizers",
+    "prepare": "attnres_compile.preparation",
+    "save": "attnres_compile.save_load",
+    "status": "attnres_compile.model_status",
+    "unprepare": "attnres_compile.preparation",
+    "verify": "attnres_compile.verification",
+}
 
 __all__ = [
     "AttnResConfig",
     "AttnResError",
     "Explanation",
     "OverheadReport",
+    "Plan",
     "Status",
     "Verification",
     "explain",
@@ -33,3 +61,15 @@ __all__ = [
     "unprepare",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

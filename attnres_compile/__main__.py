@@ -2,6 +2,6 @@
 
 import sys
 
-from attnres_compile.cli import main
+from attnres_compile.cli.main import main
 
 sys.exit(main())

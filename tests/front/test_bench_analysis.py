@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from attnres_compile.bench_analysis import PreNormToy, growth_exponent
-from attnres_compile.measure import MeasureError
-from attnres_compile.stage_times import STAGES, stage_times
+from attnres_compile.bench.analysis import PreNormToy, growth_exponent
+from attnres_compile.bench.measure import MeasureError
+from attnres_compile.bench.stage_times import STAGES, stage_times
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from attnres_compile import cli, cli_verbs
+from attnres_compile.cli import main as cli
+from attnres_compile.cli import verbs as cli_verbs
 from attnres_kernels.errors import AttnResError
 
 transformers = pytest.importorskip("transformers")
@@ -402,7 +403,7 @@ def test_blocks_by_number_or_by_size(capsys):
 
 def test_help_needs_neither_torch_nor_transformers(child_environment):
     code = (
-        "import sys; from attnres_compile import cli\n"
+        "import sys; from attnres_compile.cli import main as cli\n"
         "try: cli.main(['inspect', '--help'])\n"
         "except SystemExit: pass\n"
         "print('loaded', sorted({'torch', 'transformers'} & set(sys.modules)))"

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from attnres_compile import compile_time
-from attnres_compile.compile_time import (
+from attnres_compile.bench import compile_time
+from attnres_compile.bench.compile_time import (
     FORWARD,
     TRAINING,
     CompileJob,
@@ -15,8 +15,8 @@ from attnres_compile.compile_time import (
     compile_samples,
     measure_compile_time,
 )
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.measure import MeasureError
+from attnres_compile.bench.measure import MeasureError
+from attnres_compile.models.load_options import LoadOptions
 
 pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from attnres_compile.measure import (
+from attnres_compile.bench.measure import (
     CONFIDENCE,
     Comparison,
     MeasureError,

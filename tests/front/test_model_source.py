@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from attnres_compile import presets
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.model_errors import (
+from attnres_compile.models import presets
+from attnres_compile.models.errors import (
     ConfigSourceError,
     FactoryError,
     InputGuessError,
@@ -22,8 +21,9 @@ from attnres_compile.model_errors import (
     SequenceTooLongError,
     UnknownPresetError,
 )
-from attnres_compile.model_source import load_model
-from attnres_compile.presets import PRESETS
+from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.presets import PRESETS
+from attnres_compile.models.source import load_model
 from attnres_kernels.errors import AttnResError
 
 transformers = pytest.importorskip("transformers")

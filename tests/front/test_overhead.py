@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import attnres_compile as ac
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.measure import Comparison, MeasureError, Ratio, Samples
-from attnres_compile.model_source import load_model
-from attnres_compile.overhead import latency_row, overhead
-from attnres_compile.overhead_report import HEADERS, OverheadReport, OverheadRow
-from attnres_compile.overhead_rows import io_rows, parameter_rows, storage_rows
+from attnres_compile.bench.measure import Comparison, MeasureError, Ratio, Samples
+from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.source import load_model
+from attnres_compile.report.overhead import latency_row, overhead
+from attnres_compile.report.rows import io_rows, parameter_rows, storage_rows
+from attnres_compile.report.table import HEADERS, OverheadReport, OverheadRow
 from attnres_passes.config import AttnResConfig
 from attnres_passes.plan import Plan, Read, Stream, Write
 
@@ -260,7 +260,7 @@ def test_measured_report_leaves_the_model_as_it_was():
 
 def test_the_two_arms_really_differ(monkeypatch):
     """The attnres arm runs the rewritten model: with random queries its output is another one."""
-    from attnres_compile import model_arms
+    from attnres_compile.bench import arms as model_arms
 
     model = PreNormToy()
     x = torch.randn(2, 3, WIDTH)

@@ -27,7 +27,7 @@ def inter_block_op(
     for tile in tiles(*flat[0].shape):
         parts = [output[tile] for output in outputs]
         # One column [rows, 1] per source and read, cut out here and not in the inner loop.
-        columns = [of_source.split(1, dim=1) for of_source in weights[:, tile].unbind(0)]
+        columns = [torch.split(of_source, 1, dim=1) for of_source in weights[:, tile].unbind(0)]
         for i, source in enumerate(flat):
             value = source[tile].to(group.dtype)
             for part, column in zip(parts, columns[i], strict=True):

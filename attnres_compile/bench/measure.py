@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from attnres_compile.environment import device_name
+from attnres_compile.bench.environment import device_name
 from attnres_kernels.errors import AttnResError
 
 CONFIDENCE = 0.95

@@ -17,9 +17,9 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn import functional
 
-from attnres_compile.environment import describe_environment
-from attnres_compile.measure import MeasureError
-from attnres_compile.stage_times import STAGES, stage_times
+from attnres_compile.bench.environment import describe_environment
+from attnres_compile.bench.measure import MeasureError
+from attnres_compile.bench.stage_times import STAGES, stage_times
 
 SCHEMA_VERSION = 1
 KIND = "bench analysis"

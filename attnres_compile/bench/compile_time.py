@@ -1,6 +1,6 @@
 """Time to compile: every sample is a fresh process with empty compiler caches.
 
-parent: measure_compile_time(job)           child: ``python -m attnres_compile.compile_time``
+parent: measure_compile_time(job)           child: ``python -m attnres_compile.bench.compile_time``
   writes job.json, starts the child   -->     loads the model, warms the compiler up, prepares,
   reads times.json                    <--     calls the compiled model, and calls it again
 """
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.measure import MeasureError, Samples
+from attnres_compile.bench.measure import MeasureError, Samples
+from attnres_compile.models.load_options import LoadOptions
 
 FORWARD, TRAINING = "forward", "training step"
 
@@ -81,7 +81,7 @@ def _in_fresh_process(job: CompileJob, arm: str) -> CompileTimes:
             "TRITON_CACHE_DIR": str(Path(directory, "triton")),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "attnres_compile.compile_time", arm, str(job_file), str(times_file)],
+            [sys.executable, "-m", "attnres_compile.bench.compile_time", arm, str(job_file), str(times_file)],
             env=environment,
             capture_output=True,
             text=True,
@@ -122,8 +122,8 @@ def _time_arm(job: CompileJob, arm: str) -> CompileTimes:
     import torch
 
     import attnres_compile as ac
-    from attnres_compile import model_arms
-    from attnres_compile.model_source import load_model
+    from attnres_compile.bench import arms as model_arms
+    from attnres_compile.models.source import load_model
 
     loaded = load_model(job.model, job.load)
     model = loaded.model

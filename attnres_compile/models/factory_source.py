@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from attnres_compile.example_inputs import first_line
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.model_errors import FactoryError, LoadOptionError
+from attnres_compile.models.errors import FactoryError, LoadOptionError
+from attnres_compile.models.example_inputs import first_line
+from attnres_compile.models.load_options import LoadOptions
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from attnres_compile import model_arms
-from attnres_compile.compile_time import FORWARD, TRAINING, CompileJob, compile_samples, measure_compile_time
-from attnres_compile.environment import describe_environment, device_name
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.measure import DEFAULT_ROUNDS, Comparison, MeasureError, compare, paired_ratio
-from attnres_compile.model_source import LoadedModel, load_model
+from attnres_compile.bench import arms as model_arms
+from attnres_compile.bench.compile_time import FORWARD, TRAINING, CompileJob, compile_samples, measure_compile_time
+from attnres_compile.bench.environment import describe_environment, device_name
+from attnres_compile.bench.measure import DEFAULT_ROUNDS, Comparison, MeasureError, compare, paired_ratio
+from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.source import LoadedModel, load_model
 from attnres_passes.config import AttnResConfig
 
 SCHEMA_VERSION = 1

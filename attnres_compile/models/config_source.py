@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.model_errors import ConfigSourceError
-from attnres_compile.transformers_source import explained_imports, find_class, import_transformers
+from attnres_compile.models.errors import ConfigSourceError
+from attnres_compile.models.transformers_source import explained_imports, find_class, import_transformers
 
 # In the order they are tried for a configuration that names no architecture.
 _CLASS_MAPPINGS = (

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile import model_arms
-from attnres_compile.environment import describe_environment
+from attnres_compile.bench import arms as model_arms
+from attnres_compile.bench.environment import describe_environment
+from attnres_compile.bench.measure import DEFAULT_ROUNDS, Comparison, compare
 from attnres_compile.explanation import explain
-from attnres_compile.measure import DEFAULT_ROUNDS, Comparison, compare
-from attnres_compile.overhead_report import OverheadReport, OverheadRow
-from attnres_compile.overhead_rows import io_rows, parameter_rows, storage_rows
 from attnres_compile.parameters import parameters_of
 from attnres_compile.preparation import config_from
+from attnres_compile.report.rows import io_rows, parameter_rows, storage_rows
+from attnres_compile.report.table import OverheadReport, OverheadRow
 from attnres_passes.config import AttnResConfig
 
 __all__ = ["OverheadReport", "OverheadRow", "overhead"]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attnres_compile.overhead_report import OverheadRow
+from attnres_compile.report.table import OverheadRow
 from attnres_kernels.depth_attention import cost
 
 if TYPE_CHECKING:

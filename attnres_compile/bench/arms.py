@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnres_compile.measure import MeasureError
+from attnres_compile.bench.measure import MeasureError
 from attnres_compile.parameters import parameters_of
 from attnres_compile.preparation import prepare, unprepare
 from attnres_passes.config import AttnResConfig

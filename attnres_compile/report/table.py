@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from tabulate import tabulate
 
-from attnres_compile.measure import Comparison
+from attnres_compile.bench.measure import Comparison
 
 SCHEMA_VERSION = 1
 How = Literal["exact", "closed form", "measured", "n/a"]

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from attnres_compile import cli_verbs
-from attnres_compile.cli_options import add_model_options, add_rewrite_options
-from attnres_compile.presets import PRESETS
+from attnres_compile.cli import verbs as cli_verbs
+from attnres_compile.cli.options import add_model_options, add_rewrite_options
+from attnres_compile.models.presets import PRESETS
 from attnres_kernels.errors import AttnResError
 
 EXIT_ERROR = 1

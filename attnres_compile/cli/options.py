@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from attnres_compile.load_options import DTYPES, LoadOptions
+from attnres_compile.models.load_options import DTYPES, LoadOptions
 from attnres_passes.config import CHOICES, DEFAULT_NUM_BLOCKS
 
 # Option of the command line -> field of AttnResConfig.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.model_errors import InputGuessError, LoadOptionError, SequenceTooLongError
+from attnres_compile.models.errors import InputGuessError, LoadOptionError, SequenceTooLongError
+from attnres_compile.models.load_options import LoadOptions
 
 HOW_TO_GIVE_INPUTS = (
     "write a function that returns (model, kwargs) or (model, args, kwargs) and name it as module:factory"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attnres_compile.model_errors import LoadOptionError
+from attnres_compile.models.errors import LoadOptionError
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.cli_options import load_options, rewrite_options
-from attnres_compile.cli_output import OutputError, check_writable, json_text, write_text
+from attnres_compile.cli.options import load_options, rewrite_options
+from attnres_compile.cli.output import OutputError, check_writable, json_text, write_text
 
 ALL_REWRITTEN, PARTLY_REWRITTEN, NOTHING_REWRITTEN = 0, 2, 3
 PASSED, FAILED = 0, 1
@@ -60,7 +60,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     """Print the overhead table."""
     check_writable(arguments.output)
     loaded = _load(arguments)
-    from attnres_compile.overhead import overhead
+    from attnres_compile.report.overhead import overhead
 
     rounds = {} if arguments.rounds is None else {"rounds": arguments.rounds}
     report = overhead(
@@ -86,7 +86,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 def run_bench_model(arguments: argparse.Namespace) -> int:
     """Measure one model; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.bench import WORKLOADS, BenchJob, bench_model, bench_table
+    from attnres_compile.bench.model import WORKLOADS, BenchJob, bench_model, bench_table
 
     forward, training = WORKLOADS
     workloads = {"forward": (forward,), "training": (training,), None: WORKLOADS}[arguments.workload]
@@ -105,7 +105,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
 def run_bench_analysis(arguments: argparse.Namespace) -> int:
     """Time the passes by depth; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.bench_analysis import analysis_table, bench_analysis
+    from attnres_compile.bench.analysis import analysis_table, bench_analysis
 
     record = bench_analysis(arguments.layers, arguments.rounds, arguments.command)
     return _show_record(record, analysis_table, arguments.json)
@@ -113,7 +113,8 @@ def run_bench_analysis(arguments: argparse.Namespace) -> int:
 
 def run_bench_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
-    from attnres_compile import bench, bench_analysis
+    from attnres_compile.bench import analysis as bench_analysis
+    from attnres_compile.bench import model as bench
 
     try:
         record = json.loads(Path(arguments.file).read_text(encoding="utf-8"))
@@ -134,6 +135,6 @@ def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:
 
 def _load(arguments: argparse.Namespace) -> Any:
     options = load_options(arguments)
-    from attnres_compile.model_source import load_model
+    from attnres_compile.models.source import load_model
 
     return load_model(arguments.model, options)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnres_compile.config_source import load_config, model_from_config
-from attnres_compile.example_inputs import HOW_TO_GIVE_INPUTS, check_guess, guess_inputs, guess_labels
-from attnres_compile.factory_source import call_factory
-from attnres_compile.load_options import LoadOptions
-from attnres_compile.model_errors import FactoryError, UnknownPresetError
-from attnres_compile.presets import PRESETS
+from attnres_compile.models.config_source import load_config, model_from_config
+from attnres_compile.models.errors import FactoryError, UnknownPresetError
+from attnres_compile.models.example_inputs import HOW_TO_GIVE_INPUTS, check_guess, guess_inputs, guess_labels
+from attnres_compile.models.factory_source import call_factory
+from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.presets import PRESETS
 
 
 @dataclass(frozen=True)

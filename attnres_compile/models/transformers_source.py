@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from attnres_compile.model_errors import MissingExtraError
+from attnres_compile.models.errors import MissingExtraError
 
 
 def import_transformers() -> ModuleType:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnres_compile.transformers_source import find_class
+from attnres_compile.models.transformers_source import find_class
 
 
 @dataclass(frozen=True)

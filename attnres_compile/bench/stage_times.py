@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from attnres_compile.measure import MeasureError
+from attnres_compile.bench.measure import MeasureError
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig
 from attnres_passes.plan import Stream

@@ -1,0 +1,1 @@
+"""Measurement: paired latencies, time to compile, growth of the analysis with depth."""

@@ -1,0 +1,1 @@
+"""From what a user names, a preset, a configuration or a factory, to a module with example inputs."""

@@ -1,0 +1,1 @@
+"""The overhead table of a model."""
