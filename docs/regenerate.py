@@ -71,7 +71,7 @@ def explained() -> attnres_compile.Explanation:
 @functools.cache
 def traced(model: Callable[[], torch.nn.Module] | None = None) -> AtenTrace:
     module, args, kwargs = example() if model is None else (model(), (example_variants.states(),), {})
-    return trace_aten(capture(module, args, kwargs)[0].gm)
+    return trace_aten(capture(module, args, kwargs).graphs[0].gm)
 
 
 def operations(trace: AtenTrace, indices: list[int]) -> str:
@@ -196,7 +196,7 @@ def in_place() -> str:
 @part
 def parameters() -> str:
     model, args, kwargs = example()
-    gm = capture(model, args, kwargs)[0].gm
+    gm = capture(model, args, kwargs).graphs[0].gm
     analysis = find_streams(trace_aten(gm), attnres_compile.AttnResConfig(**OPTIONS))
     result = rewrite(gm, analysis)
     added = [node for node in result.gm.graph.nodes if (role := role_of(node)) and role.kind == "parameter"]

@@ -45,7 +45,7 @@ def sample(*shape: int, seed: int = 1) -> Tensor:
 def captured(function: Callable[..., Any] | nn.Module, *args: Tensor, layers: int = 3) -> Captured:
     """The one graph of a module, or of a function of a `Function` module and `args` (`sample()` if none)."""
     model = function if isinstance(function, nn.Module) else Function(function, layers)
-    graphs = capture(model, args or (sample(),), None)
+    graphs = capture(model, args or (sample(),), None).graphs
     assert len(graphs) == 1
     return graphs[0]
 
