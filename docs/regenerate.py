@@ -214,7 +214,7 @@ def variant_text(model: torch.nn.Module) -> str:
 
 @part
 def reshaped_read() -> str:
-    return excerpt(variant_text(example_variants.Reshaped()), "depth_attention_default:", "# mlps.1.up")
+    return excerpt(variant_text(example_variants.Reshaped()), "read_0_1:", "# mlps.1.up")
 
 
 @part
