@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -74,9 +75,17 @@ class AttnResConfig:
         if isinstance(self.streams, str):
             raise ConfigError(f"streams={self.streams!r} is a string; give a list of names: [{self.streams!r}].")
         if self.streams is not None:
+            self._check_names()
             object.__setattr__(self, "streams", tuple(self.streams))
-        if not isinstance(self.eps, (int, float)) or self.eps < 0:
+        if not isinstance(self.allow_unnormed, bool):
+            raise ConfigError(f"allow_unnormed={self.allow_unnormed!r} is not True or False; give one of them.")
+        if not isinstance(self.eps, (int, float)) or not 0 <= self.eps < math.inf:
             raise ConfigError(f"eps={self.eps!r} is not a number >= 0; give a small one such as 1e-6.")
+
+    def _check_names(self) -> None:
+        names = self.streams
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"streams={names!r} is not a list of names; give one such as ['decoder'], or None.")
 
     def _check_positive_integer(self, name: str) -> None:
         value = getattr(self, name)

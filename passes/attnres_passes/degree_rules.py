@@ -122,14 +122,28 @@ def _first_if_others_invariant(op: Op, degree_of: DegreeOf) -> Degree:
 
 @rule(
     "view _unsafe_view reshape permute transpose t expand slice select squeeze unsqueeze split split_with_sizes "
-    "unbind clone _to_copy alias detach contiguous lift_fresh neg sum mean cumsum flip roll repeat gather index "
+    "unbind clone alias detach contiguous lift_fresh neg sum mean cumsum flip roll repeat gather index "
     "index_select diagonal tril triu unfold as_strided avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d reflection_pad1d reflection_pad2d abs relu leaky_relu "
-    "amax amin linalg_vector_norm std view_as_real view_as_complex real imag _conj pixel_shuffle pixel_unshuffle"
+    "amax amin std view_as_real view_as_complex real imag _conj pixel_shuffle pixel_unshuffle"
 )
 def homogeneous(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     """f(c x) = c f(x) for c > 0: the degree of the first tensor passes through."""
     return _all(op, _first_if_others_invariant(op, degree_of))
+
+
+@rule("_to_copy")
+def cast(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
+    """Rounding to integers is felt at one scale and not at another."""
+    dtype = op.kwargs.get("dtype")
+    is_rounding = dtype is not None and not dtype.is_floating_point and not dtype.is_complex
+    return _all(op, UNKNOWN if is_rounding else _first_if_others_invariant(op, degree_of))
+
+
+@rule("linalg_vector_norm")
+def vector_norm(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
+    """All norms but the one of order 0, which counts."""
+    return _all(op, UNKNOWN if _argument(op, 1, "ord", 2) == 0 else _first_if_others_invariant(op, degree_of))
 
 
 @rule("max min topk sort max_pool2d_with_indices native_dropout kthvalue mode cummax cummin")
@@ -235,9 +249,11 @@ def overwrite(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
 
 @rule("index_add index_copy scatter scatter_add slice_scatter select_scatter index_put _index_put_impl masked_scatter")
 def write_into(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
-    """Target and values must scale alike; positions must not scale at all, which integers cannot."""
-    tensors = [leaf for leaf in tree_leaves((op.args, op.kwargs)) if isinstance(leaf, Ref)]
-    return _all(op, _same([degree_of(tensors[0].value), degree_of(tensors[-1].value)]))
+    """Target and values must scale alike; positions must not scale at all."""
+    target, *positions, values = (
+        degree_of(leaf.value) for leaf in tree_leaves((op.args, op.kwargs)) if isinstance(leaf, Ref)
+    )
+    return _all(op, _same([target, values]) if all(degree == ZERO for degree in positions) else UNKNOWN)
 
 
 @rule("pow")
@@ -273,31 +289,39 @@ def variance_and_mean(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
 def attention(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     """Softmax needs logits of degree 0; then the output scales as the values do."""
     query, key, value = (_degree(argument, degree_of) for argument in op.args[:3])
-    invariant = _sum(query, key) == ZERO
+    others = [leaf for leaf in tree_leaves((op.args[3:], op.kwargs)) if isinstance(leaf, Ref)]
+    invariant = _sum(query, key) == ZERO and all(degree_of(other.value) == ZERO for other in others)
     return [value if invariant else UNKNOWN, *[ZERO if invariant else UNKNOWN] * (len(op.outputs) - 1)]
 
 
-def _normalized(op: Op, degree_of: DegreeOf, affine: Sequence[Any], statistics: Sequence[int]) -> list[Degree]:
+def _normalized(
+    op: Op, degree_of: DegreeOf, affine: Sequence[Any], statistics: Sequence[int], eps: float | None
+) -> list[Degree]:
     """Output of degree 0 when weight and bias are, and the statistics beside it with the given powers."""
     degree = _degree(op.args[0], degree_of)
     known = degree is not UNKNOWN and all(_degree(argument, degree_of) == ZERO for argument in affine)
+    if eps is not None and eps > LARGEST_EPS:  # it is felt beside the variance
+        return _all(op, UNKNOWN)
     degrees = [ZERO if known else UNKNOWN, *(_scaled(degree, Fraction(power)) for power in statistics)]
+    # What an operator changes in place, the running statistics of a batch norm, comes first among its outputs.
+    written = len(op.outputs) - len(op.target._schema.returns)
+    degrees = [*[UNKNOWN] * written, *degrees]
     return degrees[: len(op.outputs)] + [UNKNOWN] * (len(op.outputs) - len(degrees))
 
 
 @rule("native_layer_norm")
 def layer_norm(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
-    return _normalized(op, degree_of, op.args[2:4], (1, -1))
+    return _normalized(op, degree_of, op.args[2:4], (1, -1), _argument(op, 4, "eps"))
 
 
 @rule("_fused_rms_norm rms_norm")
 def rms_norm(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
-    return _normalized(op, degree_of, op.args[2:3], (-1,))
+    return _normalized(op, degree_of, op.args[2:3], (-1,), _argument(op, 3, "eps"))
 
 
 @rule("native_group_norm")
 def group_norm(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
-    return _normalized(op, degree_of, op.args[1:3], (1, -1))
+    return _normalized(op, degree_of, op.args[1:3], (1, -1), op.args[-1])
 
 
 @rule("native_batch_norm _native_batch_norm_legit cudnn_batch_norm")
@@ -305,12 +329,13 @@ def batch_norm(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     """With batch statistics it is a norm; with running statistics it is an affine map."""
     has_running_statistics = len(op.args) > 7 or functional_name(op) != "aten._native_batch_norm_legit"
     training = op.args[5] if has_running_statistics else op.args[3]
-    return _normalized(op, degree_of, op.args[1:3], (1, -1)) if training else _all(op, UNKNOWN)
+    eps = next((argument for argument in reversed(op.args) if isinstance(argument, float)), None)
+    return _normalized(op, degree_of, op.args[1:3], (1, -1), eps) if training else _all(op, UNKNOWN)
 
 
 @rule("_batch_norm_with_update")
 def batch_norm_with_update(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
-    return _normalized(op, degree_of, op.args[1:3], (1, -1))
+    return _normalized(op, degree_of, op.args[1:3], (1, -1), op.args[-1])
 
 
 def _stale_alias(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from attnres_passes.aten_trace import AtenTrace
-from attnres_passes.chains import Addition, Candidate, Carry, CarryStep
+from attnres_passes.chains import Addition, Candidate, Carry, CarryStep, carry_step
 from attnres_passes.reads import ReadGroup, Trunk
+
+_VIEWS = frozenset(
+    f"aten.{name}" for name in ("view", "reshape", "unsqueeze", "squeeze", "alias", "detach", "permute", "transpose")
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[Re
                 read.uses[0][1],
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
-    if trace.values[candidate.root].producer < 0 and _changes_input(trace, candidate):
+    if _changes_input(trace, candidate):
         return NoSite(trace.ops[candidate.additions[0].op].node, "the first addition changes an input of the model")
     steps: list[CarrySite | WriteSite] = []
     for addition in candidate.additions:
@@ -89,7 +93,12 @@ def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[Re
 def _changes_input(trace: AtenTrace, candidate: Candidate) -> bool:
     """An in-place addition to an input of the graph is seen by the caller, so it cannot be taken out."""
     first = trace.ops[candidate.additions[0].op]
-    return first.name == "aten.add_" and first.inputs[0] == candidate.root
+    if first.name != "aten.add_":
+        return False
+    value = first.inputs[0]
+    while (step := carry_step(trace, value)) is not None and trace.ops[step.op].name in _VIEWS:
+        value = step.before
+    return trace.values[value].producer < 0
 
 
 def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:

@@ -80,7 +80,12 @@ def _reason_against(
     """The first reason that forbids a rewrite, from the most basic to the most particular."""
     if not all(trace.values[addition.after].is_floating for addition in candidate.additions):
         dtype = trace.values[candidate.additions[-1].after].dtype
-        return _decline(trace, candidate, Reason.NON_FLOATING, f"the stream is {dtype}, not floating point.")
+        return _decline(
+            trace,
+            candidate,
+            Reason.NON_FLOATING,
+            f"the stream is {dtype}; give a model whose stream is floating point.",
+        )
     if reads.channels_first is not None:
         return _decline(
             trace,
@@ -124,7 +129,8 @@ def _decline_short(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -
         trace,
         candidate,
         Reason.TOO_FEW_WRITES,
-        "a single addition is fewer than the 2 writes that depth attention needs; it stays as it is.",
+        "a single addition is fewer than the 2 writes that depth attention needs; leave it as it is, or give a model "
+        "with more sublayers.",
     )
 
 
@@ -259,7 +265,7 @@ def _report(trace: AtenTrace, declined: list[tuple[Candidate, Decline]], found_s
             singles.setdefault(decline.reason, []).append(decline)
     for members in singles.values():
         first = members[0]
-        message = first.message if len(members) == 1 else f"{first.message} ({len(members)} such additions)"
+        message = first.message if len(members) == 1 else f"({len(members)} such additions) {first.message}"
         reported.append(Decline(first.reason, message, first.module, first.source, len(members)))
     return tuple(reported)
 
