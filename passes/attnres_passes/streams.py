@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
+from torch.fx import Node
 
 from attnres_passes import blocks, provenance
 from attnres_passes.aten_trace import OPAQUE as OPAQUE_OP
@@ -177,8 +178,8 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
         writes.append(Write(module, provenance.source_line(node), blocks.block_of_write(index, size)))
     found = tuple(
         Read(
-            module=provenance.module_path(trace.nodes[read.uses[0][1]]),
-            source=provenance.source_line(trace.nodes[read.uses[0][1]]),
+            module=provenance.module_path(_reader(trace, read)),
+            source=provenance.source_line(_reader(trace, read)),
             num_sources=blocks.sources_of_read(read.state, size),
             block=blocks.block_of_read(read.state, size),
             state=read.state,
@@ -189,6 +190,13 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
     name = provenance.common_prefix([write.module for write in writes])
     width = trace.values[candidate.root].shape[-1]
     return Stream(name or "model", width, tuple(writes), found, size, blocks.num_blocks_for(count, size))
+
+
+def _reader(trace: AtenTrace, read: ReadGroup) -> Node:
+    """The node that reads; for a state that the graph returns, the node that made it."""
+    value, user = read.uses[0]
+    node = trace.nodes[user]
+    return trace.nodes[trace.node_output.index(value)] if node.op == "output" else node
 
 
 def _sublayer(trace: AtenTrace, add_module: str, branch: int) -> str:
@@ -281,7 +289,7 @@ def _no_residual(trace: AtenTrace) -> Decline:
             provenance.module_path(node),
             provenance.source_line(node),
         )
-    last = trace.nodes[-1]
+    last = next((node for node in reversed(trace.nodes) if provenance.source_line(node)), trace.nodes[-1])
     return Decline(
         Reason.NO_RESIDUAL,
         "no value is added to another one that it depends on, so there is no residual stream; give a model whose "

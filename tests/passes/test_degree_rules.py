@@ -455,11 +455,6 @@ def test_counting_norm_is_not_of_degree_one() -> None:
     assert claimed(counted)[0] in (U, 0)
 
 
-def test_filling_with_a_value_of_the_stream_is_not_invariant() -> None:
-    filled = case("fill_.Tensor", w(4, 6), Scaled(random(), Fraction(1)))
-    assert claimed(filled)[0] in (U, 1)
-
-
 @pytest.mark.parametrize(
     "written",
     [
