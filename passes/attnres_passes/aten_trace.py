@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,12 +42,13 @@ class Value:
     """One tensor at one moment.
 
     shape: ints, and sympy expressions for dynamic sizes; producer: index of the operation, or -1 for an input of
-    the graph.
+    the graph; storage: the same for values that share memory.
     """
 
     shape: tuple[Any, ...]
     dtype: torch.dtype
     producer: int
+    storage: int
 
     @property
     def is_floating(self) -> bool:
@@ -55,7 +57,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Op:
-    """One executed ATen operation. node: index of the graph node that it was executed for."""
+    """One executed ATen operation.
+
+    node: index of the graph node that it was executed for; changes: the inputs that it changes in place, which have
+    new numbers among the outputs.
+    """
 
     index: int
     target: Any
@@ -64,6 +70,7 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     node: int
+    changes: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,6 +86,7 @@ class AtenTrace:
     node_output[k]: value number of node k's tensor output, where it is one tensor.
     node_ops[k]: indices of the operations executed for node k, dead ones left out.
     users[v]: indices of the operations that read value v, dead ones left out.
+    grad_enabled[k]: whether gradients were recorded when node k began.
     """
 
     nodes: list[Node]
@@ -88,13 +96,22 @@ class AtenTrace:
     node_inputs: list[dict[Node, int]] = field(default_factory=list)
     node_output: list[int | None] = field(default_factory=list)
     node_ops: list[list[int]] = field(default_factory=list)
+    grad_enabled: list[bool] = field(default_factory=list)
     graph_outputs: tuple[int, ...] = ()
 
     def add_value(self, tensor: torch.Tensor, producer: int) -> int:
         shape = tuple(torch_compat.size_token(size) for size in tensor.shape)
-        self.values.append(Value(shape, tensor.dtype, producer))
+        self.values.append(Value(shape, tensor.dtype, producer, _storage(tensor)))
         self.users.append([])
         return len(self.values) - 1
+
+    @cached_property
+    def _records_gradients(self) -> bool:
+        return any(self.grad_enabled)
+
+    def cuts_gradients(self, node: int) -> bool:
+        """Whether node ``node`` is under ``torch.no_grad`` in a graph that records gradients elsewhere."""
+        return self._records_gradients and not self.grad_enabled[node]
 
 
 def trace_aten(gm: GraphModule) -> AtenTrace:
@@ -183,10 +200,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any],
         inputs: tuple[int, ...],
         outputs: list[torch.Tensor],
+        changes: tuple[int, ...] = (),
     ) -> tuple[int, ...]:
         index = len(self.trace.ops)
         numbers = tuple(self.number(tensor, index) for tensor in outputs)
-        self.trace.ops.append(Op(index, target, args, kwargs, inputs, numbers, self.node))
+        self.trace.ops.append(Op(index, target, args, kwargs, inputs, numbers, self.node, changes))
         for value in dict.fromkeys(inputs):
             self.trace.users[value].append(index)
         return numbers
@@ -201,7 +219,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             version, _ = self.storage_version.get(_storage(tensor), (0, -1))
             # Numbered below, by append: the writer is the first output.
             self.storage_version[_storage(tensor)] = (version + 1, len(self.trace.values))
-        self.append(func, recorded_args, recorded_kwargs, inputs, [*written, *fresh])
+        changes = tuple(self.number_of[id(tensor)][0] for tensor in written)
+        self.append(func, recorded_args, recorded_kwargs, inputs, [*written, *fresh], changes)
 
 
 def _written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -241,6 +260,7 @@ class _RecordingInterpreter(Interpreter):
             {node: number for node in n.all_input_nodes if (number := self._number(node)) is not None}
         )
         trace.node_ops.append([])
+        trace.grad_enabled.append(torch.is_grad_enabled())
         first_op = len(trace.ops)
         result = super().run_node(n)
         if n.op == "get_attr":

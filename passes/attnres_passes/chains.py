@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attnres_passes.aten_trace import AtenTrace, Op, Ref
-from attnres_passes.degree_rules import SHAPE_ONLY, functional_name
+from attnres_passes.degree_rules import functional_name, is_shape_only
 
 LONGEST_CARRY = 16
 """Carrying operations looked through between two additions; a bound that keeps the search linear."""
@@ -29,7 +29,6 @@ _RESHAPES = frozenset(
         "unsqueeze",
         "squeeze",
         "alias",
-        "detach",
         "clone",
         "lift_fresh",
     ]
@@ -45,6 +44,7 @@ class Carry(Enum):
     RESHAPE = "reshape"
     PERMUTE = "permute"
     CAST = "cast"
+    DETACH = "detach"
     MASK = "mask"
 
 
@@ -139,7 +139,7 @@ class _Search:
 
     def follow_dependence(self, op: Op) -> None:
         """Starting points that the outputs of ``op`` depend on, without those that no addition can use any more."""
-        if op.name in SHAPE_ONLY:
+        if is_shape_only(op):
             return
         live = frozenset().union(*(self.depends_on.get(value, frozenset()) for value in op.inputs))
         starts = frozenset(value for value in op.inputs if value in self.live_until)
@@ -249,6 +249,8 @@ def _carry(trace: AtenTrace, op: Op) -> tuple[int, Carry | None]:
     before, name = op.inputs[0], op.name
     if name in _RESHAPES:
         return before, Carry.RESHAPE
+    if name == "aten.detach":
+        return before, Carry.DETACH
     if name in _PERMUTATIONS:
         return before, Carry.PERMUTE if _fixes_last_axis(trace, op) else None
     if name == "aten._to_copy":

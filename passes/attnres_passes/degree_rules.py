@@ -62,15 +62,20 @@ SHAPE_ONLY: frozenset[str] = frozenset(
         "zero_",
     ]
 )
-"""Operators whose result does not depend on the values of their tensor argument, only on its shape."""
+"""Operators whose result does not depend on the values of their first tensor, only on its shape."""
 
 
 def output_degrees(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     """Degrees of the outputs of ``op``, one each; called only where some input has a degree other than 0."""
-    if op.name in SHAPE_ONLY:
+    if is_shape_only(op):
         return [ZERO] * len(op.outputs)
     rule = RULES.get(functional_name(op))
     return rule(op, degree_of) if rule else _all(op, UNKNOWN)
+
+
+def is_shape_only(op: Op) -> bool:
+    """Whether the values of the only tensor that ``op`` takes do not matter; a tensor beside it always does."""
+    return op.name in SHAPE_ONLY and len(op.inputs) == 1
 
 
 def functional_name(op: Op) -> str:
@@ -242,7 +247,7 @@ def concatenation(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     return _all(op, _same([_degree(part, degree_of) for part in op.args[0]]))
 
 
-@rule("copy")
+@rule("copy fill")
 def overwrite(op: Op, degree_of: DegreeOf) -> Sequence[Degree]:
     return _all(op, _degree(op.args[1], degree_of))
 

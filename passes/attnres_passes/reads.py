@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from attnres_passes.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op
 from attnres_passes.chains import Candidate
-from attnres_passes.degree_rules import SHAPE_ONLY, UNKNOWN, ZERO, Degree, output_degrees
+from attnres_passes.degree_rules import UNKNOWN, ZERO, Degree, is_shape_only, output_degrees
 from attnres_passes.feature_axis import axis_after, works_on_other_axis
 
 ONE = Fraction(1)
@@ -137,7 +137,7 @@ class _Reads:
         if op.index in self.trunk.ops:
             self._visit_write(op)
             return []
-        if op.name in SHAPE_ONLY:
+        if is_shape_only(op):
             return []
         groups = self._meeting_groups(op)
         if op.name in (OPAQUE, STALE_ALIAS) or op.index in self.stops:
@@ -252,7 +252,7 @@ class _Reads:
                 if index in self.stops:
                     return True
                 op = self.trace.ops[index]
-                if op.name in SHAPE_ONLY:
+                if is_shape_only(op):
                     continue
                 fresh = [value for value in op.outputs if value not in seen]
                 seen.update(fresh)

@@ -36,7 +36,10 @@ class StreamRewriter:
 
     The sources stay in one layout, that of the root, for as long as the stream is only reshaped: a read is made in
     that layout and reshaped for its reader, a write is reshaped back. Anything else that carries the stream on (a
-    cast, a permutation, dropout) is applied to every source.
+    cast, a detach, a permutation, dropout) is applied to every source.
+
+    A step under ``torch.no_grad`` cuts the stream off from what came before, so every source is detached there. The
+    queries of a read are trained all the same: reads are made with gradients on, as their readers may need them.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class StreamRewriter:
         self.snapshots: dict[int, _Snapshot] = {}
         self.read_of_use = {use: k for k, read in enumerate(sites.reads) for use in read.uses}
         self.read_nodes: dict[int, Node] = {}
-        self.shown: dict[tuple[Node, int], Node] = {}
+        self.shown: dict[tuple[Node, int, bool], Node] = {}
+        self.is_cut = False
         self.reads_from: dict[int, list[int]] = {}
         for k, read in enumerate(sites.reads):
             values = {value for value, _ in read.uses}
@@ -98,7 +102,7 @@ class StreamRewriter:
         self.completed = [root]
         assert self.value is not None
         self.layout = self.trace.values[self.value].shape
-        self._reached(self.value, root)
+        self._reached(self.value, root, self.sites.root)
 
     def write(self, site: WriteSite) -> None:
         """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
@@ -114,7 +118,7 @@ class StreamRewriter:
         if self.written % self.stream.block_size == 0:
             self.completed.append(self.partial)
             self.partial = None
-        self._reached(site.after, old)
+        self._reached(site.after, old, site.node)
 
     def carry(self, site: CarrySite) -> None:
         """The stream goes on through a view, a cast, a permutation or dropout."""
@@ -125,11 +129,14 @@ class StreamRewriter:
             self._leave_layout()
             self._map_sources(self._carrier(site))
             self.layout = self.trace.values[site.after].shape
-        self._reached(site.after, self.trace.nodes[site.node])
+        self._reached(site.after, self.trace.nodes[site.node], site.node)
 
-    def _reached(self, value: int, node: Node) -> None:
-        """The stream is at ``value``, made by ``node``: keep its sources there and make the reads that begin there."""
+    def _reached(self, value: int, node: Node, index: int) -> None:
+        """The stream is at ``value``, made by node ``index``: keep its sources, and make the reads that begin there."""
         self.value = value
+        self.is_cut = self.trace.cuts_gradients(index)
+        if self.is_cut:
+            self._map_sources(self._detached)
         if not self.pending:
             self.example = torch_compat.example_value(node)
         self.snapshots[value] = _Snapshot(self._sources(), self.pending)
@@ -149,7 +156,11 @@ class StreamRewriter:
         reader = self.trace.nodes[self.sites.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
+        if self.is_cut:
+            self.graph.call_function(torch._C._set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
+        if self.is_cut:
+            self.graph.call_function(torch._C._set_grad_enabled, (False,))
         return set_role(node, Role("read", self.index, block=read.block, sublayer=read.state, read=k))
 
     def replacement(self, value: int, user: int) -> Node:
@@ -160,12 +171,12 @@ class StreamRewriter:
         snapshot = self.snapshots[value]
         k = self.read_of_use.get((value, user))
         node = self.read_nodes[k] if k is not None else snapshot.sources[-1]
-        return self._show(node, snapshot.pending)
+        return self._show(node, snapshot.pending, self.trace.grad_enabled[user])
 
-    def _show(self, node: Node, pending: tuple[CarrySite, ...]) -> Node:
-        """``node``, in the layout of the sources, reshaped as the stream was."""
+    def _show(self, node: Node, pending: tuple[CarrySite, ...], grad_enabled: bool) -> Node:
+        """``node``, in the layout of the sources, reshaped as the stream was; once per grad mode of its readers."""
         for site in pending:
-            key = (node, site.node)
+            key = (node, site.node, grad_enabled)
             if key not in self.shown:
                 self.shown[key] = self._copy_carrier(site, node)
             node = self.shown[key]
@@ -182,7 +193,7 @@ class StreamRewriter:
             self._leave_layout()
             branch = self._new("expand_as", (branch, self.completed[0]), old, "write")
         if added.dtype != state.dtype:
-            branch = self._new("to", (branch, state.dtype), old, "write")
+            branch = self._cast(branch, state.dtype, old, "write")
         if self.pending:
             branch = self._new("reshape_as", (branch, self.completed[0]), old, "write")
         return branch
@@ -193,7 +204,8 @@ class StreamRewriter:
         before, after = self.trace.values[self.value].dtype, self.trace.values[site.after].dtype
         if before != after:
             old = self.trace.nodes[site.node]
-            self._map_sources(lambda source: self._new("to", (source, after), old, "carry"))
+            self._map_sources(lambda source: self._cast(source, after, old, "carry"))
+            self.example = None if self.example is None else self.example.to(after)
 
     def _branch_value(self, site: WriteSite) -> int:
         return self.trace.node_inputs[site.node][site.branch]
@@ -205,6 +217,20 @@ class StreamRewriter:
         self.pending = ()
         assert self.value is not None
         self.layout = self.trace.values[self.value].shape
+
+    def _cast(self, node: Node, dtype: torch.dtype, origin: Node, kind: Literal["write", "carry"]) -> Node:
+        new = self._new("to", (node, dtype), origin, kind)
+        new.meta.pop("example_value", None)
+        given = torch_compat.example_value(node)
+        if given is not None:
+            new.meta["example_value"] = given.to(dtype)
+        return new
+
+    def _detached(self, source: Node) -> Node:
+        """A source without what leads to it; given back as it is if it was detached before."""
+        if source.target == "detach" and role_of(source) is not None:
+            return source
+        return self._new("detach", (source,), source, "carry")
 
     def _map_sources(self, function: Callable[[Node], Node]) -> None:
         self.completed = [function(source) for source in self.completed]

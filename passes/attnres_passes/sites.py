@@ -11,13 +11,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from attnres_passes.aten_trace import AtenTrace
-from attnres_passes.chains import Addition, Candidate, Carry, CarryStep, carry_step
+from attnres_passes.chains import Addition, Candidate, Carry, CarryStep
 from attnres_passes.reads import ReadGroup, Trunk
-
-_VIEWS = frozenset(
-    f"aten.{name}" for name in ("view", "reshape", "unsqueeze", "squeeze", "alias", "detach", "permute", "transpose")
-)
-
 
 @dataclass(frozen=True)
 class CarrySite:
@@ -76,8 +71,9 @@ def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[Re
                 read.uses[0][1],
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
-    if _changes_input(trace, candidate):
-        return NoSite(trace.ops[candidate.additions[0].op].node, "the first addition changes an input of the model")
+    changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
+    if changed is not None:
+        return changed
     steps: list[CarrySite | WriteSite] = []
     for addition in candidate.additions:
         for found in (*_carry_sites(trace, addition.carried), _write_site(trace, addition)):
@@ -87,18 +83,49 @@ def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[Re
     if candidate.root not in trace.node_output:
         return NoSite(steps[0].node, "the root of the stream is not the result of one node of the captured graph")
     root = trace.node_output.index(candidate.root)
-    return StreamSites(root, tuple(steps), tuple(ReadSite(read.state, read.uses) for read in reads), trunk)
+    sites = StreamSites(root, tuple(steps), tuple(ReadSite(read.state, read.uses) for read in reads), trunk)
+    return _changed_sum(trace, sites) or sites
 
 
-def _changes_input(trace: AtenTrace, candidate: Candidate) -> bool:
+def _changed_input(trace: AtenTrace, candidate: Candidate) -> NoSite | None:
     """An in-place addition to an input of the graph is seen by the caller, so it cannot be taken out."""
-    first = trace.ops[candidate.additions[0].op]
-    if first.name != "aten.add_":
-        return False
-    value = first.inputs[0]
-    while (step := carry_step(trace, value)) is not None and trace.ops[step.op].name in _VIEWS:
-        value = step.before
-    return trace.values[value].producer < 0
+    given = {value.storage for value in trace.values if value.producer < 0}
+    for addition in candidate.additions:
+        op = trace.ops[addition.op]
+        if any(trace.values[value].storage in given for value in op.changes):
+            return NoSite(op.node, "an addition to it changes an input or a parameter of the model in place")
+    return None
+
+
+def _changed_source(
+    trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
+) -> NoSite | None:
+    """A sum keeps what it was made of; a source that is read later must not change in the meantime.
+
+    A read of a sum may change what it is given: that is its own depth attention.
+    """
+    matters_after = {trace.values[candidate.root].storage: trace.values[candidate.root].producer}
+    for addition in candidate.additions:
+        matters_after.setdefault(trace.values[addition.branch].storage, addition.op)
+    of_reads = {use for read in reads if read.state > 0 for use in read.uses}
+    for op in trace.ops:
+        if op.index in trunk.ops:
+            continue
+        for value in op.changes:
+            is_state = value in trunk.state_of
+            is_source = op.index > matters_after.get(trace.values[value].storage, op.index)
+            if (is_state or is_source) and (value, op.node) not in of_reads:
+                return NoSite(op.node, "what was added to it is changed in place afterwards")
+    return None
+
+
+def _changed_sum(trace: AtenTrace, sites: StreamSites) -> NoSite | None:
+    """A node that reads a sum after it was changed in place reads what no node of the rewritten graph holds."""
+    steps = {trace.nodes[step.node] for step in sites.steps}
+    for node, inputs in enumerate(trace.node_inputs):
+        if any(argument in steps and value not in sites.trunk.state_of for argument, value in inputs.items()):
+            return NoSite(node, "a sum is read after it was changed in place")
+    return None
 
 
 def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:
@@ -137,7 +164,7 @@ def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarrySi
 
 def _kind(steps: list[CarryStep]) -> Carry:
     kinds = {step.kind for step in steps}
-    for strongest in (Carry.MASK, Carry.CAST, Carry.PERMUTE):
+    for strongest in (Carry.MASK, Carry.CAST, Carry.DETACH, Carry.PERMUTE):
         if strongest in kinds:
             return strongest
     return Carry.RESHAPE

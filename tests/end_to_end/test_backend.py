@@ -253,7 +253,7 @@ def test_data_parallel(tmp_path) -> None:
     """DDP reduces the gradients of the added parameters like any other, whichever is compiled."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model, ids = PreNorm(), tokens()
+        model, ids = PreNorm().double(), tokens()
         ac.prepare(model, (ids,), block_size=1)
         randomize(model)
         twin = copy.deepcopy(model)
@@ -261,7 +261,7 @@ def test_data_parallel(tmp_path) -> None:
         parallel = nn.parallel.DistributedDataParallel(compiled(model))
         parallel(ids).square().sum().backward()
         for (name, left), right in zip(model.named_parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(left.grad, right.grad, msg=name)
+            torch.testing.assert_close(left.grad, right.grad, msg=lambda text, name=name: f"{name}: {text}")
         assert ac.status(model).state == "rewritten"
     finally:
         torch.distributed.destroy_process_group()

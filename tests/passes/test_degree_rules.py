@@ -143,6 +143,7 @@ LINEAR = [
     case("pixel_shuffle.default", s(1, 4, 3, 3), 2),
     case("pixel_unshuffle.default", s(1, 1, 4, 4), 2),
     case("copy.default", w(4, 6), s(4, 6)),
+    case("fill.Tensor", w(4, 6), s()),
 ]
 HOMOGENEOUS = [
     case("abs.default", s(4, 6)),
@@ -415,6 +416,12 @@ def test_in_place_operator_scales_as_the_plain_one() -> None:
 def test_shape_only_operator_ignores_the_values(name: str) -> None:
     op = Op(0, name, (Ref(0),), {}, (0,), (1,), 0)
     assert output_degrees(op, lambda value: Fraction(1)) == [0]
+
+
+def test_filling_with_a_value_of_the_stream_is_not_invariant() -> None:
+    """Only the values of the tensor that is filled do not matter."""
+    assert list(claimed(case("fill_.Tensor", w(4, 6), s()))) == [1]
+    assert list(claimed(case("fill_.Scalar", s(4, 6), 0.5, to=0))) == [0]
 
 
 # What the table must not claim, although an operator's usual arguments scale.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -65,6 +65,7 @@ def assert_schedules_equal_the_definition(
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
+    phases=(Phase.explicit, Phase.generate),  # small as they are; shrinking takes minutes
 )
 @given(specs())
 @example(Spec(8, (PLAIN,) * 4, True, True, 3))
@@ -111,9 +112,9 @@ def test_one_key_matrix_per_segment(schedule: str) -> None:
     found, analysis = analysed(stack(lambda self, k, x: x + sublayer(self, k, x)), block_size=1)
     assert len(calls(lowered(found, analysis, schedule), module.key_matrix)) == 1
     found, analysis = analysed(carried(CARRIERS["permutation"]), block_size=1)
-    segments = len({len(read.args[0]) for read in reads_of(rewrite(found.gm, analysis))})
-    assert segments == 3
-    assert len(calls(lowered(found, analysis, schedule), module.key_matrix)) == 3
+    assert len(reads_of(rewrite(found.gm, analysis))) == 3
+    # The last state is read by the permutation after it, so it is in the layout of the one before.
+    assert len(calls(lowered(found, analysis, schedule), module.key_matrix)) == 2
 
 
 def reads_of(result: Rewritten) -> list[Node]:
@@ -183,7 +184,8 @@ def test_each_read_keeps_its_role_its_source_and_its_value(schedule: str) -> Non
     assert list(after) == list(before)
     for role, node in after.items():
         for name in ("stack_trace", "nn_module_stack", "example_value"):
-            assert node.meta[name] is before[role].meta[name] or node.meta[name] == before[role].meta[name]
+            old, new = before[role].meta.get(name), node.meta.get(name)
+            assert new is old or new == old
 
 
 @pytest.mark.parametrize("schedule", ["direct", "two_phase"])
