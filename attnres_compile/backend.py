@@ -23,9 +23,9 @@ from attnres_passes import torch_compat
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig, ConfigError
 from attnres_passes.levels import Level
-from attnres_passes.lower import lower
+from attnres_passes.pipeline import run_passes
 from attnres_passes.plan import Plan
-from attnres_passes.rewrite import ParameterSlot, rewrite
+from attnres_passes.rewrite import ParameterSlot
 from attnres_passes.streams import Analysis, find_streams
 
 log = logging.getLogger("attnres_compile")
@@ -79,15 +79,12 @@ def _compile(
         check_not_cut(stream, end)
     planned = _planned(owner, analysis, end)
     # Then build the new graph beside the old one.
-    rewritten = rewrite(gm, analysis)
-    stages(rewritten.gm, Level.REWRITTEN, analysis.plan)
-    lowered = lower(rewritten.gm, analysis.plan, config)
-    stages(lowered, Level.LOWERED, analysis.plan)
+    passed = run_passes(gm, analysis, stages)
     # Last, change the model: it gets its parameters if it was not prepared.
-    slots = tuple(planned(slot) for slot in rewritten.slots)
+    slots = tuple(planned(slot) for slot in passed.slots)
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.slot(slot) for slot in slots]
-        compiled = torch_compat.compile_inner(lowered, [*inputs, *new_inputs], config.inner, mode)
+        compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
         torch_compat.guard_identity(owner.frame)
     model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
     _log_rewritten(analysis.plan, config)

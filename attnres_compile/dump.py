@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from torch.fx import GraphModule
@@ -16,7 +15,6 @@ from attnres_passes.text import graph_text
 
 DUMP_VARIABLE = "ATTNRES_DUMP"
 
-StageCallback = Callable[[GraphModule, Level, Plan], None]
 _numbers = itertools.count()
 
 

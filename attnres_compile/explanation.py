@@ -12,10 +12,9 @@ from torch.fx import GraphModule
 
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
 from attnres_passes.config import AttnResConfig
-from attnres_passes.levels import Level, check_level
-from attnres_passes.lower import lower
+from attnres_passes.levels import Level
+from attnres_passes.pipeline import Passed, run_passes
 from attnres_passes.plan import Plan
-from attnres_passes.rewrite import rewrite
 from attnres_passes.text import graph_text
 
 
@@ -74,17 +73,14 @@ def explain(
     if not plan.streams:
         settle_declined(plan)
     graph = next((graph for graph in graphs if graph.analysis.plan.streams), graphs[0])
-    return Explanation(plan, graph.captured.gm, *rewritten_and_lowered(graph, chosen))
+    passed = passed_under(graph, chosen)
+    return Explanation(plan, graph.captured.gm, passed.rewritten, passed.lowered)
 
 
-def rewritten_and_lowered(graph: AnalysedGraph, config: AttnResConfig) -> tuple[GraphModule, GraphModule]:
-    """The rewritten and the lowered graph of one captured graph under ``config``, each checked.
+def passed_under(graph: AnalysedGraph, config: AttnResConfig) -> Passed:
+    """The levels of one captured graph under ``config``, each checked.
 
     The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``.
     """
-    analysis = dataclasses.replace(graph.analysis, plan=dataclasses.replace(graph.analysis.plan, config=config))
-    after = rewrite(graph.captured.gm, analysis).gm
-    check_level(after, Level.REWRITTEN, analysis.plan)
-    lowered = lower(after, analysis.plan, config)
-    check_level(lowered, Level.LOWERED, analysis.plan)
-    return after, lowered
+    plan = dataclasses.replace(graph.analysis.plan, config=config)
+    return run_passes(graph.captured.gm, dataclasses.replace(graph.analysis, plan=plan))

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attnres_compile.capture import buffers_restored
-from attnres_compile.explanation import rewritten_and_lowered
+from attnres_compile.explanation import passed_under
 from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
 from attnres_passes.config import AttnResConfig
@@ -144,7 +144,7 @@ def verify(
 
 def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     """Zero queries and scale="sum" give back the original model (paper, section 3: uniform weights)."""
-    after, _ = rewritten_and_lowered(graph, dataclasses.replace(config, scale="sum"))
+    after = passed_under(graph, dataclasses.replace(config, scale="sum")).rewritten
     expected = _run(graph.captured.gm, graph, _stream_values(graph), [])
     found = _run(after, graph, _read_nodes(after), _zeros_and_ones(after, graph))
     return _compare("zero queries, scale=sum = original", graph, expected, found)
@@ -153,7 +153,8 @@ def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
 def _random_query_check(graph: AnalysedGraph, config: AttnResConfig, schedule: str) -> Check:
     """A schedule with random queries and key weights equals the definition, read by read."""
     bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
-    after, lowered = rewritten_and_lowered(graph, bound)
+    passed = passed_under(graph, bound)
+    after, lowered = passed.rewritten, passed.lowered
     parameters = _random_parameters(after, graph)
     expected = _run(after, graph, _read_nodes(after), parameters)
     found = _run(lowered, graph, _read_nodes(lowered), parameters)

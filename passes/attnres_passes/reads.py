@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from attnres_passes.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op
-from attnres_passes.chains import Candidate
+from attnres_passes.chains import Candidate, is_matrix_product
 from attnres_passes.degree_rules import UNKNOWN, ZERO, Degree, is_shape_only, output_degrees
 from attnres_passes.feature_axis import axis_after, works_on_other_axis
 
@@ -28,7 +28,8 @@ class ReadGroup:
     state: how many writes the state holds; uses: (value on the stream, index of the reading node), in graph order;
     normed: all that it leads to is invariant to its scale; feeds_write: not normed, and reaches an addition to a
     stream; lost_at: index of the operation where the degree became unknown, if one did; opaque: reads the state in
-    a way that a graph rewrite cannot replace (through a changed alias, inside a higher-order operation).
+    a way that a graph rewrite cannot replace (through a changed alias, inside a higher-order operation);
+    projected_first: goes through a matrix product before its degree is gone, if it is.
     """
 
     state: int
@@ -37,6 +38,7 @@ class ReadGroup:
     feeds_write: bool
     lost_at: int | None
     opaque: bool
+    projected_first: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class _Group:
     leaves_graph: bool = False
     feeds_write: bool = False
     opaque: bool = False
+    projected_first: bool = False
     merged_into: _Group | None = None
 
     def find(self) -> _Group:
@@ -140,6 +143,9 @@ class _Reads:
         if is_shape_only(op):
             return []
         groups = self._meeting_groups(op)
+        if is_matrix_product(op):
+            for group in groups:
+                group.projected_first = True
         if op.name in (OPAQUE, STALE_ALIAS) or op.index in self.stops:
             self._mark_obstacle(op, groups)
         axis = self._follow_axis(op)
@@ -241,7 +247,9 @@ class _Reads:
             feeds_write = group.feeds_write or self._reaches_addition(group.unknown_values)
             normed = not (feeds_write or group.leaves_graph or group.unknown_values)
             uses = tuple(sorted(set(group.uses), key=lambda use: (use[1], use[0])))
-            finished.append(ReadGroup(group.state, uses, normed, feeds_write, group.lost_at, group.opaque))
+            finished.append(
+                ReadGroup(group.state, uses, normed, feeds_write, group.lost_at, group.opaque, group.projected_first)
+            )
         return tuple(finished)
 
     def _reaches_addition(self, values: list[int]) -> bool:
@@ -269,5 +277,6 @@ def _merge(left: _Group, right: _Group) -> _Group:
     keep.leaves_graph |= gone.leaves_graph
     keep.feeds_write |= gone.feeds_write
     keep.opaque |= gone.opaque
+    keep.projected_first |= gone.projected_first
     gone.merged_into = keep
     return keep

@@ -14,6 +14,7 @@ from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.chains import Addition, Candidate, Carry, CarryStep
 from attnres_passes.reads import ReadGroup, Trunk
 
+
 @dataclass(frozen=True)
 class CarrySite:
     """A node that carries the stream on. stream: its argument that holds the stream."""

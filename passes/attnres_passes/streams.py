@@ -15,6 +15,7 @@ from attnres_passes.chains import Candidate, find_chains, is_matrix_product
 from attnres_passes.config import AttnResConfig
 from attnres_passes.plan import Decline, Plan, Read, Reason, Stream, Write, short_source
 from attnres_passes.reads import ReadGroup, StreamReads, find_reads, trunk_of
+from attnres_passes.shared_reads import join_shared_reads
 from attnres_passes.sites import NoSite, StreamSites, locate
 
 FARTHEST_PRODUCT = 64
@@ -45,7 +46,7 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     declined: list[tuple[Candidate, Decline]] = []
     for candidate in candidates:
         own = frozenset(addition.op for addition in candidate.additions)
-        reads = find_reads(trace, candidate, all_long_additions - own)
+        reads = join_shared_reads(trace, candidate, find_reads(trace, candidate, all_long_additions - own))
         verdict = _judge(trace, candidate, reads, config)
         if isinstance(verdict, Decline):
             declined.append((candidate, verdict))

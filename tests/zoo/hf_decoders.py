@@ -305,9 +305,10 @@ OLMO2 = hf_case(
     "Olmo2Config",
     "Olmo2ForCausalLM",
     _llama_config(),
-    (Expected(writes=2 * LAYERS, reads=2 * LAYERS + 1, unnormed=2 * LAYERS),),
-    "Olmo2DecoderLayer gives the raw state to attention and MLP and norms their outputs; only the final norm "
-    "reads a normed state.",
+    (Expected(writes=2 * LAYERS, reads=2 * LAYERS + 1, unnormed=LAYERS),),
+    "Olmo2DecoderLayer gives the raw state to attention and MLP and norms their outputs. The attention does not "
+    "feel its scale, for queries and keys are normed behind their projections and the values behind the attention; "
+    "the MLP feels it in its activation. The final norm reads a normed state.",
     declined="unnormed_read",
 )
 
