@@ -16,15 +16,22 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from attnres_compile.capture import buffers_restored
 from attnres_compile.explanation import passed_under
+from attnres_compile.graph_runs import (
+    Place,
+    Run,
+    random_parameters,
+    read_nodes,
+    run,
+    stream_values,
+    zeros_and_ones,
+)
 from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
 from attnres_passes.config import AttnResConfig
-from attnres_passes.roles import role_of
 from attnres_passes.streams import Analysis
 
 TOLERANCES = {
@@ -37,9 +44,6 @@ TOLERANCES = {
 """Largest difference relative to the largest element, by the least precise dtype that the model computes in."""
 
 SCHEDULES = ("direct", "two_phase")
-SEED = 0
-
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,8 @@ def verify(
 def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     """Zero queries and scale="sum" give back the original model (paper, section 3: uniform weights)."""
     after = passed_under(graph, dataclasses.replace(config, scale="sum")).rewritten
-    expected = _run(graph.captured.gm, graph, _stream_values(graph), [])
-    found = _run(after, graph, _read_nodes(after), _zeros_and_ones(after, graph))
+    expected = run(graph.captured.gm, graph, stream_values(graph), [])
+    found = run(after, graph, read_nodes(after), zeros_and_ones(after, graph))
     return _compare("zero queries, scale=sum = original", graph, expected, found)
 
 
@@ -155,9 +159,9 @@ def _random_query_check(graph: AnalysedGraph, config: AttnResConfig, schedule: s
     bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
     passed = passed_under(graph, bound)
     after, lowered = passed.rewritten, passed.lowered
-    parameters = _random_parameters(after, graph)
-    expected = _run(after, graph, _read_nodes(after), parameters)
-    found = _run(lowered, graph, _read_nodes(lowered), parameters)
+    parameters = random_parameters(after, graph)
+    expected = run(after, graph, read_nodes(after), parameters)
+    found = run(lowered, graph, read_nodes(lowered), parameters)
     return _compare(f"random queries, schedule={schedule} = definition", graph, expected, found)
 
 
@@ -190,96 +194,7 @@ def _widened(inputs: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
 
 
-# Running a graph and keeping what its reads give
-
-
-@dataclass(frozen=True)
-class _Run:
-    outputs: list[Tensor]
-    reads: dict[Place, Tensor]
-
-
-class _Keeping(Interpreter):
-    """Runs a graph and keeps the values of some nodes, as they are when the node has run."""
-
-    def __init__(self, gm: GraphModule, wanted: Mapping[Node, list[Place]]) -> None:
-        super().__init__(gm)
-        self.wanted = wanted
-        self.kept: dict[Place, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        for place in self.wanted.get(n, ()):
-            self.kept[place] = result.detach().clone()
-        return result
-
-
-def _run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[Place]], added: list[Tensor]) -> _Run:
-    # A graph may write to its inputs (caches, statistics), and draws random numbers in training mode.
-    inputs = [
-        value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
-        for value in graph.captured.inputs
-    ]
-    torch.manual_seed(SEED)
-    interpreter = _Keeping(gm, wanted)
-    result = interpreter.run(*inputs, *added)
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return _Run(outputs, interpreter.kept)
-
-
-def _stream_values(graph: AnalysedGraph) -> dict[Node, list[Place]]:
-    """For each read with parameters, the node of the captured graph that gives the state it reads."""
-    trace = graph.analysis.trace
-    wanted: dict[Node, list[Place]] = {}
-    for s, (stream, sites) in enumerate(zip(graph.analysis.plan.streams, graph.analysis.sites, strict=True)):
-        for k, (read, site) in enumerate(zip(stream.reads, sites.reads, strict=True)):
-            if read.num_sources > 1:
-                node = trace.nodes[trace.node_output.index(site.uses[0][0])]
-                wanted.setdefault(node, []).append((s, k))
-    return wanted
-
-
-def _read_nodes(gm: GraphModule) -> dict[Node, list[Place]]:
-    wanted: dict[Node, list[Place]] = {}
-    for node in gm.graph.nodes:
-        role = role_of(node)
-        if role is not None and role.kind == "read" and role.read is not None:
-            wanted.setdefault(node, []).append((role.stream, role.read))
-    return wanted
-
-
-def _added(gm: GraphModule, graph: AnalysedGraph) -> Iterator[tuple[str, int, torch.dtype, torch.device]]:
-    """Name, width, dtype and device of each parameter that the rewritten graph asks for."""
-    example = next(value for value in graph.captured.inputs if isinstance(value, Tensor) and value.is_floating_point())
-    for node in gm.graph.nodes:
-        role = role_of(node)
-        if role is not None and role.kind == "parameter":
-            name = "query" if str(node.target).endswith("query") else "key_weight"
-            yield name, graph.analysis.plan.streams[role.stream].width, example.dtype, example.device
-
-
-def _zeros_and_ones(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
-    return [
-        (torch.zeros if name == "query" else torch.ones)(width, dtype=dtype, device=device)
-        for name, width, dtype, device in _added(gm, graph)
-    ]
-
-
-def _random_parameters(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(SEED)
-    drawn = []
-    for name, width, dtype, device in _added(gm, graph):
-        value = torch.randn(width, generator=generator)
-        # Logits of order one, so that the softmax is neither flat nor one-hot.
-        value = value / width**0.5 if name == "query" else 1 + value / 4
-        drawn.append(value.to(dtype=dtype, device=device))
-    return drawn
-
-
-# Comparing
-
-
-def _compare(name: str, graph: AnalysedGraph, expected: _Run, found: _Run) -> Check:
+def _compare(name: str, graph: AnalysedGraph, expected: Run, found: Run) -> Check:
     dtype = _least_precise(graph.analysis)
     tolerance = TOLERANCES.get(dtype, 5e-2)
     wrong, worst = "", 0.0
