@@ -503,6 +503,23 @@ def test_branch_that_is_changed_in_place_after_its_write() -> None:
         )
 
 
+def test_sum_that_is_changed_in_place_and_read_again() -> None:
+    """The node of the sum is gone from a rewritten graph, and no depth attention stands for the changed one."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x.sinh()
+        for k in range(2):
+            x = x + sublayer(self, k, x)
+        x.mul_(2.0)
+        return self.norm[-1](x) + x
+
+    _, analysis = analysed(model)
+    assert analysis.plan.streams == ()
+    assert [(decline.reason.value, "changed in place" in decline.message) for decline in analysis.plan.declined] == [
+        ("opaque", True)
+    ]
+
+
 def test_root_that_is_changed_in_place_after_it_was_added_to() -> None:
     def model(self: Function, x: Tensor) -> tuple[Tensor, Tensor]:
         root = x.sinh()
