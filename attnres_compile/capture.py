@@ -68,7 +68,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
         raise CaptureError(
             f"Dynamo made no graph of {type(model).__name__}. Compilation must not be disabled "
             "(torch.compiler.disable, set_stance, TORCHDYNAMO_DISABLE); if this code failed to compile before, call "
-            "torch._dynamo.reset()."
+            "torch.compiler.reset()."
         )
     return Capture(graphs, is_whole=False, break_source=source, break_reason=reason)
 

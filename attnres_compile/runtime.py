@@ -30,7 +30,7 @@ class CompiledGraph:
                 raise StalePlanError(
                     f"attnres.streams.{slot.stream}.reads.{slot.read} ({slot.name}) has changed its dtype, device or "
                     "requires_grad since the model was compiled, and the rest of the model has not; change them "
-                    "together, or call torch._dynamo.reset() to compile again."
+                    "together, or call torch.compiler.reset() to compile again."
                 )
         return self.compiled(*args, *added)
 

@@ -49,7 +49,7 @@ def stage_times(model: nn.Module, args: tuple[Any, ...], config: AttnResConfig |
         streams.extend(analysis.plan.streams)
         return gm
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     # Else the garbage of an earlier call is collected at this one's expense.
     gc.collect()

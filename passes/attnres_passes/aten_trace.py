@@ -164,7 +164,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if isinstance(func, torch._ops.OpOverload) and func.namespace == "prim":
+        if torch_compat.is_operator(func) and func.namespace == "prim":
             return func(*args, **kwargs)  # a question about a tensor (its device, its layout), not an operation
         if torch_compat.is_composite(func):
             # Composites reach a mode undecomposed only under inference mode.
@@ -235,7 +235,7 @@ def _written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _is_mutable(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+    return torch_compat.is_operator(target) and target._schema.is_mutable
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -266,21 +266,25 @@ class _RecordingInterpreter(Interpreter):
         if n.op == "get_attr":
             result = self._fake(result)
         if n.op == "output":
-            trace.graph_outputs = tuple(recorder.lookup(leaf) for leaf in tree_leaves(result) if _is_plain_tensor(leaf))
+            trace.graph_outputs = tuple(
+                recorder.lookup(leaf) for leaf in tree_leaves(result) if torch_compat.is_plain_tensor(leaf)
+            )
         else:
             self._number_unseen_outputs(n, result)
         trace.node_ops[-1].extend(range(first_op, len(trace.ops)))
-        trace.node_output.append(recorder.lookup(result) if _is_plain_tensor(result) else None)
+        trace.node_output.append(recorder.lookup(result) if torch_compat.is_plain_tensor(result) else None)
         return result
 
     def _number(self, node: Node) -> int | None:
         result: Any = self.env.get(node)
-        return self.recorder.lookup(result) if _is_plain_tensor(result) else None
+        return self.recorder.lookup(result) if torch_compat.is_plain_tensor(result) else None
 
     def _number_unseen_outputs(self, n: Node, result: Any) -> None:
         """Outputs that no dispatched operation made depend in an unknown way on all that the node read."""
         unseen = [
-            leaf for leaf in tree_leaves(result) if _is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
+            leaf
+            for leaf in tree_leaves(result)
+            if torch_compat.is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
         ]
         if not unseen:
             return
@@ -293,11 +297,6 @@ class _RecordingInterpreter(Interpreter):
         self.recorder.append(OPAQUE, refs, {}, inputs, unseen)
 
     def _fake(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch._subclasses.FakeTensor):
+        if isinstance(value, torch.Tensor) and not torch_compat.is_fake(value):
             return self.fake_mode.from_tensor(value, static_shapes=True)
         return value
-
-
-def _is_plain_tensor(value: Any) -> bool:
-    """A tensor that is not a wrapper of a functorch level (those cannot be inspected from outside the level)."""
-    return isinstance(value, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)

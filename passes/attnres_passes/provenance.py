@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from pathlib import Path
 
-import torch
 from torch.fx import Node
 
+from attnres_passes import torch_compat
+
 # Frames of torch and of third-party decorators around a forward say nothing about the user's line.
-_TORCH_ROOT = str(Path(torch.__file__).parent)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
@@ -42,7 +41,7 @@ def source_line(node: Node) -> str:
 def _innermost_user_frame(trace: str) -> str:
     frames = list(_FRAME.finditer(trace))
     for frame in reversed(frames):
-        if not frame["file"].startswith(_TORCH_ROOT):
+        if not frame["file"].startswith(torch_compat.TORCH_FOLDER):
             return f"{frame['file']}:{frame['line']}"
     return f"{frames[-1]['file']}:{frames[-1]['line']}" if frames else ""
 

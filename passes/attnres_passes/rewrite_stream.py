@@ -157,10 +157,10 @@ class StreamRewriter:
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
-            self.graph.call_function(torch._C._set_grad_enabled, (True,))
+            self.graph.call_function(torch_compat.set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
         if self.is_cut:
-            self.graph.call_function(torch._C._set_grad_enabled, (False,))
+            self.graph.call_function(torch_compat.set_grad_enabled, (False,))
         return set_role(node, Role("read", self.index, block=read.block, sublayer=read.state, read=k))
 
     def replacement(self, value: int, user: int) -> Node:

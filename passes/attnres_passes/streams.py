@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import torch
 from torch.fx import Node
 
-from attnres_passes import blocks, provenance
+from attnres_passes import blocks, provenance, torch_compat
 from attnres_passes.aten_trace import OPAQUE as OPAQUE_OP
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.chains import Candidate, find_chains, is_matrix_product
@@ -302,4 +301,4 @@ def _no_residual(trace: AtenTrace) -> Decline:
 
 def _is_hidden(target: object) -> bool:
     """Whether an operation runs a part of the model that dispatch does not see into."""
-    return target == OPAQUE_OP or isinstance(target, torch._ops.HigherOrderOperator)
+    return target == OPAQUE_OP or torch_compat.is_higher_order(target)

@@ -50,7 +50,7 @@ def _annotation(node: Node) -> str:
     value = torch_compat.example_value(node)
     if not isinstance(value, torch.Tensor):
         return ""
-    sizes = ", ".join(str(size) for size in value.shape)
+    sizes = ", ".join(str(size) for size in value.shape) or "()"
     return f": {_DTYPES.get(value.dtype, str(value.dtype).removeprefix('torch.'))}[{sizes}]"
 
 
@@ -71,7 +71,7 @@ def _expression(node: Node) -> str:
 
 
 def _callee(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
+    if torch_compat.is_operator(target):
         return f"torch.ops.{target}".removesuffix(".default")
     module = getattr(target, "__module__", None) or ""
     name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))

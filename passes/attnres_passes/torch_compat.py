@@ -1,5 +1,7 @@
 """The one place that touches private parts of torch; each function is covered by tests/passes/test_torch_compat.py.
 
+(``_pytree`` and ``_python_dispatch`` of ``torch.utils`` are used elsewhere: they are how torch is extended.)
+
 Checked with torch 2.11 and 2.13.
 """
 
@@ -7,19 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-_ROOT = str(Path(torch.__file__).parent)
+TORCH_FOLDER = f"{Path(torch.__file__).parent}{os.sep}"
+"""What the paths of torch's own files begin with."""
+
+set_grad_enabled = torch._C._set_grad_enabled
+"""The call that switches the grad mode in a captured graph; public functions are no nodes."""
 
 OLDEST_TORCH = (2, 11)
 NEWEST_TORCH = (2, 13)
@@ -72,17 +79,42 @@ def restored_torch_state() -> Iterator[None]:
     A captured graph may hold nodes that switch them.
     """
     grad = torch.is_grad_enabled()
+    devices = ("cpu", "cuda")
+    autocast = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_grad_enabled(grad)
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+
+def is_operator(target: Any) -> TypeGuard[torch._ops.OpOverload]:
+    """Whether a target is one overload of an operator."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def is_higher_order(target: Any) -> bool:
+    """Whether a target is an operator that takes graphs, such as that of activation checkpointing."""
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a tensor without data."""
+    return isinstance(value, FakeTensor)
+
+
+def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """A tensor that is not a wrapper of a functorch level (those cannot be inspected from outside the level)."""
+    return isinstance(value, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 @lru_cache(maxsize=4096)
 def is_composite(operator: Any) -> bool:
     """Whether an ATen operator is defined by other operators for autograd and all backends alike."""
-    if not isinstance(operator, torch._ops.OpOverload):
+    if not is_operator(operator):
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(str(operator._name), "CompositeImplicitAutograd")
 
@@ -226,7 +258,11 @@ def uncompiled_caller(module: torch.nn.Module) -> str:
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
         caller = frame.f_locals.get("self")
-        if not isinstance(caller, torch.nn.Module) or caller is module or frame.f_code.co_filename.startswith(_ROOT):
+        if (
+            not isinstance(caller, torch.nn.Module)
+            or caller is module
+            or frame.f_code.co_filename.startswith(TORCH_FOLDER)
+        ):
             continue
         if any(part is module for part in caller.modules()):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"

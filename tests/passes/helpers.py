@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from attnres_compile.capture import Captured, capture
 from attnres_passes.aten_trace import AtenTrace, trace_aten
@@ -165,3 +165,42 @@ def line_of(function: Callable[..., Any], marker: str) -> int:
     lines, first = inspect.getsourcelines(function)
     (offset,) = [index for index, line in enumerate(lines) if marker in line]
     return first + offset
+
+
+class Backend:
+    """A compiler that changes nothing: it calls `look` on each graph, keeps what that returns, and counts."""
+
+    def __init__(self, look: Callable[[GraphModule], Any] = lambda gm: None) -> None:
+        self.look = look
+        self.seen: list[Any] = []
+
+    def __call__(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.seen.append(self.look(gm))
+        return gm.forward
+
+
+def seen_by(look: Callable[[GraphModule], Any], model: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
+    """What `look` says of each graph of one call."""
+    backend = Backend(look)
+    torch.compile(model, backend=backend, **options)(*args)
+    return backend.seen
+
+
+class Part(nn.Module):
+    """A model of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def placeholders(gm: GraphModule) -> list[Node]:
+    """The placeholders of a graph, in order."""
+    return [node for node in gm.graph.nodes if node.op == "placeholder"]

@@ -129,3 +129,13 @@ def test_nodes_of_a_captured_model_know_module_and_line() -> None:
         ("stack.1", sin),
         ("", cos),
     ]
+
+
+def test_package_whose_folder_begins_as_torchs_does_is_not_torch() -> None:
+    torch_folder = Path(torch.__file__).parent
+    vision, functional = torch_folder.with_name("torchvision") / "vit.py", torch_folder / "nn" / "functional.py"
+    trace = "\n".join(
+        f'  File "{file}", line {line}, in forward\n    x'
+        for file, line in [("run.py", 1), (vision, 2), (functional, 3)]
+    )
+    assert source_line(node_with(stack_trace=trace)) == f"{vision}:2"

@@ -1,0 +1,49 @@
+"""What all launches do with tensors: check, flatten, allocate, and share tokens out among programs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnres_kernels.depth_attention.generated import tiling
+from attnres_kernels.errors import UnsupportedSourcesError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise UnsupportedSourcesError(
+                f"the generated kernels compute in fp32 from {', '.join(map(str, DTYPES))}, not from {tensor.dtype}: "
+                "use schedule='naive'."
+            )
+        if tensor.shape[-1] > tiling.WIDEST:
+            raise UnsupportedSourcesError(
+                f"the stream is {tensor.shape[-1]} wide and the generated kernels hold rows of at most "
+                f"{tiling.WIDEST}: use schedule='naive'."
+            )
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """``[*, d]`` as ``[rows, d]`` with contiguous rows: a view wherever one exists."""
+    flat = tensor.reshape(-1 if tensor.numel() else tensor.shape[:-1].numel(), tensor.shape[-1])
+    return flat if flat.shape[1] <= 1 or flat.stride(1) == 1 else flat.contiguous()
+
+
+def new(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def cdiv(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def shares(rows: int, tile: int, columns: int) -> tuple[int, int]:
+    """How many programs sum over tokens, and the tokens of each: a multiple of the tile. None for no tokens."""
+    if rows == 0:
+        return 0, tile
+    tiles = cdiv(rows, tile)
+    programs = max(1, min(tiles, tiling.PROGRAMS // columns))
+    share = cdiv(tiles, programs) * tile
+    return cdiv(rows, share), share

@@ -1,0 +1,65 @@
+"""Triton text to kernels; the only file that a kernel is made through.
+
+Each text is written to a file named after its content and imported from there, so that a traceback shows its lines,
+Triton finds its source, and equal texts are one kernel. Triton's own cache keeps the compiled code.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import importlib.util
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HEADER = "import triton\nimport triton.language as tl\n\n\n"
+
+
+def kernel_folder() -> Path:
+    """Where the generated files are: a folder of this user's in the system's folder for temporary files."""
+    return Path(tempfile.gettempdir()) / f"attnres_{getpass.getuser()}"
+
+
+@cache
+def load_kernel(text: str) -> Any:
+    """The ``triton.jit`` function that ``text`` defines; the same object for the same text.
+
+    Args:
+        text: source of one function, as the generators of this package write it, without imports.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    name = text.partition("def ")[2].partition("(")[0]
+    source = f"{HEADER}{text}"
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = kernel_folder() / f"{name}_{digest}.py"
+    if not path.exists():
+        _write(path, source)
+    spec = importlib.util.spec_from_file_location(f"attnres_generated.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def launchable(text: str) -> Any:
+    """The kernel of ``text``, as a compiler can trace it: ``launchable(text)[grid](*arguments)`` launches it."""
+    kernel = load_kernel(text)
+    interpreted = not hasattr(kernel, "cache_key")
+    return kernel if interpreted else torch.library.wrap_triton(kernel)
+
+
+def _write(path: Path, source: str) -> None:
+    """Several processes may write the same file at once, so each renames a whole one into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w") as file:
+        file.write(source)
+    os.replace(temporary, path)
