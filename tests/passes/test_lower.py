@@ -30,7 +30,7 @@ from tests.passes.helpers import (
     sample,
 )
 from tests.passes.random_models import RandomModel, Spec, specs
-from tests.passes.test_rewrite import stack, sublayer
+from tests.passes.test_rewrite_values import stack, sublayer
 
 SCHEDULES = ("naive", "direct", "two_phase", "auto")
 PLAIN = ("sequential", "layer_norm", "nothing")

@@ -20,7 +20,8 @@ from attnres_passes.lower import lower
 from attnres_passes.roles import Role, set_role
 from attnres_passes.text import graph_text
 from tests.passes.helpers import WIDTH, Function, captured, line_of, rewritten, sample
-from tests.passes.test_rewrite import checkpointed, stack, tiny
+from tests.passes.test_rewrite import tiny
+from tests.passes.test_rewrite_values import checkpointed, stack
 
 
 def text_of(graph: Graph, root: nn.Module | None = None) -> str:

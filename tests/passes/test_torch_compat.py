@@ -33,7 +33,8 @@ from tests.passes.helpers import (
     sample,
     seen_by,
 )
-from tests.passes.test_rewrite import checkpointed, stack, tiny
+from tests.passes.test_rewrite import tiny
+from tests.passes.test_rewrite_values import checkpointed, stack
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VISION = str(Path(torch.__file__).parent.with_name("torchvision") / "model.py")
