@@ -39,7 +39,7 @@ def load_kernel(text: str) -> Any:
     source = f"{HEADER}{text}"
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     path = kernel_folder() / f"{name}_{digest}.py"
-    if not path.exists():
+    if not path.exists() or path.read_text() != source:  # a folder for temporary files is open to others
         _write(path, source)
     spec = importlib.util.spec_from_file_location(f"attnres_generated.{path.stem}", path)
     assert spec is not None

@@ -130,7 +130,7 @@ def phase_1_backward(
     step = sources_per_backward(reads)
     parts = [range(first, min(first + step, len(flat))) for first in range(0, len(flat), step)]
     measured = [_projections([flat[i] for i in part], given, reads, eps) for part in parts]
-    projected, inverse_rms = (torch.cat(tensors, -2) for tensors in zip(*measured, strict=True))
+    projected, inverse_rms = (torch.cat(of_parts, -2) for of_parts in zip(*measured, strict=True))
     weights, to_keys, to_selves = _scalars(logits, given, log_sum_grads, projected, inverse_rms, width)
     key_grads = torch.zeros_like(keys)
     for part in parts:

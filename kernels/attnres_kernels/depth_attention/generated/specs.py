@@ -1,4 +1,4 @@
-"""What a kernel is generated for: frozen specs, and the bytes that each moves per token.
+"""What a kernel is generated for, as frozen specs.
 
 Widths, row strides and numbers of tokens are arguments of a kernel, not part of its text.
 """
@@ -28,10 +28,6 @@ class Phase1Spec:
     reads: int
     continues: bool = False
 
-    def elements(self) -> int:
-        """Elements of width d that the forward moves per token: every source once, and every output."""
-        return self.sources + self.reads * (2 if self.continues else 1)
-
 
 def sources_per_backward(reads: int) -> int:
     """Sources that one launch of phase 1's backward works on."""
@@ -49,10 +45,6 @@ class Phase1BackwardSpec:
     reads: int
     grads: tuple[int, ...]
     carried: tuple[int, ...]
-
-    def elements(self) -> int:
-        """Sources and gradients are read by both kernels; the gradient of every source is written once."""
-        return 2 * (self.sources + len(self.grads)) + len(self.carried) + self.sources
 
 
 @dataclass(frozen=True)
@@ -76,10 +68,6 @@ class Phase2Spec:
         if self.norm is None and (self.has_weight or self.has_bias):
             raise ValueError("a weight and a bias belong to a norm: name its kind")
 
-    def elements(self) -> int:
-        """Phase 1's output and the partial sum are read, and the branch with an add; the outputs are written."""
-        return 2 + 2 * self.adds + self.returns_value + (self.norm is not None)
-
 
 @dataclass(frozen=True)
 class Phase2BackwardSpec:
@@ -93,7 +81,3 @@ class Phase2BackwardSpec:
     has_value_grad: bool
     has_normed_grad: bool
     has_partial_grad: bool
-
-    def elements(self) -> int:
-        """Phase 1's output, the partial sum and the gradients are read; two gradients are written."""
-        return 2 + self.has_value_grad + self.has_normed_grad + self.has_partial_grad + 2

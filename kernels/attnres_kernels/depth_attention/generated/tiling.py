@@ -1,7 +1,7 @@
 """Tile sizes and warps, a static table by width: the same for every number of tokens, so nothing is tuned at run time.
 
-All tiles are about as large as a program's registers hold. Figures of merit for other choices come from
-``attnres bench kernels``.
+All tiles are about as large as a program's registers hold. Chosen by what offline compilation says of registers and
+loads; no GPU has been asked yet.
 """
 
 from __future__ import annotations
