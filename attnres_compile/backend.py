@@ -22,6 +22,7 @@ from attnres_kernels.errors import AttnResError
 from attnres_passes import torch_compat
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig, ConfigError
+from attnres_passes.implementation import Choice
 from attnres_passes.levels import Level
 from attnres_passes.pipeline import run_passes
 from attnres_passes.plan import Plan
@@ -80,6 +81,7 @@ def _compile(
     planned = _planned(owner, analysis, end)
     # Then build the new graph beside the old one.
     passed = run_passes(gm, analysis, stages)
+    stages.write("schedule.txt", f"{passed.schedule_text()}\n")
     # Last, change the model: it gets its parameters if it was not prepared.
     slots = tuple(planned(slot) for slot in passed.slots)
     with _registered(owner, analysis.plan) as added:
@@ -87,7 +89,7 @@ def _compile(
         compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
         torch_compat.guard_identity(owner.frame)
     model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
-    _log_rewritten(analysis.plan, config)
+    _log_rewritten(analysis.plan, config, passed.choice)
     return CompiledGraph(compiled, added, slots)
 
 
@@ -198,13 +200,13 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
     )
 
 
-def _log_rewritten(plan: Plan, config: AttnResConfig) -> None:
+def _log_rewritten(plan: Plan, config: AttnResConfig, choice: Choice) -> None:
     reads = sum(len(stream.parametrized_reads) for stream in plan.streams)
     blocks = ", ".join(
         f"{stream.name}: {len(stream.writes)} writes in {stream.num_blocks} blocks" for stream in plan.streams
     )
     log.info(
-        "attnres: %d stream%s, %d reads rewritten (%s), %d declined, schedule=%s, inner=%s",
+        "attnres: %d stream%s, %d reads rewritten (%s), %d declined, schedule=%s, inner=%s, reads on %s (%s)",
         len(plan.streams),
         "" if len(plan.streams) == 1 else "s",
         reads,
@@ -212,4 +214,6 @@ def _log_rewritten(plan: Plan, config: AttnResConfig) -> None:
         len(plan.declined),
         config.schedule,
         config.inner,
+        choice.implementation.value,
+        choice.why,
     )

@@ -23,32 +23,38 @@ class Explanation:
     """A plan and its graphs at each level.
 
     plan: of the whole model; before: the captured graph; after: the rewritten one (``before`` where nothing is
-    rewritten); lowered: what the inner compiler is given. Of a model with several graphs, they are those of the
-    first graph with a stream.
+    rewritten); scheduled: its reads grouped; lowered: what the inner compiler is given; schedule: the cost model's
+    table, and what reads are bound to. Of a model with several graphs, they are those of the first graph with a stream.
     """
 
     plan: Plan
     before: GraphModule = field(repr=False)
     after: GraphModule = field(repr=False)
+    scheduled: GraphModule = field(repr=False)
     lowered: GraphModule = field(repr=False)
+    schedule: str = field(repr=False)
 
     def text(self, level: str) -> str:
-        """The graph of a level ("captured", "rewritten", "lowered") as Python text."""
-        graphs = {Level.CAPTURED: self.before, Level.REWRITTEN: self.after, Level.LOWERED: self.lowered}
-        return graph_text(graphs[Level(level)])
+        """The graph of a level ("captured", "rewritten", "scheduled", "lowered") as Python text."""
+        return graph_text(self._graphs()[Level(level)])
+
+    def _graphs(self) -> dict[Level, GraphModule]:
+        return {
+            Level.CAPTURED: self.before,
+            Level.REWRITTEN: self.after,
+            Level.SCHEDULED: self.scheduled,
+            Level.LOWERED: self.lowered,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the plan, and the number of nodes at each level."""
-        nodes = {
-            level: len(gm.graph.nodes)
-            for level, gm in (("captured", self.before), ("rewritten", self.after), ("lowered", self.lowered))
-        }
+        nodes = {level.value: len(gm.graph.nodes) for level, gm in self._graphs().items()}
         return {**self.plan.to_dict(), "nodes": nodes}
 
     def __str__(self) -> str:
         nodes = self.to_dict()["nodes"]
         sizes = ", ".join(f"{level} {count}" for level, count in nodes.items())
-        return f"{self.plan}\n\nnodes: {sizes}"
+        return f"{self.plan}\n\n{self.schedule}\n\nnodes: {sizes}"
 
 
 def explain(
@@ -74,7 +80,9 @@ def explain(
         settle_declined(plan)
     graph = next((graph for graph in graphs if graph.analysis.plan.streams), graphs[0])
     passed = passed_under(graph, chosen)
-    return Explanation(plan, graph.captured.gm, passed.rewritten, passed.lowered)
+    return Explanation(
+        plan, graph.captured.gm, passed.rewritten, passed.scheduled.gm, passed.lowered, passed.schedule_text()
+    )
 
 
 def passed_under(graph: AnalysedGraph, config: AttnResConfig) -> Passed:

@@ -14,7 +14,7 @@ from attnres_compile.models.presets import PRESETS
 from attnres_kernels.errors import AttnResError
 
 EXIT_ERROR = 1
-_LEVELS = ("captured", "rewritten", "lowered")
+_LEVELS = ("captured", "rewritten", "scheduled", "lowered")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attnres_compile.report.table import OverheadRow
 from attnres_kernels.depth_attention import cost
+from attnres_kernels.depth_attention.generated import tiling
+from attnres_passes.grouping import group_reads
 
 if TYPE_CHECKING:
     from attnres_passes.plan import Plan, Read
-
-Elements = Callable[["Read", int], float]
 
 
 def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
@@ -31,9 +30,10 @@ def io_rows(plan: Plan, element_bytes: int) -> list[OverheadRow]:
         f"mean over the {reads} reads with two sources or more; a read counts with the residual add before "
         "it and the norm after it"
     )
-    plain = _mean_bytes(plan, element_bytes, lambda read, together: cost.standard_residual())
+    widths = sum(stream.width * len(stream.parametrized_reads) for stream in plan.streams)
+    plain = widths * cost.standard_residual() * element_bytes / reads
     return [
-        _io_row(schedule, plain, _mean_bytes(plan, element_bytes, elements), note)
+        _io_row(schedule, plain, elements(plan) * element_bytes / reads, note)
         for schedule, elements in _SCHEDULES.items()
     ]
 
@@ -56,43 +56,34 @@ def _io_row(schedule: str, plain: float | None, attnres: float | None, note: str
     return OverheadRow(metric, plain, attnres, "B", "n/a" if plain is None else "closed form", note)
 
 
-def _naive(read: Read, together: int) -> float:
-    return cost.naive(_completed(read), has_partial=_completed(read) < read.num_sources)
+def _naive(plan: Plan) -> float:
+    reads = [(stream.width, read) for stream in plan.streams for read in stream.parametrized_reads]
+    return sum(
+        width * cost.naive(_completed(read), has_partial=_completed(read) < read.num_sources) for width, read in reads
+    )
 
 
-def _direct(read: Read, together: int) -> float:
-    return cost.direct(_completed(read))
+def _grouped(schedule: str) -> Callable[[Plan], float]:
+    def elements(plan: Plan) -> float:
+        total = 0.0
+        for stream in plan.streams:
+            completed = [_completed(read) for read in stream.parametrized_reads]
+            grouping = group_reads(completed, schedule, tiling.most_in_place(stream.width))
+            total += stream.width * sum(group.moved for group in grouping.groups)
+        return total
+
+    return elements
 
 
-def _two_phase(read: Read, together: int) -> float:
-    return cost.two_phase(_completed(read), together)
-
-
-def _cheaper(read: Read, together: int) -> float:
-    """What a schedule chosen per block by bytes alone would move."""
-    cheaper = cost.cheaper_schedule(_completed(read), together)
-    return _direct(read, together) if cheaper == "direct" else _two_phase(read, together)
-
-
-_SCHEDULES: dict[str, Elements] = {
+_SCHEDULES: dict[str, Callable[[Plan], float]] = {
     "naive": _naive,
-    "direct": _direct,
-    "two-phase": _two_phase,
-    "cheaper of both": _cheaper,
+    "direct": _grouped("direct"),
+    "two-phase": _grouped("two_phase"),
+    "auto on kernels": _grouped("auto"),
 }
+"""Elements per token of all reads together."""
 
 
 def _completed(read: Read) -> int:
     """Completed blocks at a read: the root and all blocks before the open one."""
     return min(read.block, read.num_sources)
-
-
-def _mean_bytes(plan: Plan, element_bytes: int, elements: Elements) -> float:
-    """Mean over the mixing reads of ``elements(read, reads of its block)``, in bytes."""
-    total, count = 0.0, 0
-    for stream in plan.streams:
-        reads = stream.parametrized_reads
-        together = Counter(read.block for read in reads)
-        total += sum(elements(read, together[read.block]) for read in reads) * stream.width * element_bytes
-        count += len(reads)
-    return total / count

@@ -11,11 +11,15 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 HEADER = "import triton\nimport triton.language as tl\n\n\n"
 
@@ -49,11 +53,25 @@ def load_kernel(text: str) -> Any:
     return getattr(module, name)
 
 
+def is_interpreted() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+
+
+def triton_operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Decorator that makes an operator of a function that launches kernels.
+
+    A compiler traces through it to the kernels (``triton_op``), unless those are interpreted: they are Python, which
+    nothing can be traced through, so that the operator is opaque then.
+    """
+    make = torch.library.custom_op if is_interpreted() else torch.library.triton_op
+    return make(name, mutates_args=())
+
+
 def launchable(text: str) -> Any:
     """The kernel of ``text``, as a compiler can trace it: ``launchable(text)[grid](*arguments)`` launches it."""
     kernel = load_kernel(text)
-    interpreted = not hasattr(kernel, "cache_key")
-    return kernel if interpreted else torch.library.wrap_triton(kernel)
+    return kernel if is_interpreted() else torch.library.wrap_triton(kernel)
 
 
 def _write(path: Path, source: str) -> None:

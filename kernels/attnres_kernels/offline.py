@@ -22,11 +22,10 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 }
 """Backend, architecture and warp size by the usual name."""
 
-_INTEGERS = ("rows", "width", "reads", "rows_per_program")
+_INTEGERS = ("rows", "width", "reads", "rows_per_program", "zero")
 _HALF = re.compile(
-    r"(source|output|grad|carried|source_grad)_\d+|source|inter|partial|branch|new_partial|value|normed|.*_grad"
+    r"(source|output|read_grad|carried|source_grad)_\d+|source|inter|partial|branch|new_partial|value|normed|.*_grad"
 )
-_FP32 = ("log_sum_grad",)
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int
 def _type(name: str) -> str:
     if name in _INTEGERS or "stride" in name:
         return "i32"
-    is_half = _HALF.fullmatch(name) and not name.startswith(_FP32)
-    return "*bf16" if is_half or name in ("norm_weight", "norm_bias", "partial_grad_before") else "*fp32"
+    is_half = _HALF.fullmatch(name) or name in ("norm_weight", "norm_bias", "partial_grad_before")
+    return "*bf16" if is_half else "*fp32"
 
 
 def _facts(code: dict[str, Any]) -> tuple[int | None, int | None, int | None]:

@@ -14,10 +14,15 @@ import torch
 from torch.fx import GraphModule, Node
 
 import attnres_kernels
+from attnres_kernels.depth_attention import scheduled
 from attnres_kernels.errors import AttnResError
 from attnres_passes import provenance
 from attnres_passes.plan import Plan
 from attnres_passes.roles import role_of
+
+FUSED = (scheduled.fused_merge, scheduled.fused_direct_read)
+SCHEDULED_READS = (scheduled.merge, scheduled.direct_read, *FUSED)
+"""What a read is at the scheduled level."""
 
 
 class Level(Enum):
@@ -25,6 +30,7 @@ class Level(Enum):
 
     CAPTURED = "captured"
     REWRITTEN = "rewritten"
+    SCHEDULED = "scheduled"
     LOWERED = "lowered"
 
 
@@ -97,6 +103,35 @@ def _reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | 
             yield found[place], f"{len(sources)} sources where the plan has {planned[place].num_sources}"
 
 
+def _scheduled_reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    nodes = [node for node in gm.graph.nodes if node.target in SCHEDULED_READS or is_depth_attention(node)]
+    places = [(role.stream, role.read) for node in nodes if (role := role_of(node)) is not None]
+    planned = {
+        (s, k) for s, stream in enumerate(plan.streams) for k, read in enumerate(stream.reads) if read.num_sources > 1
+    }
+    if len(places) != len(set(places)) or set(places) != planned:
+        yield None, f"{len(places)} reads where the plan has {len(planned)}"
+
+
+def _groups_are_whole(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if node.target is scheduled.inter_block:
+            merged = {
+                user
+                for item in node.users
+                for user in item.users
+                if user.target in (scheduled.merge, scheduled.fused_merge)
+            }
+            if len(merged) != node.args[3]:
+                yield node, f"it is made for {node.args[3]} reads and {len(merged)} merge with it"
+
+
+def _nothing_scheduled_left(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if node.target in (scheduled.inter_block, scheduled.complete_block, *FUSED):
+            yield node, "this one is left"
+
+
 def _keys_feed_reads(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
     for node in gm.graph.nodes:
         if is_depth_attention(node):
@@ -132,8 +167,14 @@ RULES: dict[Level, tuple[LevelRule, ...]] = {
         LevelRule("it has one depth attention per read of the plan", _reads_match_the_plan),
         LevelRule("every depth attention reads a key vector", _keys_feed_reads),
     ),
+    Level.SCHEDULED: (
+        *_COMMON,
+        LevelRule("it has one scheduled read per read of the plan", _scheduled_reads_match_the_plan),
+        LevelRule("every read of a group merges with its phase 1", _groups_are_whole),
+    ),
     Level.LOWERED: (
         *_COMMON,
+        LevelRule("every phase 1 and every fused read is bound to an implementation", _nothing_scheduled_left),
         LevelRule("no depth attention is left to lower", _no_depth_attention_left),
     ),
 }

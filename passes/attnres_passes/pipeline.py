@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
+from attnres_passes.fuse import Fused, fuse
+from attnres_passes.implementation import Choice, Implementation, choose
 from attnres_passes.levels import Level, check_level
 from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import ParameterSlot, rewrite
+from attnres_passes.schedule import Scheduled, schedule
 from attnres_passes.streams import Analysis
 
 AfterStage = Callable[[GraphModule, Level, Plan], None]
@@ -21,21 +24,41 @@ AfterStage = Callable[[GraphModule, Level, Plan], None]
 
 @dataclass(frozen=True)
 class Passed:
-    """The graph at the levels after the captured one. slots: what their appended placeholders stand for."""
+    """The graph at the levels after the captured one. slots: what their appended placeholders stand for.
+
+    choice: what the reads are bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
+    """
 
     rewritten: GraphModule
+    scheduled: Scheduled
     lowered: GraphModule
     slots: tuple[ParameterSlot, ...]
+    choice: Choice
+    fused: Fused | None
+
+    def schedule_text(self) -> str:
+        """The cost model's table for each stream, what reads are bound to, and what was fused."""
+        bound = f"bound to {self.choice.implementation.value}: {self.choice.why}"
+        parts = [str(self.scheduled), bound, *([] if self.fused is None else [str(self.fused)])]
+        return "\n".join(part for part in parts if part)
 
 
 def run_passes(gm: GraphModule, analysis: Analysis, after_stage: AfterStage = check_level) -> Passed:
     """Take ``gm``, on which ``analysis`` was made, through all levels. Neither is changed.
 
     after_stage: called with the graph of each level, when it is made; checks it and may keep it.
+
+    Raises:
+        ConfigError: ATTNRES_KERNELS asks for what cannot be.
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
     after_stage(rewritten.gm, Level.REWRITTEN, plan)
-    lowered = lower(rewritten.gm, plan, plan.config)
+    choice = choose(rewritten.gm, plan)
+    uses_kernels = choice.implementation is Implementation.KERNELS
+    scheduled = schedule(rewritten.gm, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    fused = fuse(scheduled.gm, plan) if uses_kernels else None
+    after_stage(scheduled.gm, Level.SCHEDULED, plan)
+    lowered = lower(scheduled.gm, choice.implementation)
     after_stage(lowered, Level.LOWERED, plan)
-    return Passed(rewritten.gm, lowered, rewritten.slots)
+    return Passed(rewritten.gm, scheduled, lowered, rewritten.slots, choice, fused)

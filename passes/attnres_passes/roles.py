@@ -8,7 +8,7 @@ from typing import Literal
 from torch.fx import Node
 
 KEY = "attnres"
-Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule"]
+Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule", "norm"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Role:
     """stream: its index in the plan; block and sublayer count from 1; stage: pipeline stage, once it is planned.
 
     sublayer: index of the write that the node belongs to, or of the read's state; read: index of the read in the
-    stream, for reads, keys and parameters.
+    stream, for reads, keys and parameters; group: of reads that share a pass over completed blocks, from 0 in each
+    layout of the stream.
     """
 
     kind: Kind
@@ -25,10 +26,11 @@ class Role:
     sublayer: int | None = None
     read: int | None = None
     stage: int | None = None
+    group: int | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.kind} stream={self.stream}"]
-        for name in ("read", "block", "sublayer", "stage"):
+        for name in ("read", "block", "sublayer", "group", "stage"):
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={value}")

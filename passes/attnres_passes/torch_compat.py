@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 import torch
+import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
@@ -156,6 +157,12 @@ def copied(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
     new = torch.fx.GraphModule(gm, graph)
     copy_dynamo_attributes(gm, new)
     return new
+
+
+def mark_for_recompute(node: torch.fx.Node) -> None:
+    """Have the partitioner of forward and backward make the node's results again in the backward, not keep them."""
+    node.meta["recompute"] = torch.utils.checkpoint.CheckpointPolicy.MUST_RECOMPUTE
+    node.meta["ac_graph_id"] = 0
 
 
 def mark_as_added(placeholder: torch.fx.Node) -> None:

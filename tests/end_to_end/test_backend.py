@@ -229,7 +229,8 @@ def test_one_line_per_graph_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         compiled(model)(ids)
     lines = [record.getMessage() for record in caplog.records if record.name == "attnres_compile"]
     assert lines == [
-        "attnres: 1 stream, 3 reads rewritten (blocks: 3 writes in 3 blocks), 0 declined, schedule=auto, inner=eager"
+        "attnres: 1 stream, 3 reads rewritten (blocks: 3 writes in 3 blocks), 0 declined, schedule=auto, inner=eager, "
+        "reads on torch (a stream is on cpu)"
     ]
 
 
@@ -243,7 +244,9 @@ def test_dump_writes_a_numbered_file_per_stage(tmp_path, monkeypatch: pytest.Mon
         ["00", "captured.py"],
         ["01", "plan.txt"],
         ["02", "rewritten.py"],
-        ["03", "lowered.py"],
+        ["03", "scheduled.py"],
+        ["04", "lowered.py"],
+        ["05", "schedule.txt"],
     ]
     assert "attnres.depth_attention" in (tmp_path / names[2]).read_text()
     assert "attnres.depth_attention" not in (tmp_path / names[3]).read_text()

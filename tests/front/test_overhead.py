@@ -71,17 +71,17 @@ def test_io_by_hand_for_two_blocks_of_two():
     assert rows[name + "direct"].attnres == mean(1 + 4, 2 + 4, 2 + 4, 3 + 4)
     # Reads of one block share its phase 1: state 1 (state 0 has one source), states 2 and 3, state 4.
     assert rows[name + "two-phase"].attnres == mean(1 + 6, 2 / 2 + 6, 2 / 2 + 6, 3 + 6)
-    assert rows[name + "cheaper of both"].attnres == mean(5, 6, 6, 7)
+    assert rows[name + "auto on kernels"].attnres == mean(5, 6, 6, 7)
     assert rows[name + "naive"].attnres == mean(*(5 * sources + 6 for sources in (2, 2, 3, 3)))
     assert {row.how for row in rows.values()} == {"closed form"}
 
 
-def test_cheaper_of_both_is_never_worse_than_either_schedule():
+def test_auto_on_kernels_is_never_worse_than_either_schedule():
     for writes, size in [(24, 3), (24, 1), (108, 6), (7, 3)]:
         rows = by_metric(io_rows(plan_of(hand_plan(writes, size)), 2))
         values = {metric.rpartition(", ")[2]: row.attnres for metric, row in rows.items()}
-        assert values["cheaper of both"] <= min(values["direct"], values["two-phase"])
-        assert values["cheaper of both"] < values["naive"]
+        assert values["auto on kernels"] <= min(values["direct"], values["two-phase"])
+        assert values["auto on kernels"] < values["naive"]
 
 
 def test_io_of_a_plan_without_streams_is_missing_and_says_why():

@@ -190,5 +190,8 @@ def test_costs_agree_with_each_other() -> None:
     assert cost.two_phase(6, 3) == 8
     assert cost.direct(2) == 6
     assert cost.standard_residual() == 4
-    assert [cost.cheaper_schedule(n, 3) for n in (1, 2, 3, 4, 8)] == ["direct"] * 3 + ["two_phase"] * 2
+    for n, reads in ((1, 1), (3, 3), (8, 4)):
+        assert cost.group(n, [n] * reads) == pytest.approx(reads * cost.two_phase(n, reads))
+        assert cost.group(0, [n] * reads) == reads * cost.direct(n)
+    assert cost.group(4, [4, 5, 6, 7]) == 4 + 4 * 6 + 0 + 1 + 2 + 3, "one of Full AttnRes: 4 shared, others in place"
     assert all(cost.naive(n) > max(cost.direct(n), cost.two_phase(n, 3)) for n in range(1, 10))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnres_kernels.depth_attention import direct, forms, naive, two_phase
+from attnres_kernels.depth_attention import naive, scheduled, two_phase
 from attnres_kernels.depth_attention.inter_ops import inter_block_forward
+from attnres_kernels.depth_attention.keys import key_matrix
 
 EPS = 1e-6
 # A schedule reorders the sums over reads; low precision rounds a block's gradient once per block of reads.
@@ -45,29 +46,31 @@ def run(
     total, number = len(queries), 0
     outputs, logits = [], []
     if schedule == "two_phase":
-        matrix, groups, rows = two_phase.key_matrix(queries, weights, [len(reads) for _, reads in blocks])
+        counts = [len(reads) for _, reads in blocks]
+        matrix, groups, rows = key_matrix(queries, weights, [(sum(counts[:i]), n) for i, n in enumerate(counts)])
     elif schedule == "direct":
-        matrix = direct.key_matrix(queries, weights)
+        matrix = scheduled.key_matrix(queries, weights)
     sources: list[Tensor] = []
     for index, (done, partials) in enumerate(blocks):
         sources = [*sources, *done[len(sources) :]]
         if schedule != "naive":
-            make = two_phase.source_logits if schedule == "two_phase" else direct.source_logits
+            make = two_phase.source_logits if schedule == "two_phase" else scheduled.source_logits
             logits = [*logits, *(make(x, matrix, number, EPS) for x in done[len(logits) :])]
         if schedule == "two_phase":
             given_sources = sources
             inter, lse, sources = two_phase.inter_block(sources, logits, groups[index], number, total, EPS)
         for k, partial in enumerate(partials):
+            read = [*done, *([] if partial is None else [partial])]
+            factor = float(len(read)) if scale == "sum" else 1.0
             if schedule == "naive":
-                read = [*done, *([] if partial is None else [partial])]
-                out = forms.naive_read(read, queries[number], weights[number], EPS, scale)
+                out = naive.naive_read(read, queries[number], weights[number], EPS, scale)
             elif schedule == "direct":
-                out = direct.read(done, logits, partial, matrix, number, scale, EPS)
+                out = scheduled.direct_read(done, logits, partial, matrix, number, factor, EPS)
             elif partial is None:
-                out = two_phase.close(inter[k], done[0], len(done), scale)
+                out = two_phase.close(inter[k], done[0], factor)
             else:
                 held = (given_sources, logits)
-                out = two_phase.merge(inter[k], lse[k], partial, rows[number], *held, number, total, scale, EPS)
+                out = two_phase.merge(inter[k], lse[k], partial, rows[number], *held, number, total, factor, EPS)
             outputs.append(out)
             number += 1
     return outputs
@@ -201,8 +204,8 @@ def test_operators_keep_their_contract() -> None:
     values, queries, weights, _ = make((2, 3, 8), 4, torch.float64, 0)
     ops = torch.ops.attnres
     checks = ("test_schema", "test_faketensor")
-    matrix, group, *rows = ops.key_matrix(queries, weights, [4])
-    torch.library.opcheck(ops.key_matrix, (queries, weights, [4]), test_utils=checks)
+    matrix, group, *rows = ops.key_rows(queries, weights, [0, 4])
+    torch.library.opcheck(ops.key_rows, (queries, weights, [0, 3, 1, 3]), test_utils=checks)
     logits = [ops.source_logits(x, matrix, 0, EPS) for x in values[:2]]
     torch.library.opcheck(ops.source_logits, (values[0], matrix, 1, EPS), test_utils=checks)
     torch.library.opcheck(ops.inter_block, (values[:2], logits, 0, 4, 4), test_utils=checks)
@@ -212,10 +215,5 @@ def test_operators_keep_their_contract() -> None:
     torch.library.opcheck(ops.inter_block_backward, backward, test_utils=checks)
     merge_backward = (values[3], values[:2], logits, values[2], rows[0], 0, 4, 3.0, EPS)
     torch.library.opcheck(ops.merge_backward, merge_backward, test_utils=checks)
-    key_backward = ([group], [None, *rows[1:]], queries, weights, [4])
-    torch.library.opcheck(ops.key_matrix_backward, key_backward, test_utils=checks)
-
-
-def test_automatic_schedule_is_a_schedule() -> None:
-    assert forms.automatic_schedule(3, 9) in forms.SCHEDULES
-    assert naive.SCALES == ("mean", "sum")
+    key_backward = ([group, None, *rows[1:]], queries, weights, [0, 4])
+    torch.library.opcheck(ops.key_rows_backward, key_backward, test_utils=checks)

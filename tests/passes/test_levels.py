@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_kernels.depth_attention import key_vector
+from attnres_kernels.depth_attention import key_vector, scheduled
 from attnres_kernels.errors import AttnResError
-from attnres_passes.config import AttnResConfig
-from attnres_passes.levels import RULES, Level, LevelError, check_level, is_depth_attention, is_ours
+from attnres_passes.implementation import Implementation
+from attnres_passes.levels import RULES, SCHEDULED_READS, Level, LevelError, check_level, is_depth_attention, is_ours
 from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import rewrite
 from attnres_passes.roles import KEY, Role, role_of, set_role
+from attnres_passes.schedule import schedule
 from tests.passes.helpers import analysed
 from tests.passes.test_rewrite import tiny
 
@@ -29,8 +30,10 @@ def graph_of(level: Level) -> tuple[GraphModule, Plan]:
     if level is Level.CAPTURED:
         return found.gm, analysis.plan
     gm = rewrite(found.gm, analysis).gm
+    if level in (Level.SCHEDULED, Level.LOWERED):
+        gm = schedule(gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
     if level is Level.LOWERED:
-        gm = lower(gm, analysis.plan, AttnResConfig(schedule="direct"))
+        gm = lower(gm, Implementation.TORCH)
     return gm, analysis.plan
 
 
@@ -90,6 +93,25 @@ def read_left(gm: GraphModule, plan: Plan) -> None:
     set_role(node, Role("read", 0, read=0))
 
 
+def missing_scheduled_read(gm: GraphModule, plan: Plan) -> None:
+    read = first(gm, lambda node: node.target in SCHEDULED_READS)
+    read.replace_all_uses_with(read.args[0])
+    gm.graph.erase_node(read)
+
+
+def read_outside_its_group(gm: GraphModule, plan: Plan) -> None:
+    read = first(gm, lambda node: node.target is scheduled.merge)
+    source = read.args[0]
+    read.args = (source, source, source, *read.args[3:])
+
+
+def phase_1_left(gm: GraphModule, plan: Plan) -> None:
+    source = first(gm, lambda node: node.op == "placeholder")
+    with gm.graph.inserting_before(first(gm, lambda node: node.op == "output")):
+        node = gm.graph.call_function(scheduled.inter_block, ([source], [source], 0, 1, 1))
+    set_role(node, Role("schedule", 0))
+
+
 BREAKERS: list[tuple[Level, str, Breaker, str]] = [
     (Level.CAPTURED, "it is what Dynamo captured", own_node_in_capture, "a node of the rewrite is in it"),
     (Level.CAPTURED, "it is what Dynamo captured", role_in_capture, "a node of the rewrite is in it"),
@@ -100,7 +122,7 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
             lost_parameter,
             "5 of 21 placeholders are ours",
         )
-        for level in (Level.REWRITTEN, Level.LOWERED)
+        for level in (Level.REWRITTEN, Level.SCHEDULED, Level.LOWERED)
     ],
     *[
         (
@@ -109,11 +131,11 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
             placeholder_behind_the_parameters,
             "6 of 22 placeholders are ours where the plan has 6",
         )
-        for level in (Level.REWRITTEN, Level.LOWERED)
+        for level in (Level.REWRITTEN, Level.SCHEDULED, Level.LOWERED)
     ],
     *[
         (level, "every node of ours carries metadata", lost_metadata, "this one has no metadata")
-        for level in (Level.REWRITTEN, Level.LOWERED)
+        for level in (Level.REWRITTEN, Level.SCHEDULED, Level.LOWERED)
     ],
     (
         Level.REWRITTEN,
@@ -139,7 +161,25 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
         raw_key,
         "its key vector is something else",
     ),
+    (
+        Level.SCHEDULED,
+        "it has one scheduled read per read of the plan",
+        missing_scheduled_read,
+        "2 reads where the plan has 3",
+    ),
+    (
+        Level.SCHEDULED,
+        "every read of a group merges with its phase 1",
+        read_outside_its_group,
+        "it is made for 1 reads and 0 merge with it",
+    ),
     (Level.LOWERED, "no depth attention is left to lower", read_left, "this one is left"),
+    (
+        Level.LOWERED,
+        "every phase 1 and every fused read is bound to an implementation",
+        phase_1_left,
+        "this one is left",
+    ),
 ]
 
 
@@ -195,5 +235,5 @@ def test_graph_that_is_no_graph_fails_its_lint() -> None:
 def test_declined_streams_ask_for_nothing() -> None:
     gm, plan = graph_of(Level.CAPTURED)
     nothing = dataclasses.replace(plan, streams=())
-    for level in (Level.REWRITTEN, Level.LOWERED):
+    for level in (Level.REWRITTEN, Level.SCHEDULED, Level.LOWERED):
         check_level(gm, level, nothing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from attnres_compile.capture import Captured
-from attnres_kernels.depth_attention import direct, forms, key_vector, two_phase
+from attnres_kernels.depth_attention import key_vector, keys, naive, scheduled, two_phase
 from attnres_passes.config import AttnResConfig
+from attnres_passes.implementation import Implementation
 from attnres_passes.levels import Level, check_level, is_depth_attention
 from attnres_passes.lower import lower
 from attnres_passes.rewrite import Rewritten, rewrite
 from attnres_passes.roles import role_of
+from attnres_passes.schedule import schedule as make_schedule
 from attnres_passes.streams import Analysis
 from tests.passes.helpers import (
     WIDTH,
@@ -36,13 +39,20 @@ SCHEDULES = ("naive", "direct", "two_phase", "auto")
 PLAIN = ("sequential", "layer_norm", "nothing")
 
 
-def lowered(found: Captured, analysis: Analysis, schedule: str) -> Rewritten:
-    """A fresh rewrite of the graph, lowered to a schedule."""
+def scheduled_and_lowered(found: Captured, analysis: Analysis, schedule: str) -> tuple[Rewritten, Rewritten]:
+    """A fresh rewrite of the graph, scheduled, and lowered to torch calls."""
     result = rewrite(found.gm, analysis)
     config = AttnResConfig(**{**analysis.plan.config.to_dict(), "schedule": schedule})
-    gm = lower(result.gm, analysis.plan, config)
-    check_level(gm, Level.LOWERED, analysis.plan)
-    return Rewritten(gm, result.slots)
+    plan = replace(analysis.plan, config=config)
+    made = make_schedule(result.gm, plan, joins_blocks=False, most_in_place=12).gm
+    check_level(made, Level.SCHEDULED, plan)
+    gm = lower(made, Implementation.TORCH)
+    check_level(gm, Level.LOWERED, plan)
+    return Rewritten(made, result.slots), Rewritten(gm, result.slots)
+
+
+def lowered(found: Captured, analysis: Analysis, schedule: str) -> Rewritten:
+    return scheduled_and_lowered(found, analysis, schedule)[1]
 
 
 def assert_schedules_equal_the_definition(
@@ -54,9 +64,10 @@ def assert_schedules_equal_the_definition(
     expected = run_with_gradients(definition.gm, fresh_inputs(found), added)
     assert all(gradient is not None for gradient in expected[2])
     for schedule in ("naive", "direct", "two_phase"):
-        actual = run_with_gradients(lowered(found, analysis, schedule).gm, fresh_inputs(found), added)
-        for values, wanted in zip(actual, expected, strict=True):
-            assert_same(values, wanted, tolerance)
+        for level in scheduled_and_lowered(found, analysis, schedule):
+            actual = run_with_gradients(level.gm, fresh_inputs(found), added)
+            for values, wanted in zip(actual, expected, strict=True):
+                assert_same(values, wanted, tolerance)
 
 
 @settings(
@@ -108,7 +119,7 @@ def calls(result: Rewritten, function: Callable[..., Any]) -> list[Node]:
 
 @pytest.mark.parametrize("schedule", ["direct", "two_phase"])
 def test_one_key_matrix_per_segment(schedule: str) -> None:
-    module = direct if schedule == "direct" else two_phase
+    module = scheduled if schedule == "direct" else keys
     found, analysis = analysed(stack(lambda self, k, x: x + sublayer(self, k, x)), block_size=1)
     assert len(calls(lowered(found, analysis, schedule), module.key_matrix)) == 1
     found, analysis = analysed(carried(CARRIERS["permutation"]), block_size=1)
@@ -123,7 +134,7 @@ def reads_of(result: Rewritten) -> list[Node]:
 
 def test_reshaped_stream_is_one_segment() -> None:
     found, analysis = analysed(carried(lambda x: x.reshape(-1, WIDTH).view(2, 3, WIDTH)), block_size=1)
-    assert len(calls(lowered(found, analysis, "two_phase"), two_phase.key_matrix)) == 1
+    assert len(calls(lowered(found, analysis, "two_phase"), keys.key_matrix)) == 1
 
 
 def six_writes(**options: Any) -> tuple[Captured, Analysis]:
@@ -148,7 +159,7 @@ def test_two_phase_works_once_per_block_and_once_per_read() -> None:
 
 @pytest.mark.parametrize("schedule", ["direct", "two_phase"])
 def test_logits_of_a_completed_block_are_computed_once(schedule: str) -> None:
-    module = direct if schedule == "direct" else two_phase
+    module = scheduled if schedule == "direct" else two_phase
     found, analysis = six_writes(block_size=2)
     logits = calls(lowered(found, analysis, schedule), module.source_logits)
     assert len(logits) == 4, "the root and three blocks"
@@ -156,8 +167,8 @@ def test_logits_of_a_completed_block_are_computed_once(schedule: str) -> None:
 
 def test_naive_and_direct_make_one_call_per_read() -> None:
     found, analysis = six_writes(block_size=2)
-    assert len(calls(lowered(found, analysis, "naive"), forms.naive_read)) == 6
-    assert len(calls(lowered(found, analysis, "direct"), direct.read)) == 6
+    assert len(calls(lowered(found, analysis, "naive"), naive.naive_read)) == 6
+    assert len(calls(lowered(found, analysis, "direct"), scheduled.direct_read)) == 6
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -181,6 +192,7 @@ def test_each_read_keeps_its_role_its_source_and_its_value(schedule: str) -> Non
         for node in lowered(found, analysis, schedule).gm.graph.nodes
         if (role := role_of(node)) is not None and role.kind == "read"
     }
+    after = {replace(role, group=None): node for role, node in after.items()}
     assert list(after) == list(before)
     for role, node in after.items():
         for name in ("stack_trace", "nn_module_stack", "example_value"):
@@ -198,18 +210,19 @@ def test_nodes_of_a_schedule_have_a_role(schedule: str) -> None:
     assert {role.kind for role in roles if role} == {"schedule", "read"}
 
 
-def test_auto_is_the_schedule_that_the_kernels_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-
-    def choose(block_size: int, num_sources: int) -> str:
-        asked.append((block_size, num_sources))
-        return "direct"
-
-    monkeypatch.setattr(forms, "automatic_schedule", choose)
+def test_auto_is_two_phase_where_kernels_are_not_used() -> None:
     found, analysis = six_writes(block_size=2)
-    result = lowered(found, analysis, "auto")
-    assert asked == [(2, 4)]
-    assert calls(result, direct.read)
+    assert calls(lowered(found, analysis, "auto"), two_phase.merge)
+    assert not calls(lowered(found, analysis, "auto"), scheduled.direct_read)
+
+
+def test_full_attention_residuals_are_grouped() -> None:
+    """With a block per write, reads of a group share phase 1 and take later writes in place."""
+    found, analysis = analysed(stack(lambda self, k, x: x + sublayer(self, k, x)), block_size=1)
+    result = lowered(found, analysis, "two_phase")
+    assert len(calls(result, two_phase.inter_block)) < len(analysis.plan.streams[0].parametrized_reads)
+    assert calls(result, scheduled.merge), "a read with a block in place"
+    assert_schedules_equal_the_definition(stack(lambda self, k, x: x + sublayer(self, k, x)), block_size=1)
 
 
 def test_streams_are_scheduled_apart() -> None:
@@ -222,7 +235,7 @@ def test_streams_are_scheduled_apart() -> None:
 
     arguments = (sample(), sample(seed=2))
     found, analysis = analysed(model, *arguments, block_size=2)
-    assert len(calls(lowered(found, analysis, "two_phase"), two_phase.key_matrix)) == 2
+    assert len(calls(lowered(found, analysis, "two_phase"), keys.key_matrix)) == 2
     assert_schedules_equal_the_definition(model, *arguments, block_size=2)
 
 

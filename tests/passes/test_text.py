@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_kernels.depth_attention import key_vector
-from attnres_passes.config import AttnResConfig
+from attnres_passes.implementation import Implementation
 from attnres_passes.levels import Level
 from attnres_passes.lower import lower
 from attnres_passes.roles import Role, set_role
+from attnres_passes.schedule import schedule
 from attnres_passes.text import graph_text
 from tests.passes.helpers import WIDTH, Function, captured, line_of, rewritten, sample
 from tests.passes.test_rewrite import tiny
@@ -269,7 +270,10 @@ def graph_at(level: Level, model: Any) -> GraphModule:
     found, analysis, result = rewritten(model, block_size=2)
     if level is Level.CAPTURED:
         return found.gm
-    return result.gm if level is Level.REWRITTEN else lower(result.gm, analysis.plan, AttnResConfig())
+    if level is Level.REWRITTEN:
+        return result.gm
+    scheduled = schedule(result.gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
+    return scheduled if level is Level.SCHEDULED else lower(scheduled, Implementation.TORCH)
 
 
 def names_in(text: str) -> list[str]:

@@ -5,6 +5,8 @@ left out. All others count a read together with the residual add before it and t
 is the region a compiler fuses; they can be compared with each other and with a compiled PreNorm model.
 """
 
+from collections.abc import Sequence
+
 
 def standard_residual() -> float:
     """Fused add and norm: read the state and the branch, write the state and the normed value."""
@@ -41,9 +43,15 @@ def two_phase(completed: int, reads: int) -> float:
     return completed / reads + 1.0 + 5.0
 
 
-def cheaper_schedule(completed: int, reads: int) -> str:
-    """The schedule that moves fewer elements for a block: "direct" or "two_phase"."""
-    return "direct" if direct(completed) <= two_phase(completed, reads) else "two_phase"
+def group(shared: int, completed: Sequence[int]) -> float:
+    """All reads of a group: phase 1 over `shared` blocks, and each read's further completed blocks in place.
+
+    `completed` are the blocks that each read attends to; without `shared` blocks all are read in place. Of reads with
+    the same number it is `two_phase` or `direct` times their number.
+    """
+    if shared == 0:
+        return sum(direct(n) for n in completed)
+    return shared + sum(direct(n - shared) + 2.0 for n in completed)
 
 
 def paper_standard_residual() -> float:

@@ -9,53 +9,49 @@ from attnres_kernels.depth_attention.naive import key_vector, statistics_dtype
 from attnres_kernels.depth_attention.tiles import flatten, inverse_rms
 
 
-@torch.library.custom_op("attnres::key_matrix", mutates_args=())
-def key_matrix_op(queries: Sequence[Tensor], weights: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """The `R` effective key vectors: matrix `[R, d]`, then a matrix per count, then a row `[d]` per read.
+@torch.library.custom_op("attnres::key_rows", mutates_args=())
+def key_rows_op(queries: Sequence[Tensor], weights: Sequence[Tensor], ranges: Sequence[int]) -> list[Tensor]:
+    """The `R` effective key vectors: matrix `[R, d]`, then a matrix per range of reads, then a row `[d]` per read.
 
-    The copies keep the gradients of each reader apart, so that they are added in the backward operator.
+    ranges: first read and number of reads of each range, one after the other; they may overlap. The copies keep the
+    gradients of each reader apart, so that they are added in the backward operator.
     """
     matrix = torch.stack([key_vector(query, weight) for query, weight in zip(queries, weights, strict=True)])
-    return [matrix, *(x.clone() for x in torch.split(matrix, list(counts))), *(x.clone() for x in matrix)]
+    parts = [matrix[first : first + count].clone() for first, count in _pairs(ranges)]
+    return [matrix, *parts, *(x.clone() for x in matrix)]
 
 
-@key_matrix_op.register_fake
-def _(queries: Sequence[Tensor], weights: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+@key_rows_op.register_fake
+def _(queries: Sequence[Tensor], weights: Sequence[Tensor], ranges: Sequence[int]) -> list[Tensor]:
     dtype = statistics_dtype(torch.promote_types(queries[0].dtype, weights[0].dtype))
     width = queries[0].shape[0]
-    rows = [len(queries), *counts]
+    rows = [len(queries), *(count for _, count in _pairs(ranges))]
     matrices = [queries[0].new_empty((n, width), dtype=dtype) for n in rows]
     return matrices + [query.new_empty(width, dtype=dtype) for query in queries]
 
 
-@torch.library.custom_op("attnres::key_matrix_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
-def key_matrix_backward_op(
-    grad_groups: Sequence[Tensor | None],
-    grad_rows: Sequence[Tensor | None],
-    queries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
+def _pairs(ranges: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(ranges[::2], ranges[1::2], strict=True))
+
+
+@torch.library.custom_op("attnres::key_rows_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def key_rows_backward_op(
+    grads: Sequence[Tensor | None], queries: Sequence[Tensor], weights: Sequence[Tensor], ranges: Sequence[int]
 ) -> list[Tensor]:
-    """Gradients of all queries, then of all key-norm weights."""
+    """Gradients of all queries, then of all key-norm weights, from those of the ranges and rows."""
     dtype = statistics_dtype(torch.promote_types(queries[0].dtype, weights[0].dtype))
     grad = torch.zeros((len(queries), queries[0].shape[0]), dtype=dtype, device=queries[0].device)
-    for part, piece in zip(torch.split(grad, list(counts)), grad_groups, strict=True):
+    places = [*_pairs(ranges), *((read, 1) for read in range(len(queries)))]
+    for (first, count), piece in zip(places, grads, strict=True):
         if piece is not None:
-            part.add_(piece)
-    for part, piece in zip(grad.unbind(0), grad_rows, strict=True):
-        if piece is not None:
-            part.add_(piece)
+            grad[first : first + count].add_(piece)
     to_queries = [(g * x).to(q.dtype) for g, q, x in zip(grad, queries, weights, strict=True)]
     return to_queries + [(g * q).to(x.dtype) for g, q, x in zip(grad, queries, weights, strict=True)]
 
 
-@key_matrix_backward_op.register_fake
+@key_rows_backward_op.register_fake
 def _(
-    grad_groups: Sequence[Tensor | None],
-    grad_rows: Sequence[Tensor | None],
-    queries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
+    grads: Sequence[Tensor | None], queries: Sequence[Tensor], weights: Sequence[Tensor], ranges: Sequence[int]
 ) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in [*queries, *weights]]
 

@@ -75,6 +75,22 @@ def depth_attention(sources: Sequence[Tensor], key_vector: Tensor, eps: float, s
     return out.to(sources[0].dtype).contiguous()
 
 
+def naive_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, eps: float, scale: str) -> Tensor:
+    """One read by the definition, in plain torch calls that a compiler traces through.
+
+    Args:
+        sources: `n` tensors `[*, d]`.
+        query, weight: `[d]` pseudo-query and key-norm weight.
+        eps: of the key norm.
+        scale: "mean" or "sum".
+
+    Returns:
+        `[*, d]` in the dtype of the sources.
+    """
+    with torch.autocast(sources[0].device.type, enabled=False):
+        return depth_attention(sources, key_vector(query, weight), eps, scale)
+
+
 def check_sources(sources: Sequence[Tensor], key_vector: Tensor) -> None:
     """Raise `UnsupportedSourcesError` unless a read can be made from these tensors."""
     if len(sources) == 0:

@@ -2,7 +2,7 @@
 
 Order of calls for a stream whose reads with two sources or more are numbered `0 .. R-1`:
 
-1. `key_matrix` once.
+1. `keys.key_matrix` once.
 2. `source_logits` once per completed block, as soon as it is complete (logits first).
 3. `inter_block` once per block, for all its reads (phase 1); hand the sources it returns, not the ones passed
    in, to the next block's call: gradients then accumulate inside one operator per block.
@@ -16,30 +16,6 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.depth_attention import inter_ops, key_ops, merge_ops
-
-
-class _KeyMatrix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, reads: int, counts: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.reads, ctx.counts = reads, counts
-        ctx.save_for_backward(*parameters)
-        ctx.set_materialize_grads(False)
-        outputs = key_ops.key_matrix_op(list(parameters[:reads]), list(parameters[reads:]), list(counts))
-        ctx.mark_non_differentiable(outputs[0])
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        reads, groups = ctx.reads, len(ctx.counts)
-        parameters = ctx.saved_tensors
-        results = key_ops.key_matrix_backward_op(
-            list(grads[1 : 1 + groups]),
-            list(grads[1 + groups :]),
-            list(parameters[:reads]),
-            list(parameters[reads:]),
-            list(ctx.counts),
-        )
-        return None, None, *results
 
 
 class _InterBlock(torch.autograd.Function):
@@ -97,24 +73,6 @@ class _Merge(torch.autograd.Function):
         return None, *grads, *([None] * len(tensors))
 
 
-def key_matrix(
-    queries: Sequence[Tensor], weights: Sequence[Tensor], counts: Sequence[int]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """All effective key vectors of a stream, `query * weight`, in fp32 (fp64 for fp64).
-
-    Args:
-        queries, weights: `R` tensors `[d]`, in read order.
-        counts: how many reads each block has; they sum to `R`.
-
-    Returns:
-        The matrix `[R, d]` for `source_logits` (it carries no gradient), one matrix `[count, d]` per block
-        for `inter_block`, and one row `[d]` per read for `merge`.
-    """
-    outputs = _KeyMatrix.apply(len(queries), tuple(counts), *queries, *weights)  # type: ignore[no-untyped-call]
-    blocks = len(counts)
-    return outputs[0], list(outputs[1 : 1 + blocks]), list(outputs[1 + blocks :])
-
-
 def source_logits(source: Tensor, matrix: Tensor, first: int, eps: float) -> Tensor:
     """Logits of a completed block for all later reads: one matrix product and one inverse RMS (equation 2).
 
@@ -164,7 +122,7 @@ def merge(
     logits: Sequence[Tensor],
     read: int,
     total: int,
-    scale: str,
+    factor: float,
     eps: float,
 ) -> Tensor:
     """Phase 2: one read, from phase 1's result and the open partial sum (online softmax).
@@ -176,18 +134,17 @@ def merge(
         sources, logits: those given to `inter_block`; the backward recomputes `inter` from them.
         read: number of this read.
         total: `R`.
-        scale: "mean" or "sum".
+        factor: of the result: the number of all sources for `scale="sum"`, else 1.
         eps: of the key norm.
 
     Returns:
         `[*, d]` in the dtype of `partial`.
     """
-    factor = float(len(sources) + 1) if scale == "sum" else 1.0
     held = [x.detach() for x in sources]
     out: Tensor = _Merge.apply((read, total, factor, eps), inter, lse, partial, key, *held, *logits)  # type: ignore[no-untyped-call]
     return out
 
 
-def close(inter: Tensor, source: Tensor, completed: int, scale: str) -> Tensor:
-    """A read without an open partial sum: phase 1's output, scaled and rounded to the dtype of `source`."""
-    return (inter * completed if scale == "sum" else inter).to(source.dtype)
+def close(inter: Tensor, like: Tensor, factor: float) -> Tensor:
+    """A read without an open partial sum: phase 1's output, scaled and rounded to the dtype of `like`."""
+    return (inter if factor == 1.0 else inter * factor).to(like.dtype)

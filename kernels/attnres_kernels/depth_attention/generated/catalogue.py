@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.depth_attention.generated.logits import logits_text
 from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
-from attnres_kernels.depth_attention.generated.phase_1_backward import gradients_text, projections_text
-from attnres_kernels.depth_attention.generated.phase_2 import phase_2_text
-from attnres_kernels.depth_attention.generated.phase_2_backward import phase_2_backward_text
+from attnres_kernels.depth_attention.generated.read import read_text
+from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
+from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text, scalars_text
 from attnres_kernels.depth_attention.generated.specs import (
-    Phase1BackwardSpec,
+    LogitsSpec,
+    NormKind,
     Phase1Spec,
-    Phase2BackwardSpec,
-    Phase2Spec,
-    sources_per_backward,
+    ReadBackwardSpec,
+    ReadSpec,
+    SourcesBackwardSpec,
+    sources_at_once,
 )
 
 
@@ -33,21 +35,30 @@ class Entry:
 def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> Iterator[Entry]:
     """The kernels for one block: ``sources`` completed blocks of ``width``, its reads, and all ``later_reads``.
 
-    Phase 2 with everything fused that can be: the add before, and a norm with weight and bias behind.
+    Reads with everything fused that can be: the add before, and a norm with weight and bias behind; direct ones over
+    all sources in place, and phase 2.
     """
-    at_once = min(sources, sources_per_backward(reads))
-    every_read, every_source = tuple(range(reads)), tuple(range(at_once))
+    at_once = min(sources, sources_at_once(reads))
+    backward = SourcesBackwardSpec(at_once, tuple(range(reads)), tuple(range(at_once)))
     eps = {"eps": 1e-6}
-    backward = Phase1BackwardSpec(at_once, reads, every_read, every_source)
     along, whole = tiling.along_width(width), tiling.whole_rows(width)
     block_r = {"BLOCK_R": max(16, tiling.power_of_two(later_reads))}
-    yield Entry("logits", logits_text(True), tiling.matrix_product(later_reads), {**eps, **block_r})
+    for adds in (False, True):
+        text = logits_text(LogitsSpec(splits_keys=True, adds=adds))
+        name = "logits, add before" if adds else "logits"
+        yield Entry(name, text, tiling.matrix_product(later_reads), {**eps, **block_r})
     yield Entry("phase 1", phase_1_text(Phase1Spec(sources, reads)), along, {})
-    yield Entry("phase 1 backward, sums", projections_text(backward), along, eps)
-    yield Entry("phase 1 backward, gradients", gradients_text(backward), along, {})
-    for norm in ("rms", "layer"):
-        phase_2 = Phase2Spec(True, norm, True, norm == "layer")
-        constants = {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5}
-        yield Entry(f"phase 2, {norm} norm", phase_2_text(phase_2), whole, constants)
-        text = phase_2_backward_text(Phase2BackwardSpec(phase_2, True, True, True))
-        yield Entry(f"phase 2 backward, {norm} norm", text, whole, {"factor": 1.0})
+    lanes = {"LANES": tiling.lanes(along.columns)}
+    yield Entry("sources backward, scalars", scalars_text(backward), along, {**eps, **lanes})
+    yield Entry("sources backward, gradients", gradients_text(backward), along, {})
+    if not backward.sums_keys:
+        yield Entry("sources backward, keys", keys_text(backward), along, {})
+    norms: tuple[NormKind, ...] = ("rms", "layer")
+    for norm in norms:
+        for direct in (False, True):
+            in_place = min(sources, tiling.most_in_place(width)) if direct else 0
+            read = ReadSpec(in_place, not direct, True, True, norm, True, norm == "layer", False)
+            name = f"{'direct read' if direct else 'phase 2'}, {norm} norm"
+            yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
+            backward_read = ReadBackwardSpec(read, False, True, True, is_wide=tiling.is_wide(width))
+            yield Entry(f"{name}, backward", read_backward_text(backward_read), whole, {"factor": 1.0})

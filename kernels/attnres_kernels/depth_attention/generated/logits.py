@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from attnres_kernels.depth_attention.generated.specs import LogitsSpec
+from attnres_kernels.depth_attention.generated.writing import lines
 
-def logits_text(splits_keys: bool) -> str:
+
+def logits_text(spec: LogitsSpec) -> str:
     """Logits ``[rows, reads]`` of a source ``[rows, width]`` for keys ``[reads, width]`` in fp32 (equation 2).
 
-    splits_keys: for bf16 sources, which are exact in bf16: each fp32 key is the sum of two bf16 parts, so that two
-    products on tensor cores are as good as one in fp32.
+    With ``adds`` the source is the sum of ``partial`` and ``branch``, which is written to ``source``.
     """
-    if splits_keys:
-        product = """\
-        high = key.to(tl.bfloat16)
-        low = (key - high.to(tl.float32)).to(tl.bfloat16)
-        products += tl.dot(loaded, tl.trans(high)) + tl.dot(loaded, tl.trans(low))"""
+    arguments = [*(["partial", "branch"] if spec.adds else []), "source", "keys", "logits", "rows", "width", "reads"]
+    arguments += ["partial_stride", "branch_stride"] if spec.adds else ["source_stride"]
+    if spec.adds:
+        body = [
+            "state = tl.load(partial + row[:, None] * partial_stride + column[None, :], mask=in_source, other=0.0)",
+            "added = tl.load(branch + row[:, None] * branch_stride + column[None, :], mask=in_source, other=0.0)",
+            "# The block is rounded before its logits are made, as it is where the add is a kernel of its own.",
+            "loaded = (state.to(tl.float32) + added.to(tl.float32)).to(source.dtype.element_ty)",
+            "tl.store(source + row[:, None] * width + column[None, :], loaded, mask=in_source)",
+        ]
     else:
-        product = """\
-        products += tl.dot(value, tl.trans(key), input_precision="ieee")"""
+        body = ["loaded = tl.load(source + row[:, None] * source_stride + column[None, :], mask=in_source, other=0.0)"]
+    body += [
+        "key = tl.load(keys + read[:, None] * width + column[None, :], mask=in_keys, other=0.0)",
+        "value = loaded.to(tl.float32)",
+        "squares += tl.sum(value * value, axis=1)",
+    ]
+    if spec.splits_keys:
+        body += [
+            "high = key.to(tl.bfloat16)",
+            "low = (key - high.to(tl.float32)).to(tl.bfloat16)",
+            "products += tl.dot(loaded, tl.trans(high)) + tl.dot(loaded, tl.trans(low))",
+        ]
+    else:
+        body.append('products += tl.dot(value, tl.trans(key), input_precision="ieee")')
     return f"""\
 @triton.jit
-def source_logits_{"split" if splits_keys else "plain"}(
-    source, keys, logits, rows, width, reads, source_stride,
+def logits{"_add" if spec.adds else ""}_{"split" if spec.splits_keys else "plain"}(
+    {", ".join(arguments)},
     eps: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -31,11 +50,7 @@ def source_logits_{"split" if splits_keys else "plain"}(
         column = start + tl.arange(0, BLOCK_D)
         in_source = (row < rows)[:, None] & (column < width)[None, :]
         in_keys = (read < reads)[:, None] & (column < width)[None, :]
-        loaded = tl.load(source + row[:, None] * source_stride + column[None, :], mask=in_source, other=0.0)
-        key = tl.load(keys + read[:, None] * width + column[None, :], mask=in_keys, other=0.0)
-        value = loaded.to(tl.float32)
-        squares += tl.sum(value * value, axis=1)
-{product}
+        {lines(body, 8)}
     inverse_rms = tl.rsqrt(squares / width + eps)
     out = products * inverse_rms[:, None]
     tl.store(logits + row[:, None] * reads + read[None, :], out, mask=(row < rows)[:, None] & (read < reads)[None, :])

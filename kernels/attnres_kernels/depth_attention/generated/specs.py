@@ -9,19 +9,43 @@ from dataclasses import dataclass
 from typing import Literal
 
 MOST_SOURCES = 12
-"""Sources that one launch of phase 1 holds in registers; more are read by further launches that go on from it."""
+"""Sources that one launch holds in registers; more are read by further launches that go on from it."""
 
-MOST_PAIRS = 24
-"""Pairs of a source and a read whose products the backward of phase 1 holds per token."""
+MOST_IN_PLACE = 12
+MOST_IN_PLACE_WIDE = 4
+"""Completed blocks that a read attends to in place, in rows of any width and in wide ones; phase 1 sums up others."""
+
+MOST_READS = 8
+"""Reads whose gradients one launch of the sources' backward holds in registers."""
+
+MOST_PAIRS = 72
+"""Pairs of a source and a read whose products one launch of the sources' backward sums at once."""
+
+MOST_READS_WITH_KEYS = 4
+MOST_PAIRS_WITH_KEYS = 24
+"""What the kernel of the sources' gradients has registers for beside sums for the keys."""
 
 NormKind = Literal["rms", "layer"]
 
 
 @dataclass(frozen=True)
-class Phase1Spec:
-    """Phase 1: the reads of a block over its completed blocks.
+class LogitsSpec:
+    """Logits of one completed block for all its later reads.
 
-    sources: completed blocks; reads: of the block; continues: goes on from outputs over earlier sources.
+    splits_keys: for bf16 sources, which are exact in bf16: each fp32 key is the sum of two bf16 parts, so that two
+    products on tensor cores are as good as one in fp32; adds: the last write is added to the open partial sum first,
+    and the completed block is an output.
+    """
+
+    splits_keys: bool
+    adds: bool = False
+
+
+@dataclass(frozen=True)
+class Phase1Spec:
+    """Phase 1: the reads of a group over the blocks that were complete before it.
+
+    sources: completed blocks; reads: of the group; continues: goes on from outputs over earlier sources.
     """
 
     sources: int
@@ -29,33 +53,19 @@ class Phase1Spec:
     continues: bool = False
 
 
-def sources_per_backward(reads: int) -> int:
-    """Sources that one launch of phase 1's backward works on."""
-    return max(1, min(MOST_SOURCES, MOST_PAIRS // reads))
-
-
 @dataclass(frozen=True)
-class Phase1BackwardSpec:
-    """The backward of phase 1, in two kernels.
+class ReadSpec:
+    """One read, which is phase 2 where ``has_inter``, and a direct read where not.
 
-    grads: the reads whose outputs have a gradient; carried: the sources that come with one from later blocks.
+    sources: completed blocks that are read in place, with known logits; has_inter: phase 1's output and log-sum-exp
+    over further blocks; has_partial: there is an open partial sum; adds: the branch output is added to it first, and
+    the new partial sum is an output; norm: the norm behind, if it is fused; has_weight, has_bias: of that norm;
+    returns_value: the depth-attended value is an output, which it must be where no norm is fused.
     """
 
-    sources: int
-    reads: int
-    grads: tuple[int, ...]
-    carried: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Phase2Spec:
-    """Phase 2 of one read.
-
-    adds: the branch output is added to the partial sum first, and the new partial sum is an output;
-    norm: the norm behind, if it is fused; has_weight, has_bias: of that norm; returns_value: the depth-attended value
-    is an output, which it must be where no norm is fused.
-    """
-
+    sources: int = 0
+    has_inter: bool = True
+    has_partial: bool = True
     adds: bool = False
     norm: NormKind | None = None
     has_weight: bool = False
@@ -63,6 +73,10 @@ class Phase2Spec:
     returns_value: bool = True
 
     def __post_init__(self) -> None:
+        if self.sources + self.has_inter + self.has_partial == 0:
+            raise ValueError("a read has a source: completed blocks, phase 1's output or an open partial sum")
+        if self.adds and not self.has_partial:
+            raise ValueError("a branch is added to an open partial sum: there is none")
         if self.norm is None and not self.returns_value:
             raise ValueError("without a norm behind, the depth-attended value is the only output: return it")
         if self.norm is None and (self.has_weight or self.has_bias):
@@ -70,14 +84,39 @@ class Phase2Spec:
 
 
 @dataclass(frozen=True)
-class Phase2BackwardSpec:
-    """The backward of phase 2.
+class ReadBackwardSpec:
+    """The backward of a read.
 
     forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
-    gradient.
+    gradient; is_wide: rows are too wide for registers to hold them until their last use, and sums over tokens beside
+    them; both are read again from the cache.
     """
 
-    forward: Phase2Spec
+    forward: ReadSpec
     has_value_grad: bool
     has_normed_grad: bool
     has_partial_grad: bool
+    is_wide: bool = False
+
+
+@dataclass(frozen=True)
+class SourcesBackwardSpec:
+    """The backward of several reads into completed blocks, in two kernels or three.
+
+    reads: the reads, of those that the keys are of, whose values have a gradient; carried: the sources that come with
+    a gradient from later reads.
+    """
+
+    sources: int
+    reads: tuple[int, ...]
+    carried: tuple[int, ...]
+
+    @property
+    def sums_keys(self) -> bool:
+        """Whether the kernel of the gradients has registers left to sum the gradients of the keys."""
+        return len(self.reads) * self.sources <= MOST_PAIRS_WITH_KEYS and len(self.reads) <= MOST_READS_WITH_KEYS
+
+
+def sources_at_once(reads: int) -> int:
+    """Sources that one launch of the sources' backward works on."""
+    return max(1, min(MOST_SOURCES, MOST_PAIRS // reads))

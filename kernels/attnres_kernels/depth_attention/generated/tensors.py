@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,18 +18,18 @@ def check(*tensors: Tensor) -> None:
         if tensor.dtype not in DTYPES:
             raise UnsupportedSourcesError(
                 f"the generated kernels compute in fp32 from {', '.join(map(str, DTYPES))}, not from {tensor.dtype}: "
-                "use schedule='naive'."
+                "set ATTNRES_KERNELS=torch."
             )
         if tensor.shape[-1] > tiling.WIDEST:
             raise UnsupportedSourcesError(
                 f"the stream is {tensor.shape[-1]} wide and the generated kernels hold rows of at most "
-                f"{tiling.WIDEST}: use schedule='naive'."
+                f"{tiling.WIDEST}: set ATTNRES_KERNELS=torch."
             )
 
 
 def rows_of(tensor: Tensor) -> Tensor:
     """``[*, d]`` as ``[rows, d]`` with contiguous rows: a view wherever one exists."""
-    flat = tensor.reshape(-1 if tensor.numel() else tensor.shape[:-1].numel(), tensor.shape[-1])
+    flat = tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
     return flat if flat.shape[1] <= 1 or flat.stride(1) == 1 else flat.contiguous()
 
 
@@ -39,11 +41,11 @@ def cdiv(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def shares(rows: int, tile: int, columns: int) -> tuple[int, int]:
-    """How many programs sum over tokens, and the tokens of each: a multiple of the tile. None for no tokens."""
-    if rows == 0:
-        return 0, tile
-    tiles = cdiv(rows, tile)
-    programs = max(1, min(tiles, tiling.PROGRAMS // columns))
-    share = cdiv(tiles, programs) * tile
-    return cdiv(rows, share), share
+def shares(like: Tensor, tile: int, columns: int) -> tuple[int, int]:
+    """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each: a multiple of the tile.
+
+    The first number depends on the device and on how many tiles a row is cut into, never on the tokens, so that a size
+    that is unknown when a graph is compiled stays so.
+    """
+    programs = max(1, tiling.programs(like.device) // columns)
+    return programs, cdiv(cdiv(like.shape[0], tile), programs) * tile

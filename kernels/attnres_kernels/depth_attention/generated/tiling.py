@@ -7,12 +7,20 @@ loads; no GPU has been asked yet.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from attnres_kernels.depth_attention.generated.specs import MOST_IN_PLACE, MOST_IN_PLACE_WIDE
 
 WIDEST = 16384
-"""Phase 2 holds whole rows, of at most this width."""
+"""A read holds whole rows, of at most this width."""
 
-PROGRAMS = 264
-"""Programs that sum over tokens on their own: two for each multiprocessor of the largest GPUs."""
+WIDEST_HELD = 4096
+"""Rows that the backward of a read holds in registers until their last use; wider ones are read twice."""
+
+INTERPRETED_PROGRAMS = 3
+"""Programs that sum over tokens in Triton's interpreter, which runs them one after the other."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,11 @@ def along_width(width: int) -> Tiling:
     return Tiling(1024 // columns, columns, 4)
 
 
+def lanes(columns: int) -> int:
+    """Sums that a row of a tile is kept in: one per thread of ``along_width``, each over 8 neighbouring columns."""
+    return max(1, columns // 8)
+
+
 def whole_rows(width: int) -> Tiling:
     """For kernels that reduce whole rows in registers."""
     columns = power_of_two(width)
@@ -44,3 +57,21 @@ def whole_rows(width: int) -> Tiling:
 def matrix_product(reads: int) -> Tiling:
     """For the logits: tokens by reads, in steps of ``columns`` along the width."""
     return Tiling(64 if reads <= 64 else 32, 64, 4)
+
+
+def is_wide(width: int) -> bool:
+    """Whether the backward of a read must read its rows twice."""
+    return width > WIDEST_HELD
+
+
+def most_in_place(width: int) -> int:
+    """Completed blocks that a read of this width attends to in place."""
+    return MOST_IN_PLACE_WIDE if is_wide(width) else MOST_IN_PLACE
+
+
+@cache
+def programs(device: torch.device) -> int:
+    """Programs that sum over tokens on their own: two for each multiprocessor."""
+    if device.type == "cpu":
+        return INTERPRETED_PROGRAMS
+    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,129 @@
+"""The backward of several reads into completed blocks, from tensors to tensors; as ``launch_phase_1``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnres_kernels.depth_attention.generated import tensors, tiling
+from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text, scalars_text
+from attnres_kernels.depth_attention.generated.specs import MOST_READS, SourcesBackwardSpec, sources_at_once
+from attnres_kernels.load_triton import launchable
+
+
+def sources_backward(
+    sources: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    keys: Tensor,
+    read_grads: Sequence[Tensor | None],
+    scalars: Sequence[Tensor | None],
+    carried: Sequence[Tensor | None],
+    eps: float,
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the sources and of the keys.
+
+    Args:
+        sources: ``n`` tensors ``[*, d]``.
+        logits: ``n`` tensors ``[rows, S]`` in fp32, one column per read.
+        keys: ``[S, d]`` in fp32.
+        read_grads, scalars: per read what ``read_backward`` gave, or None for both.
+        carried: per source a gradient ``[*, d]`` from later reads, which is added, or None.
+        eps: of the key norm.
+
+    Returns:
+        Per source its gradient ``[rows, d]`` in its dtype, and that of the keys ``[S, d]`` in fp32.
+    """
+    tensors.check(*sources)
+    flat = [tensors.rows_of(source) for source in sources]
+    results = [None if grad is None else tensors.rows_of(grad) for grad in carried]
+    key_grads = torch.zeros_like(keys)
+    given = [s for s, grad in enumerate(read_grads) if grad is not None]
+    if not given or flat[0].shape[0] == 0:
+        results = [None if grad is None else grad.clone() for grad in results]
+        given = []
+    for first in range(0, len(given), MOST_READS):
+        reads = given[first : first + MOST_READS]
+        grads = [tensors.rows_of(grad) for s in reads if (grad := read_grads[s]) is not None]
+        of_reads = [x.reshape(2, -1).contiguous() for s in reads if (x := scalars[s]) is not None]
+        step = sources_at_once(len(reads))
+        for start in range(0, len(flat), step):
+            part = slice(start, start + step)
+            results[part], sums = _launch(
+                flat[part], logits[part], keys, tuple(reads), grads, of_reads, results[part], eps
+            )
+            key_grads[reads] += sums
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(flat, results, strict=True)], key_grads
+
+
+def _launch(
+    flat: list[Tensor],
+    logits: Sequence[Tensor],
+    keys: Tensor,
+    reads: tuple[int, ...],
+    grads: list[Tensor],
+    scalars: list[Tensor],
+    carried: list[Tensor | None],
+    eps: float,
+) -> tuple[list[Tensor | None], Tensor]:
+    rows, width = flat[0].shape
+    later = [grad for grad in carried if grad is not None]
+    spec = SourcesBackwardSpec(len(flat), reads, tuple(i for i, grad in enumerate(carried) if grad is not None))
+    tile = tiling.along_width(width)
+    tile_arguments = {"BLOCK_T": tile.rows, "BLOCK_D": tile.columns, "num_warps": tile.warps}
+    columns = tensors.cdiv(width, tile.columns)
+    weights, to_keys = (tensors.new(flat[0], (rows, len(flat), len(reads)), torch.float32) for _ in range(2))
+    to_selves = tensors.new(flat[0], (rows, len(flat)), torch.float32)
+    launchable(scalars_text(spec))[(tensors.cdiv(rows, tile.rows),)](
+        *flat,
+        *logits,
+        *grads,
+        *scalars,
+        weights,
+        to_keys,
+        to_selves,
+        rows,
+        width,
+        *(source.stride(0) for source in flat),
+        *(of_source.stride(0) for of_source in logits),
+        *(grad.stride(0) for grad in grads),
+        eps=eps,
+        LANES=tiling.lanes(tile.columns),
+        **tile_arguments,
+    )
+    programs, rows_per_program = tensors.shares(flat[0], tile.rows, columns)
+    source_grads: list[Tensor | None] = [tensors.new(x, (rows, width), x.dtype) for x in flat]
+    key_grads = tensors.new(flat[0], (programs, len(reads), width), torch.float32)
+    launchable(gradients_text(spec))[(programs, columns)](
+        *flat,
+        *grads,
+        *later,
+        keys.contiguous(),
+        weights,
+        to_keys,
+        to_selves,
+        *source_grads,
+        *([key_grads] if spec.sums_keys else []),
+        rows,
+        width,
+        rows_per_program,
+        0,
+        *(source.stride(0) for source in flat),
+        *(grad.stride(0) for grad in grads),
+        *(grad.stride(0) for grad in later),
+        **tile_arguments,
+    )
+    if not spec.sums_keys:
+        launchable(keys_text(spec))[(programs, columns)](
+            *flat,
+            to_keys,
+            key_grads,
+            rows,
+            width,
+            rows_per_program,
+            0,
+            *(source.stride(0) for source in flat),
+            **tile_arguments,
+        )
+    return source_grads, key_grads.sum(0)

@@ -1,0 +1,173 @@
+"""Text of a read's backward, with the norm behind and the add before.
+
+With ``u`` the weighted sum of the parts, ``c`` the scale factor and ``g`` the gradient of the value ``c u``, that of
+the norm added, the gradient of ``u`` is ``h = c g`` and, for a part with weight ``w``, logit ``l`` and value ``v``::
+
+    D = h . u          e = w (h . v - D)      (gradient of l)
+
+The completed blocks need no more than ``h``, ``D`` and the log-sum-exp ``L``, since ``w = exp(l - L)``: their gradients
+are made for several reads at once by ``sources_backward``. The partial sum ``p`` with inverse RMS ``r`` and key ``k``
+gets its own here::
+
+    dp = w h + e (r k - l r^2 / d p)          dk = sum_tokens e r p
+
+The value is computed again from the parts. Each program sums over its own rows; programs are summed in a fixed order
+afterwards, so that two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+from attnres_kernels.depth_attention.generated.read import (
+    earlier_arguments,
+    load_logits,
+    merged_values,
+    read_name,
+)
+from attnres_kernels.depth_attention.generated.specs import ReadBackwardSpec
+from attnres_kernels.depth_attention.generated.writing import load, load_again, load_vector, over_rows
+
+
+def read_backward_text(spec: ReadBackwardSpec) -> str:
+    """``read_grad`` is ``h`` and ``scalars`` ``[2, rows]`` are ``D`` and ``L``; then come the gradient of the partial
+    sum, which is that of the branch too where an add is fused, and, per program, those of the vectors.
+    """
+    forward = spec.forward
+    norm = forward.norm if spec.has_normed_grad else None
+    has_weight, has_bias = bool(norm) and forward.has_weight, bool(norm) and forward.has_bias
+    pointers, strides = earlier_arguments(forward)
+    arguments = [
+        *pointers,
+        *(["partial", "key"] if forward.has_partial else []),
+        *(["norm_weight"] if has_weight else []),
+        "statistics",
+        *(["value_grad"] if spec.has_value_grad else []),
+        *(["normed_grad"] if norm else []),
+        *(["partial_grad_before"] if spec.has_partial_grad else []),
+        "read_grad",
+        "scalars",
+        *(["partial_grad", "key_grads"] if forward.has_partial else []),
+        *(["norm_weight_grads"] if has_weight else []),
+        *(["norm_bias_grads"] if has_bias else []),
+        "rows",
+        "width",
+        "rows_per_program",
+        "zero",
+        *strides,
+        *(["partial_stride"] if forward.has_partial else []),
+        *(["value_grad_stride"] if spec.has_value_grad else []),
+        *(["normed_grad_stride"] if norm else []),
+        *(["partial_grad_stride"] if spec.has_partial_grad else []),
+    ]
+    sums = ["key_grad"] if forward.has_partial else []
+    sums += ["norm_weight_grad"] if has_weight else []
+    sums += ["norm_bias_grad"] if has_bias else []
+    loop = ["log_total = tl.load(statistics + row, mask=is_row, other=0.0)", *load_logits(forward)]
+    if forward.has_partial:
+        loop += [
+            "logit_partial = tl.load(statistics + rows + row, mask=is_row, other=0.0)",
+            "inverse_rms = tl.load(statistics + 2 * rows + row, mask=is_row, other=0.0)",
+            load("partial", "partial_stride", "state"),
+        ]
+    loop += merged_values(forward)
+    if spec.has_value_grad:
+        loop.append(load("value_grad", "value_grad_stride", "grad"))
+    else:
+        loop.append("grad = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)")
+    if norm:
+        loop += _norm(norm, has_weight, has_bias, spec.is_wide)
+    loop += [
+        "# Rounded as it is stored, so that the sums here and in the sources' backward are over the same numbers.",
+        "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
+        "tl.store(read_grad + at, grad_stored, mask=inside)",
+        "grad = grad_stored.to(tl.float32)",
+        "delta = tl.sum(grad * merged, axis=1)",
+        "tl.store(scalars + row, delta, mask=is_row)",
+        "tl.store(scalars + rows + row, log_total, mask=is_row)",
+    ]
+    if forward.has_partial:
+        loop += _partial(spec)
+    if spec.is_wide:
+        loop.append("tl.debug_barrier()  # another thread may go on with a sum")
+        start, end = ["# sums over tokens are kept in the cache"], ["# and stay there"]
+    else:
+        start = [f"{name} = tl.zeros([BLOCK_D], tl.float32)" for name in sums]
+        end = [f"tl.store({name}s + program * width + column, {name}, mask=is_column)" for name in sums]
+    return f"""\
+@triton.jit
+def {_name(spec)}(
+    {", ".join(arguments)},
+    factor: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+{over_rows("0", start or ["# nothing is summed over tokens"], loop, end or ["pass"])}"""
+
+
+def _name(spec: ReadBackwardSpec) -> str:
+    given = [
+        name
+        for name, has in (
+            ("of_value", spec.has_value_grad),
+            ("of_normed", spec.has_normed_grad),
+            ("of_partial", spec.has_partial_grad),
+        )
+        if has
+    ]
+    return "_".join([read_name(spec.forward, "read_backward"), *given, *["wide"] * spec.is_wide])
+
+
+def _add(name: str, value: str, is_wide: bool) -> str:
+    """Add to a sum over tokens, in registers, or where they have no room for it, in the program's own row in memory."""
+    if not is_wide:
+        return f"{name} += {value}"
+    at = f"{name}s + program * width + column"
+    return f"tl.store({at}, tl.load({at}, mask=is_column & (step > 0), other=0.0) + {value}, mask=is_column)"
+
+
+def _norm(norm: str, has_weight: bool, has_bias: bool, is_wide: bool) -> list[str]:
+    """The gradient of the normed value, through the norm, added to ``grad``."""
+    centered = "merged * factor"
+    text = ["inverse_deviation = tl.load(statistics + 4 * rows + row, mask=is_row, other=0.0)"]
+    if norm == "layer":
+        text.append("mean = tl.load(statistics + 3 * rows + row, mask=is_row, other=0.0)")
+        centered = "(merged * factor - mean[:, None])"
+    unit = f"unit = tl.where(inside, {centered} * inverse_deviation[:, None], 0.0)"
+    weighted = ["outer = outer * norm_weight_row[None, :]"] if has_weight else []
+    text += [unit, load("normed_grad", "normed_grad_stride", "outer")]
+    if has_bias:
+        text.append(_add("norm_bias_grad", "tl.sum(outer, axis=0)", is_wide))
+    if has_weight:
+        text += [
+            _add("norm_weight_grad", "tl.sum(outer * unit, axis=0)", is_wide),
+            load_vector("norm_weight", "norm_weight_row"),
+        ]
+    text += [*weighted, "along_unit = tl.sum(outer * unit, axis=1) / width"]
+    if norm == "layer":
+        text.append("along_ones = tl.sum(outer, axis=1) / width")
+    if is_wide:
+        vector = [load_vector("norm_weight + zero", "norm_weight_row")] if has_weight else []
+        text += [unit, load_again("normed_grad", "normed_grad_stride", "outer"), *vector, *weighted]
+    text.append("inner = outer - along_unit[:, None] * unit")
+    if norm == "layer":
+        text.append("inner = inner - along_ones[:, None]")
+    text.append("grad += tl.where(inside, inner * inverse_deviation[:, None], 0.0)")
+    return text
+
+
+def _partial(spec: ReadBackwardSpec) -> list[str]:
+    """Gradients of the partial sum and of its key."""
+    text = [load_again("partial", "partial_stride", "state")] if spec.is_wide else []
+    text += [
+        "logit_grad = weight_partial * (tl.sum(grad * state, axis=1) - delta)",
+        "# With all the weight, a part has no gradient of its logit; rounding must not give it one.",
+        "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",
+        "to_key = logit_grad * inverse_rms",
+        "to_itself = to_key * logit_partial * inverse_rms / width",
+        load_vector("key", "key_row"),
+        "out = weight_partial[:, None] * grad + to_key[:, None] * key_row[None, :] - to_itself[:, None] * state",
+    ]
+    if spec.has_partial_grad:
+        text += [load("partial_grad_before", "partial_grad_stride", "later"), "out += later"]
+    return [
+        *text,
+        "tl.store(partial_grad + at, out.to(partial_grad.dtype.element_ty), mask=inside)",
+        _add("key_grad", "tl.sum(to_key[:, None] * state, axis=0)", spec.is_wide),
+    ]

@@ -1,0 +1,182 @@
+"""Text of the backward of several reads into completed blocks: kernels for scalars, for gradients and for keys.
+
+With ``h_s``, ``D_s`` and ``L_s`` of read ``s`` as its own backward gives them, ``l_si`` the logit of source ``i``,
+``r_i`` its inverse RMS and ``d`` the width::
+
+    w_si = exp(l_si - L_s)    e_si = w_si (h_s . v_i - D_s)                             (gradient of logit l_si)
+    dv_i = sum_s w_si h_s + sum_s e_si r_i k_s - (sum_s e_si l_si) r_i^2 / d v_i
+    dk_s = sum_tokens sum_i e_si r_i v_i
+
+No source needs another one's numbers, so that sources and reads are cut into launches freely; a launch adds to what the
+launch before it, or a later group of reads, gave to a source. Sums over tokens are made in two stages, per program and
+then over programs in a fixed order, so that two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
+from attnres_kernels.depth_attention.generated.writing import lines, load, load_vector, over_rows
+
+
+def _name(kind: str, spec: SourcesBackwardSpec) -> str:
+    return f"{kind}_n{spec.sources}_s{'_'.join(map(str, spec.reads))}"
+
+
+def scalars_text(spec: SourcesBackwardSpec) -> str:
+    """Per token, source and read ``weights`` ``w_si`` and ``to_keys`` ``e_si r_i``, ``[rows, sources, reads]`` each,
+    and ``to_selves`` ``[rows, sources]``, the factor of ``v_i`` in its own gradient. Those of a token are neighbours:
+    the kernel that reads them has one address for all and not one each in its registers.
+
+    Each thread sums its own eight columns in each step; threads are summed once, at the end.
+    """
+    sources, reads = range(spec.sources), range(len(spec.reads))
+    arguments = [
+        *(f"source_{i}" for i in sources),
+        *(f"logits_{i}" for i in sources),
+        *(f"read_grad_{s}" for s in reads),
+        *(f"scalars_{s}" for s in reads),
+        "weights",
+        "to_keys",
+        "to_selves",
+        "rows",
+        "width",
+        *(f"source_stride_{i}" for i in sources),
+        *(f"logits_stride_{i}" for i in sources),
+        *(f"read_grad_stride_{s}" for s in reads),
+    ]
+    start = [f"squares_{i} = tl.zeros([BLOCK_T, LANES], tl.float32)" for i in sources]
+    start += [f"products_{s}_{i} = tl.zeros([BLOCK_T, LANES], tl.float32)" for s in reads for i in sources]
+    loop = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
+    for i in sources:
+        loop += [
+            load(f"source_{i}", f"source_stride_{i}", "value"),
+            f"squares_{i} += tl.sum(tl.reshape(value * value, (BLOCK_T, LANES, BLOCK_D // LANES)), axis=2)",
+            *(
+                f"products_{s}_{i} += tl.sum(tl.reshape(grad_{s} * value, (BLOCK_T, LANES, BLOCK_D // LANES)), axis=2)"
+                for s in reads
+            ),
+        ]
+    pairs = spec.sources * len(spec.reads)
+    end = []
+    for s in reads:
+        end += [
+            f"delta_{s} = tl.load(scalars_{s} + row, mask=is_row, other=0.0)",
+            f"log_total_{s} = tl.load(scalars_{s} + rows + row, mask=is_row, other=0.0)",
+        ]
+    for i in sources:
+        end += [
+            f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}, axis=1) / width + eps)",
+            "to_itself = tl.zeros([BLOCK_T], tl.float32)",
+        ]
+        for s, read in enumerate(spec.reads):
+            place = i * len(spec.reads) + s
+            end += [
+                f"logit = tl.load(logits_{i} + row * logits_stride_{i} + {read}, mask=is_row, other=0.0)",
+                f"weight = tl.exp(logit - log_total_{s})",
+                f"logit_grad = weight * (tl.sum(products_{s}_{i}, axis=1) - delta_{s})",
+                "# With all the weight, a source has no gradient of its logit; rounding must not give it one.",
+                "logit_grad = tl.where(weight == 1.0, 0.0, logit_grad)",
+                "to_itself += logit_grad * logit",
+                f"tl.store(weights + row * {pairs} + {place}, weight, mask=is_row)",
+                f"tl.store(to_keys + row * {pairs} + {place}, logit_grad * inverse_rms, mask=is_row)",
+            ]
+        to_itself = "to_itself * inverse_rms * inverse_rms / width"
+        end.append(f"tl.store(to_selves + row * {spec.sources} + {i}, {to_itself}, mask=is_row)")
+    return f"""\
+@triton.jit
+def {_name("scalars", spec)}(
+    {", ".join(arguments)},
+    eps: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    is_row = row < rows
+    {lines(start, 4)}
+    for start in range(0, width, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)
+        inside = is_row[:, None] & (column < width)[None, :]
+        {lines(loop, 8)}
+    {lines(end, 4)}
+"""
+
+
+def gradients_text(spec: SourcesBackwardSpec) -> str:
+    """Gradients of the sources ``[rows, width]``; with few reads, those of the keys as ``keys_text``, too."""
+    sources, reads = range(spec.sources), range(len(spec.reads))
+    pointers = [
+        *(f"source_{i}" for i in sources),
+        *(f"read_grad_{s}" for s in reads),
+        *(f"carried_{i}" for i in spec.carried),
+        "keys",
+        "weights",
+        "to_keys",
+        "to_selves",
+        *(f"source_grad_{i}" for i in sources),
+        *(["key_grads"] if spec.sums_keys else []),
+    ]
+    strides = [
+        *(f"source_stride_{i}" for i in sources),
+        *(f"read_grad_stride_{s}" for s in reads),
+        *(f"carried_stride_{i}" for i in spec.carried),
+    ]
+    loop = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
+    for i in sources:
+        loop += _source(spec, i)
+    return _kernel("gradients", spec, pointers, strides, loop, spec.sums_keys)
+
+
+def keys_text(spec: SourcesBackwardSpec) -> str:
+    """Per program the gradients of the keys ``[programs, reads, width]``."""
+    sources = range(spec.sources)
+    pointers = [*(f"source_{i}" for i in sources), "to_keys", "key_grads"]
+    loop = []
+    for i in sources:
+        loop.append(load(f"source_{i}", f"source_stride_{i}", "value"))
+        for s in range(len(spec.reads)):
+            loop += [_scalar("to_key", spec, i, s), f"key_grad_{s} += tl.sum(to_key[:, None] * value, axis=0)"]
+    return _kernel("keys", spec, pointers, [f"source_stride_{i}" for i in sources], loop, True)
+
+
+def _source(spec: SourcesBackwardSpec, i: int) -> list[str]:
+    text = [
+        f"# source {i}",
+        load(f"source_{i}", f"source_stride_{i}", "value"),
+        f"to_itself = tl.load(to_selves + row * {spec.sources} + {i}, mask=is_row, other=0.0)",
+        "source_grad = -to_itself[:, None] * value",
+    ]
+    if i in spec.carried:
+        text += [load(f"carried_{i}", f"carried_stride_{i}", "later"), "source_grad += later"]
+    for s, read in enumerate(spec.reads):
+        text += [
+            _scalar("weight", spec, i, s),
+            _scalar("to_key", spec, i, s),
+            load_vector(f"keys + {read} * width", "key"),
+            f"source_grad += weight[:, None] * grad_{s} + to_key[:, None] * key[None, :]",
+        ]
+        if spec.sums_keys:
+            text.append(f"key_grad_{s} += tl.sum(to_key[:, None] * value, axis=0)")
+    text.append(f"tl.store(source_grad_{i} + at, source_grad.to(source_grad_{i}.dtype.element_ty), mask=inside)")
+    return text
+
+
+def _scalar(name: str, spec: SourcesBackwardSpec, i: int, s: int) -> str:
+    pairs = spec.sources * len(spec.reads)
+    return f"{name} = tl.load({name}s + row * {pairs} + {i * len(spec.reads) + s}, mask=is_row, other=0.0)"
+
+
+def _kernel(
+    kind: str, spec: SourcesBackwardSpec, pointers: list[str], strides: list[str], loop: list[str], sums_keys: bool
+) -> str:
+    """A kernel whose programs go over rows of their own, and keep sums for the keys if they are to."""
+    reads = range(len(spec.reads)) if sums_keys else ()
+    start = [f"key_grad_{s} = tl.zeros([BLOCK_D], tl.float32)" for s in reads]
+    end = [
+        f"tl.store(key_grads + (program * {len(reads)} + {s}) * width + column, key_grad_{s}, mask=is_column)"
+        for s in reads
+    ]
+    return f"""\
+@triton.jit
+def {_name(kind, spec)}(
+    {", ".join([*pointers, "rows", "width", "rows_per_program", "zero", *strides])},
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+{over_rows("tl.program_id(1)", start, loop, end)}"""

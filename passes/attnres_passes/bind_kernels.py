@@ -1,0 +1,132 @@
+"""Pass: scheduled -> lowered, on generated kernels (``attnres_kernels.depth_attention.fused``).
+
+Before::
+
+    keys = key_matrix([query_0, ..], [key_weight_0, ..])
+    inter = inter_block([x, block_1], [logits_x, logits_1], 0, 3, 24)
+    read = fused_merge(x, inter[0], inter[3], [], [], partial, keys, 0, .., branch, 'rms', ..)
+
+After::
+
+    keys = key_matrix([query_0, ..], [key_weight_0, ..], [(0, 3), ..])      # a copy for each group's gradient
+    inter = phase_1([x, block_1], [logits_x, logits_1], 0, 3, 24)           # made again in the backward
+    links, blocks = link_sources([x, block_1], [logits_x, logits_1], ..)    # one gradient per block, from all its reads
+    read = read([links], [0], inter[0], inter[3], [], [], partial, key_0, 0, .., branch, 'rms', ..)
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch.fx import GraphModule, Node
+
+from attnres_kernels.depth_attention import fused, keys, scheduled
+from attnres_passes import torch_compat
+from attnres_passes.levels import FUSED
+from attnres_passes.scheduled_nodes import ScheduledRead, Segment, call, calls, items, segments
+
+
+def bind_kernels(gm: GraphModule) -> None:
+    """Bind every node of the scheduled level in ``gm``, in place."""
+    for segment in segments(gm):
+        _Binding(segment).bind()
+    for node in calls(gm, scheduled.inter_block):
+        node.target = fused.phase_1
+        torch_compat.mark_for_recompute(node)
+
+
+class _Binding:
+    """One segment. handed: the node that hands on each block; row_of: the key of each read."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment, self.total = segment, segment.total
+        self.handed: dict[Node, Node] = {}
+        self.sets = [_linked_sets(group) for group in segment.groups]
+
+    def bind(self) -> None:
+        ranges = [(of_set[0], of_set[1]) for sets in self.sets for of_set in sets]
+        old = self.segment.keys
+        new = call(old, keys.key_matrix, *old.args, ranges)
+        matrix, of_ranges, rows = (call(old, operator.getitem, new, index) for index in range(3))
+        self.rows = rows
+        for user in list(old.users):
+            if user.target in (scheduled.source_logits, scheduled.complete_block):
+                user.replace_input_with(old, matrix)
+                user.target = getattr(fused, user.target.__name__)
+        number = 0
+        for group, sets in zip(self.segment.groups, self.sets, strict=True):
+            links: list[tuple[int, Node]] = []
+            for read in group:
+                for first, count, blocks, logits in sets:
+                    if first == read.number:
+                        key = call(read.node, operator.getitem, of_ranges, number)
+                        links.append((first, self._link(read, blocks, logits, key, first)))
+                        number += 1
+                        assert count > 0
+                self._bind_read(read, links)
+        old.graph.erase_node(old)
+
+    def _link(self, read: ScheduledRead, blocks: list[Node], logits: list[Node], key: Node, first: int) -> Node:
+        """Tie blocks to the reads from ``first`` on; gives the node of the links."""
+        given = [self.handed.get(block, block) for block in blocks]
+        linked = call(read.node, fused.link_sources, given, logits, key, first, self.total, read.given["eps"])
+        links, handed = (call(read.node, operator.getitem, linked, index) for index in range(2))
+        for index, block in enumerate(blocks):
+            self.handed[block] = call(read.node, operator.getitem, handed, index)
+        return links
+
+    def _bind_read(self, read: ScheduledRead, links: list[tuple[int, Node]]) -> None:
+        node, given = read.node, read.given
+        row = call(node, operator.getitem, self.rows, read.number) if given["partial"] is not None else None
+        taken = items(node) if node.target in FUSED else {}
+        returns_value = not taken or bool(taken.get(0) and taken[0].users)
+        bound = call(
+            node,
+            fused.read,
+            [of_set for _, of_set in links],
+            [read.number - first for first, _ in links],
+            given.get("inter"),
+            given.get("log_sum"),
+            given["sources"],
+            given["logits"],
+            given["partial"],
+            row,
+            read.number,
+            self.total,
+            given["factor"],
+            given["eps"],
+            read.completed[0],
+            *(given.get(name) for name in ("branch", "norm")),
+            given.get("norm_eps", 0.0),
+            *(given.get(name) for name in ("norm_weight", "norm_bias")),
+            returns_value,
+        )
+        if node.target not in FUSED:
+            value = call(node, operator.getitem, bound, 0)
+            value.meta.update(node.meta)
+            node.replace_all_uses_with(value)
+        else:
+            made = [returns_value, given["norm"] is not None, given["branch"] is not None]
+            for index, item in taken.items():
+                if made[index]:
+                    item.args = (bound, sum(made[:index]))
+                else:
+                    assert not item.users
+                    item.graph.erase_node(item)
+        node.graph.erase_node(node)
+
+
+def _linked_sets(group: list[ScheduledRead]) -> list[tuple[int, int, list[Node], list[Node]]]:
+    """First read, number of reads, blocks and logits of each set of blocks that the same reads attend to.
+
+    The blocks that all reads of the group share are one set; those completed since are sets for the reads from then on.
+    """
+    end = group[-1].number + 1
+    sets = []
+    known = 0
+    for read in group:
+        blocks, logits = read.completed, read.logits
+        if len(blocks) > known:
+            sets.append((read.number, end - read.number, blocks[known:], logits[known:]))
+            known = len(blocks)
+    return sets

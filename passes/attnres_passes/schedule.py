@@ -1,0 +1,179 @@
+"""Pass: rewritten -> scheduled. Reads are grouped; each group shares one pass over completed blocks, or none.
+
+Before::
+
+    key_0 = key_vector(query_0, key_weight_0)
+    read_0 = torch.ops.attnres.depth_attention([x, block_1, partial], key_0, 1e-06, 'mean')
+
+After (Algorithm 1 of the paper, with logits first)::
+
+    keys = key_matrix([query_0, ..], [key_weight_0, ..])
+    logits_x = source_logits(x, keys, 0, 1e-06)                        # for all later reads at once
+    inter = inter_block([x, block_1], [logits_x, logits_1], 0, 3, 24)  # once per group
+    read_0 = merge(x, inter[0], inter[3], [], [], partial, keys, ..)   # once per read
+
+A group is cut by what it moves (``grouping``); under ``direct`` there is no ``inter_block``. With ``naive``, the graph
+stays as it is. The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes
+what the rewritten graph does.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from attnres_kernels.depth_attention import scheduled
+from attnres_passes import torch_compat
+from attnres_passes.grouping import Group, Grouping, group_reads
+from attnres_passes.levels import is_depth_attention
+from attnres_passes.plan import Plan
+from attnres_passes.roles import Role, role_of, set_role
+from attnres_passes.scheduled_nodes import call
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """The scheduled level. groupings: per stream of the plan those of its reads, one for each layout of the stream."""
+
+    gm: GraphModule
+    groupings: tuple[tuple[Grouping, ...], ...]
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(grouping) for of_stream in self.groupings for grouping in of_stream)
+
+
+def schedule(rewritten: GraphModule, plan: Plan, joins_blocks: bool, most_in_place: int) -> Scheduled:
+    """A copy of ``rewritten`` with its reads grouped as ``plan.config.schedule`` says.
+
+    Args:
+        joins_blocks: whether "auto" looks for the cheapest cut; it is the cut by blocks else, "two_phase".
+        most_in_place: completed blocks that a read may take in place.
+    """
+    gm = torch_compat.copied(rewritten)
+    chosen = plan.config.schedule
+    if chosen == "naive":
+        return Scheduled(gm, ())
+    if chosen == "auto" and not joins_blocks:
+        chosen = "two_phase"
+    groupings = []
+    for index in range(len(plan.streams)):
+        reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
+        of_stream = []
+        for segment in _segments(reads):
+            grouping = group_reads([len(read.completed) for read in segment], chosen, most_in_place)
+            _Segment(segment, plan).emit(grouping)
+            of_stream.append(grouping)
+        groupings.append(tuple(of_stream))
+        for read in reads:
+            gm.graph.erase_node(read.node)
+    for node in reversed(list(gm.graph.nodes)):
+        role = role_of(node)
+        if role is not None and role.kind == "key" and not node.users:
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return Scheduled(gm, tuple(groupings))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A depth attention node taken apart. completed: the sources but the open partial sum."""
+
+    node: Node
+    role: Role
+    completed: tuple[Node, ...]
+    partial: Node | None
+    query: Node
+    weight: Node
+
+
+def _is_read_of(node: Node, stream: int) -> bool:
+    role = role_of(node)
+    return is_depth_attention(node) and role is not None and role.stream == stream
+
+
+def _taken_apart(node: Node, plan: Plan) -> _Read:
+    role = role_of(node)
+    assert role is not None
+    assert role.read is not None
+    stream = plan.streams[role.stream]
+    sources, key = node.args[0], node.args[1]
+    assert isinstance(sources, (list, tuple))
+    assert isinstance(key, Node)
+    nodes = tuple(source for source in sources if isinstance(source, Node))
+    is_open = stream.reads[role.read].state % stream.block_size != 0
+    completed, partial = (nodes[:-1], nodes[-1]) if is_open else (nodes, None)
+    query, weight = key.args
+    assert isinstance(query, Node)
+    assert isinstance(weight, Node)
+    return _Read(node, role, completed, partial, query, weight)
+
+
+def _segments(reads: Sequence[_Read]) -> list[list[_Read]]:
+    """Consecutive reads each of whose completed sources extend those of the read before.
+
+    Carrying a stream through a cast or a permutation replaces all its sources, and begins another segment.
+    """
+    segments: list[list[_Read]] = []
+    for read in reads:
+        previous = segments[-1][-1].completed if segments else None
+        if previous is None or read.completed[: len(previous)] != previous:
+            segments.append([])
+        segments[-1].append(read)
+    return segments
+
+
+@dataclass
+class _Segment:
+    """Emits the nodes of one segment, in the order of its reads. logits: of each completed block, as far as made."""
+
+    reads: list[_Read]
+    plan: Plan
+    logits: list[Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        parameters = [read.query for read in self.reads], [read.weight for read in self.reads]
+        self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters)
+
+    def emit(self, grouping: Grouping) -> None:
+        for index, group in enumerate(grouping.groups):
+            self._emit_group(index, group)
+
+    def _emit_group(self, index: int, group: Group) -> None:
+        reads = self.reads[group.first : group.first + len(group.completed)]
+        reads = [replace(read, role=replace(read.role, group=index)) for read in reads]
+        inter: list[Node] = []
+        if group.shared:
+            self._make_logits(reads[0], group.first)
+            sources, logits = list(reads[0].completed), list(self.logits)
+            arguments = sources, logits, group.first, len(reads), len(self.reads)
+            phase_1 = _call(reads[0], scheduled.inter_block, *arguments)
+            inter = [_call(reads[0], operator.getitem, phase_1, place) for place in range(2 * len(reads))]
+        for place, read in enumerate(reads):
+            number = group.first + place
+            self._make_logits(read, number)
+            factor = float(len(read.node.args[0])) if self.plan.config.scale == "sum" else 1.0  # type: ignore[arg-type]
+            own = slice(group.shared, len(read.completed))
+            beside = list(read.completed[own]), self.logits[own], read.partial, self.keys, number
+            rest = factor, self.plan.config.eps
+            if group.shared:
+                of_read = read.completed[0], inter[place], inter[len(reads) + place]
+                node = _call(read, scheduled.merge, *of_read, *beside, *rest)
+            else:
+                node = _call(read, scheduled.direct_read, *beside, *rest)
+            set_role(node, read.role)
+            if "example_value" in read.node.meta:
+                node.meta["example_value"] = read.node.meta["example_value"]
+            read.node.replace_all_uses_with(node)
+
+    def _make_logits(self, read: _Read, number: int) -> None:
+        """Logits of the blocks that were completed since the read before."""
+        for source in read.completed[len(self.logits) :]:
+            self.logits.append(_call(read, scheduled.source_logits, source, self.keys, number, self.plan.config.eps))
+
+
+def _call(read: _Read, function: Callable[..., Any], *args: Any) -> Node:
+    return call(read.node, function, *args, role=read.role)
