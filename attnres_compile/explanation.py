@@ -12,9 +12,11 @@ from torch.fx import GraphModule
 
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
 from attnres_passes.config import AttnResConfig
-from attnres_passes.levels import Level
+from attnres_passes.levels import Level, check_level
 from attnres_passes.pipeline import Passed, run_passes
 from attnres_passes.plan import Plan
+from attnres_passes.rewrite import rewrite
+from attnres_passes.streams import Analysis
 from attnres_passes.text import graph_text
 
 
@@ -85,10 +87,22 @@ def explain(
     )
 
 
-def passed_under(graph: AnalysedGraph, config: AttnResConfig) -> Passed:
+def passed_under(graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False) -> Passed:
     """The levels of one captured graph under ``config``, each checked.
 
-    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``.
+    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``. keeps_values: as
+    for ``run_passes``.
     """
-    plan = dataclasses.replace(graph.analysis.plan, config=config)
-    return run_passes(graph.captured.gm, dataclasses.replace(graph.analysis, plan=plan))
+    return run_passes(graph.captured.gm, _under(graph, config), keeps_values=keeps_values)
+
+
+def rewritten_under(graph: AnalysedGraph, config: AttnResConfig) -> GraphModule:
+    """The rewritten level alone, as ``passed_under``."""
+    analysis = _under(graph, config)
+    gm = rewrite(graph.captured.gm, analysis).gm
+    check_level(gm, Level.REWRITTEN, analysis.plan)
+    return gm
+
+
+def _under(graph: AnalysedGraph, config: AttnResConfig) -> Analysis:
+    return dataclasses.replace(graph.analysis, plan=dataclasses.replace(graph.analysis.plan, config=config))

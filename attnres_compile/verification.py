@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from attnres_compile.capture import buffers_restored
-from attnres_compile.explanation import passed_under
+from attnres_compile.explanation import passed_under, rewritten_under
 from attnres_compile.graph_runs import (
     Place,
     Run,
@@ -148,7 +148,7 @@ def verify(
 
 def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     """Zero queries and scale="sum" give back the original model (paper, section 3: uniform weights)."""
-    after = passed_under(graph, dataclasses.replace(config, scale="sum")).rewritten
+    after = rewritten_under(graph, dataclasses.replace(config, scale="sum"))
     expected = run(graph.captured.gm, graph, stream_values(graph), [])
     found = run(after, graph, read_nodes(after), zeros_and_ones(after, graph))
     return _compare("zero queries, scale=sum = original", graph, expected, found)
@@ -157,7 +157,7 @@ def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
 def _random_query_check(graph: AnalysedGraph, config: AttnResConfig, schedule: str) -> Check:
     """A schedule with random queries and key weights equals the definition, read by read."""
     bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
-    passed = passed_under(graph, bound)
+    passed = passed_under(graph, bound, keeps_values=True)
     after, lowered = passed.rewritten, passed.lowered
     parameters = random_parameters(after, graph)
     expected = run(after, graph, read_nodes(after), parameters)

@@ -26,10 +26,13 @@ from attnres_passes.levels import FUSED
 from attnres_passes.scheduled_nodes import ScheduledRead, Segment, call, calls, items, segments
 
 
-def bind_kernels(gm: GraphModule) -> None:
-    """Bind every node of the scheduled level in ``gm``, in place."""
+def bind_kernels(gm: GraphModule, keeps_values: bool) -> None:
+    """Bind every node of the scheduled level in ``gm``, in place.
+
+    keeps_values: have every kernel write the value of its read, although nothing but the norm behind may need it.
+    """
     for segment in segments(gm):
-        _Binding(segment).bind()
+        _Binding(segment, keeps_values).bind()
     for node in calls(gm, scheduled.inter_block):
         node.target = fused.phase_1
         torch_compat.mark_for_recompute(node)
@@ -38,8 +41,8 @@ def bind_kernels(gm: GraphModule) -> None:
 class _Binding:
     """One segment. handed: the node that hands on each block; row_of: the key of each read."""
 
-    def __init__(self, segment: Segment) -> None:
-        self.segment, self.total = segment, segment.total
+    def __init__(self, segment: Segment, keeps_values: bool) -> None:
+        self.segment, self.total, self.keeps_values = segment, segment.total, keeps_values
         self.handed: dict[Node, Node] = {}
         self.sets = [_linked_sets(group) for group in segment.groups]
 
@@ -79,7 +82,7 @@ class _Binding:
         node, given = read.node, read.given
         row = call(node, operator.getitem, self.rows, read.number) if given["partial"] is not None else None
         taken = items(node) if node.target in FUSED else {}
-        returns_value = not taken or bool(taken.get(0) and taken[0].users)
+        returns_value = self.keeps_values or not taken or bool(taken.get(0) and taken[0].users)
         bound = call(
             node,
             fused.read,

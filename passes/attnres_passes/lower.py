@@ -18,14 +18,17 @@ from attnres_passes.roles import role_of
 from attnres_passes.scheduled_nodes import call
 
 
-def lower(scheduled: GraphModule, implementation: Implementation) -> GraphModule:
-    """A copy of ``scheduled`` whose reads run on ``implementation``."""
+def lower(scheduled: GraphModule, implementation: Implementation, keeps_values: bool = False) -> GraphModule:
+    """A copy of ``scheduled`` whose reads run on ``implementation``.
+
+    keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
+    """
     gm = torch_compat.copied(scheduled)
     for node in list(gm.graph.nodes):
         if is_depth_attention(node):
             _bind_definition(node)
     if implementation is Implementation.KERNELS:
-        bind_kernels(gm)
+        bind_kernels(gm, keeps_values)
     else:
         bind_torch(gm)
     for node in reversed(list(gm.graph.nodes)):

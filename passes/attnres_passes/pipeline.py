@@ -43,10 +43,13 @@ class Passed:
         return "\n".join(part for part in parts if part)
 
 
-def run_passes(gm: GraphModule, analysis: Analysis, after_stage: AfterStage = check_level) -> Passed:
+def run_passes(
+    gm: GraphModule, analysis: Analysis, after_stage: AfterStage = check_level, keeps_values: bool = False
+) -> Passed:
     """Take ``gm``, on which ``analysis`` was made, through all levels. Neither is changed.
 
-    after_stage: called with the graph of each level, when it is made; checks it and may keep it.
+    after_stage: called with the graph of each level, when it is made; checks it and may keep it; keeps_values: as for
+    ``lower``, to compare the values of reads.
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
@@ -59,6 +62,6 @@ def run_passes(gm: GraphModule, analysis: Analysis, after_stage: AfterStage = ch
     scheduled = schedule(rewritten.gm, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
     fused = fuse(scheduled.gm, plan) if uses_kernels else None
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
-    lowered = lower(scheduled.gm, choice.implementation)
+    lowered = lower(scheduled.gm, choice.implementation, keeps_values)
     after_stage(lowered, Level.LOWERED, plan)
     return Passed(rewritten.gm, scheduled, lowered, rewritten.slots, choice, fused)

@@ -122,3 +122,10 @@ def test_every_schedule_and_inner_compiler(inner: str, schedule: str) -> None:
 )
 def test_under_inductor(build: Callable, dtype: torch.dtype) -> None:
     check(build, dtype, {"block_size": 3}, "inductor", "auto")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("build", "inner"), [(gpt2, "inductor"), (llama, "eager")])
+def test_on_generated_kernels(build: Callable, inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNRES_KERNELS", "triton")
+    check(build, torch.float32, {"block_size": 3}, inner, "auto")
