@@ -9,11 +9,10 @@ from pathlib import Path
 
 from torch.fx import GraphModule
 
+from attnres_kernels.load_triton import DUMP_VARIABLE
 from attnres_passes.levels import Level, check_level
 from attnres_passes.plan import Plan
 from attnres_passes.text import graph_text
-
-DUMP_VARIABLE = "ATTNRES_DUMP"
 
 _numbers = itertools.count()
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are shown, and neither compiled nor run
 
 import example_variants
 import torch
@@ -27,6 +30,7 @@ from attnres_kernels.depth_attention import cost
 from attnres_passes.aten_trace import AtenTrace, trace_aten
 from attnres_passes.chains import find_chains
 from attnres_passes.degree_rules import ZERO, output_degrees
+from attnres_passes.grouping import group_reads
 from attnres_passes.levels import RULES, Level
 from attnres_passes.plan import Reason
 from attnres_passes.reads import find_reads
@@ -118,13 +122,44 @@ def rewritten_last() -> str:
 
 
 @part
-def lowered_first() -> str:
-    return excerpt(explained().text("lowered"), "key_matrix = ", "layer_norm_1:")
+def scheduled_second() -> str:
+    return excerpt(explained().text("scheduled"), "logits_1", "layer_norm_2:")
 
 
 @part
 def lowered_second() -> str:
-    return excerpt(explained().text("lowered"), "source_logits_1 = ", "layer_norm_2:")
+    return excerpt(explained().text("lowered"), "keys_of_group_1 = ", "layer_norm_2:")
+
+
+@functools.cache
+def explained_on_kernels() -> attnres_compile.Explanation:
+    """With the reads on generated kernels, as on a GPU; nothing is run."""
+    os.environ["ATTNRES_KERNELS"] = "triton"
+    try:
+        model, args, kwargs = example()
+        return attnres_compile.explain(model, args, kwargs, **OPTIONS)
+    finally:
+        del os.environ["ATTNRES_KERNELS"]
+
+
+@part
+def schedule_table() -> str:
+    return fenced(str(group_reads([1 + read // 3 for read in range(1, 25)], "auto", most_in_place=12)))
+
+
+@part
+def fused_read() -> str:
+    return excerpt(explained_on_kernels().text("scheduled"), "fused_direct_read(", "linear_2:")
+
+
+@part
+def lowered_kernels() -> str:
+    return excerpt(explained_on_kernels().text("lowered"), "link_sources = ", "linear_2:")
+
+
+@part
+def fused_report() -> str:
+    return fenced("\n".join(explained_on_kernels().schedule.splitlines()[-2:]))
 
 
 @part

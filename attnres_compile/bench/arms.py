@@ -21,7 +21,7 @@ PLAIN, ATTNRES = "plain", "attnres"
 
 @dataclass(frozen=True)
 class Arms:
-    """Two compiled copies of one model. Neither shares parameters with the other or with the original."""
+    """Two copies of one model. Neither shares parameters with the other or with the original."""
 
     plain: nn.Module
     attnres: nn.Module
@@ -36,16 +36,29 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def compiled_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
-    """Compile a plain and an AttnRes copy of ``model`` by the same inner compiler; ``model`` is not touched.
+def prepared_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
+    """A plain and a prepared copy of ``model``, neither compiled; ``model`` is not touched.
 
-    Compilation happens at the first call of each. Raises what ``attnres_compile.prepare`` raises.
+    Raises what ``attnres_compile.prepare`` raises.
     """
     plain, attnres = plain_copy(model), plain_copy(model)
-    plan = prepare(attnres, args, kwargs, config=config)
-    plain.compile(backend=config.inner)
-    attnres.compile(backend="attnres")
-    return Arms(plain, attnres, plan)
+    return Arms(plain, attnres, prepare(attnres, args, kwargs, config=config))
+
+
+def compile_arms(arms: Arms, mode: str | None = None) -> None:
+    """Compile both in place by the same inner compiler, which happens at the first call of each.
+
+    mode: of Inductor, for both.
+    """
+    arms.plain.compile(backend=arms.plan.config.inner, mode=mode)
+    arms.attnres.compile(backend="attnres", mode=mode)
+
+
+def compiled_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
+    """``prepared_arms``, compiled. Raises what ``attnres_compile.prepare`` raises."""
+    arms = prepared_arms(model, args, kwargs, config)
+    compile_arms(arms)
+    return arms
 
 
 def forward_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:

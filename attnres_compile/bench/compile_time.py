@@ -22,12 +22,12 @@ from typing import Any
 from attnres_compile.bench.measure import MeasureError, Samples
 from attnres_compile.models.load_options import LoadOptions
 
-FORWARD, TRAINING = "forward", "training step"
+PREFILL, TRAINING = "prefill", "training step"
 
 
 @dataclass(frozen=True)
 class CompileJob:
-    """What one child process compiles: MODEL as on the command line, ``workload`` FORWARD or TRAINING.
+    """What one child process compiles: MODEL as on the command line, ``workload`` PREFILL or TRAINING.
 
     options: of the rewrite, as plain data.
     """

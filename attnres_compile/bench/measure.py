@@ -149,7 +149,7 @@ def compare(
     sample = _cuda_sample if device.type == "cuda" else _cpu_sample
     calls = _calls_per_sample(arms, sample, sample_seconds)
     taken: tuple[list[float], list[float]] = ([], [])
-    with _garbage_collection_paused():
+    with garbage_collection_paused():
         for number in range(rounds):
             for index in (0, 1) if number % 2 == 0 else (1, 0):
                 taken[index].append(sample(arms[index], calls))
@@ -229,7 +229,8 @@ def _cuda_sample(call: Callable[[], object], calls: int) -> float:
 
 
 @contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
+    """Collect garbage, then none while samples are taken."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

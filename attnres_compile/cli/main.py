@@ -9,7 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from attnres_compile.cli import verbs as cli_verbs
-from attnres_compile.cli.options import add_model_options, add_rewrite_options
+from attnres_compile.cli.options import (
+    add_bench_model_options,
+    add_kernel_options,
+    add_model_options,
+    add_rewrite_options,
+)
 from attnres_compile.models.presets import PRESETS
 from attnres_kernels.errors import AttnResError
 
@@ -64,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(verbs)
     _add_verify(verbs)
     _add_report(verbs)
-    bench = verbs.add_parser("bench", help="measure the plain against the AttnRes model, or the passes")
-    _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,analysis,show}"))
+    bench = verbs.add_parser("bench", help="measure the plain against the AttnRes model, kernels, or the passes")
+    _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,kernels,analysis,show}"))
     return parser
 
 
@@ -114,14 +119,20 @@ def _add_output(parser: Any) -> None:
 
 def _add_bench(benchmarks: Any) -> None:
     model = _add_model_verb(
-        benchmarks, "model", cli_verbs.run_bench_model, "forward, training step and time to compile, in pairs"
+        benchmarks,
+        "model",
+        cli_verbs.run_bench_model,
+        "prefill, training step and decode step, time to compile, peak memory and launches, in pairs",
     )
-    model.add_argument("--rounds", type=int, default=20, help="paired samples of each latency (default 20)")
-    model.add_argument("--workload", choices=("forward", "training"), help="only this one (default both)")
-    model.add_argument("--compile-time", action="store_true", help="also the time to compile, in fresh processes")
-    model.add_argument("--compile-rounds", type=int, default=3, help="processes of each side (default 3)")
-    model.add_argument("--no-dropout", action="store_true", help="set every dropout to zero on both sides")
-    model.add_argument("--json", metavar="FILE", help="keep the record with its raw samples")
+    add_bench_model_options(model)
+    kernels = _add_verb(
+        benchmarks,
+        "kernels",
+        cli_verbs.run_bench_kernels,
+        "reads and blocks of reads: generated kernels, torch code and other people's kernels, in turn",
+    )
+    add_kernel_options(kernels)
+    _add_output(kernels)
     analysis = _add_verb(
         benchmarks,
         "analysis",

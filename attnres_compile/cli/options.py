@@ -20,6 +20,14 @@ _CONFIG_FIELDS = (
     "eps",
 )
 
+# The grid that the project's goals are set on; 6 reads a block as in Kimi Linear 48B.
+_GRID = (
+    ("--tokens", [8192, 32768], "T: rows of the stream"),
+    ("--width", [2048, 4096, 7168], "d: of the stream"),
+    ("--sources", [2, 4, 8], "n: completed blocks"),
+    ("--reads", [6], "S: of a block"),
+)
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """MODEL, the shape of its example inputs, and where to run it."""
@@ -58,6 +66,52 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
         dest="streams",
         help="rewrite this stream only; may repeat",
     )
+
+
+def add_bench_model_options(parser: argparse.ArgumentParser) -> None:
+    """What ``attnres bench model`` measures, and how often."""
+    parser.add_argument(
+        "--schedules",
+        nargs="+",
+        metavar="SCHEDULE",
+        choices=CHOICES["schedule"],
+        help="several schedules instead of one, each against the plain model: " + ", ".join(CHOICES["schedule"]),
+    )
+    parser.add_argument(
+        "--workload",
+        nargs="+",
+        choices=("prefill", "training", "decode", "forward"),
+        help="only these (default prefill, training and decode; forward is another name of prefill)",
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="paired samples of each latency (default 20)")
+    parser.add_argument(
+        "--compile-time", action="store_true", help="also the time to compile prefill and training, in fresh processes"
+    )
+    parser.add_argument("--compile-rounds", type=int, default=3, help="processes of each side (default 3)")
+    parser.add_argument("--no-dropout", action="store_true", help="set every dropout to zero on both sides")
+    parser.add_argument("--json", metavar="FILE", help="keep the record with its raw samples, cell by cell")
+
+
+def add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    """The grid of ``attnres bench kernels`` and how to measure it."""
+    grid = parser.add_argument_group("grid: every combination is measured")
+    grid.add_argument("--level", choices=("op", "block"), help="one read, or all reads of a block (default both)")
+    grid.add_argument("--direction", choices=("forward", "training"), help="training: and backward (default both)")
+    for name, values, text in _GRID:
+        default = " ".join(map(str, values))
+        grid.add_argument(name, type=int, nargs="+", default=values, help=f"{text} (default {default})")
+    dtypes = ("bfloat16", "float16", "float32")
+    grid.add_argument("--dtype", nargs="+", choices=dtypes, default=["bfloat16"], help="(default bfloat16)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, .., or cpu for Triton's interpreter")
+    parser.add_argument("--rounds", type=int, default=20, help="samples of each arm, taken in turn (default 20)")
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="other people's kernels too"
+    )
+    parser.add_argument("--arms", nargs="+", metavar="PART", help="only arms with one of these in their names")
+    parser.add_argument("--inner", choices=CHOICES["inner"], help="compiler (default inductor; eager on a CPU)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no cell after so long")
+    parser.add_argument("--json", metavar="FILE", help="keep the record with its raw samples, cell by cell")
+    parser.add_argument("--format", choices=("table", "md", "json"), default="table", help="of what is printed")
 
 
 def load_options(arguments: argparse.Namespace, default_seq: int | None = None) -> LoadOptions:

@@ -10,6 +10,7 @@ from typing import Any
 
 from attnres_compile.cli.options import load_options, rewrite_options
 from attnres_compile.cli.output import OutputError, check_writable, json_text, write_text
+from attnres_passes.config import ConfigError
 
 ALL_REWRITTEN, PARTLY_REWRITTEN, NOTHING_REWRITTEN = 0, 2, 3
 PASSED, FAILED = 0, 1
@@ -27,12 +28,14 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     options = rewrite_options(arguments) | {"on_decline": "ignore"}
     explanation = ac.explain(loaded.model, loaded.args, loaded.kwargs, **options)
     graph = explanation.text(arguments.level) if arguments.level else None
+    schedule = explanation.schedule if arguments.level == "scheduled" else None
     code = inspect_exit_code(explanation.plan)
     if arguments.json:
         record = explanation.to_dict() | {"model": loaded.name, "exit_code": code}
-        write_text(json_text(record | ({"graph": graph} if graph else {})), arguments.output)
+        shown = {name: text for name, text in (("schedule", schedule), ("graph", graph)) if text}
+        write_text(json_text(record | shown), arguments.output)
     else:
-        write_text("\n\n".join(filter(None, (str(explanation.plan), graph))), arguments.output)
+        write_text("\n\n".join(filter(None, (str(explanation.plan), schedule, graph))), arguments.output)
     return code
 
 
@@ -86,20 +89,67 @@ def run_report(arguments: argparse.Namespace) -> int:
 def run_bench_model(arguments: argparse.Namespace) -> int:
     """Measure one model; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.bench.model import WORKLOADS, BenchJob, bench_model, bench_table
+    from attnres_compile.bench.model import WORKLOADS, BenchJob, bench_model
+    from attnres_compile.bench.model_table import bench_table
 
-    forward, training = WORKLOADS
-    workloads = {"forward": (forward,), "training": (training,), None: WORKLOADS}[arguments.workload]
+    path: str | None = arguments.json
+    options = rewrite_options(arguments)
+    schedule = options.pop("schedule", None)
+    if schedule is not None and arguments.schedules:
+        raise ConfigError("--schedule and --schedules are both given: name all schedules in --schedules")
+    named = dict(zip(("prefill", "training", "decode"), WORKLOADS, strict=True))
+    named["forward"] = named["prefill"]
     job = BenchJob(
         model=arguments.model,
         load=load_options(arguments, default_seq=BENCH_SEQ),
-        workloads=workloads,
+        workloads=tuple(named[word] for word in arguments.workload or ()) or WORKLOADS,
         rounds=arguments.rounds,
         compile_rounds=arguments.compile_rounds if arguments.compile_time else 0,
         without_dropout=arguments.no_dropout,
-        options=rewrite_options(arguments),
+        schedules=tuple(arguments.schedules or (schedule or "auto",)),
+        options=options,
     )
-    return _show_record(bench_model(job, arguments.command), bench_table, arguments.json)
+
+    def keep(record: dict[str, Any]) -> None:
+        if path is not None:
+            write_text(json_text(record), path)
+
+    return _show_record(bench_model(job, arguments.command, keep), bench_table, path)
+
+
+def run_bench_kernels(arguments: argparse.Namespace) -> int:
+    """Measure reads and blocks of reads; keep the record after every cell; 1 if a kernel of ours fails."""
+    check_writable(arguments.json)
+    check_writable(arguments.output)
+    from attnres_compile.bench.kernel_table import kernels_table
+    from attnres_compile.bench.kernel_work import DIRECTIONS, LEVELS
+    from attnres_compile.bench.kernels import KernelJob, bench_kernels, has_failures
+
+    path: str | None = arguments.json
+    job = KernelJob(
+        tokens=tuple(arguments.tokens),
+        width=tuple(arguments.width),
+        sources=tuple(arguments.sources),
+        reads=tuple(arguments.reads),
+        dtype=tuple(arguments.dtype),
+        level=(arguments.level,) if arguments.level else LEVELS,
+        direction=(arguments.direction,) if arguments.direction else DIRECTIONS,
+        rounds=arguments.rounds,
+        peers=arguments.peers,
+        arms=tuple(arguments.arms or ()),
+        device=arguments.device,
+        inner=arguments.inner,
+        budget=arguments.budget,
+    )
+
+    def keep(record: dict[str, Any]) -> None:
+        if path is not None:
+            write_text(json_text(record), path)
+
+    record = bench_kernels(job, arguments.command, keep)
+    text = json_text(record) if arguments.format == "json" else kernels_table(record, arguments.format)
+    write_text(text, arguments.output)
+    return FAILED if has_failures(record) else PASSED
 
 
 def run_bench_analysis(arguments: argparse.Namespace) -> int:
@@ -114,7 +164,8 @@ def run_bench_analysis(arguments: argparse.Namespace) -> int:
 def run_bench_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
     from attnres_compile.bench import analysis as bench_analysis
-    from attnres_compile.bench import model as bench
+    from attnres_compile.bench import kernel_table, kernels
+    from attnres_compile.bench.model_table import bench_table
 
     try:
         record = json.loads(Path(arguments.file).read_text(encoding="utf-8"))
@@ -122,8 +173,9 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
         raise OutputError(
             f"{arguments.file} is not a readable record ({error}): pass a file that --json wrote"
         ) from error
-    is_analysis = isinstance(record, dict) and record.get("kind") == bench_analysis.KIND
-    return _show_record(record, bench_analysis.analysis_table if is_analysis else bench.bench_table, None)
+    tables = {bench_analysis.KIND: bench_analysis.analysis_table, kernels.KIND: kernel_table.kernels_table}
+    kind = str(record.get("kind")) if isinstance(record, dict) else ""
+    return _show_record(record, tables.get(kind, bench_table), None)
 
 
 def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:

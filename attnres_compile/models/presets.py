@@ -52,6 +52,28 @@ _SMALL_DECODER = {
     "max_position_embeddings": 512,
     "pad_token_id": None,
 }
+_LLAMA_3_2_1B = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
 _QWEN3_0_6B = {
     "vocab_size": 151936,
     "hidden_size": 1024,
@@ -64,6 +86,7 @@ _QWEN3_0_6B = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
 }
+_QWEN3_1_7B = _QWEN3_0_6B | {"hidden_size": 2048, "intermediate_size": 6144}
 _T5_SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "vocab_size": 32128}
 _T5_TINY = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 3, "num_heads": 4, "vocab_size": 256}
 _WHISPER_TINY = {
@@ -100,6 +123,7 @@ _ALL = (
     _gpt2("gpt2-medium", "openai-community/gpt2-medium, config.json (355M)", 24, 1024, 16),
     _gpt2("gpt2-large", "openai-community/gpt2-large, config.json (774M)", 36, 1280, 20),
     _gpt2("gpt2-xl", "openai-community/gpt2-xl, config.json (1.5B)", 48, 1600, 25),
+    _gpt2("gpt2-2048", "the gpt2 shape with 2,048 positions in place of 1,024", 12, 768, 12, n_positions=2048),
     _gpt2("gpt2-tiny", "small model of the gpt2 architecture", 4, 64, 4, **_GPT2_TINY),
     Preset(
         "llama-tiny",
@@ -108,6 +132,7 @@ _ALL = (
         "LlamaForCausalLM",
         _SMALL_DECODER,
     ),
+    Preset("llama-3.2-1b", "meta-llama/Llama-3.2-1B, config.json", "LlamaConfig", "LlamaForCausalLM", _LLAMA_3_2_1B),
     Preset(
         "qwen3-tiny",
         "small model of the Qwen3 architecture",
@@ -116,6 +141,7 @@ _ALL = (
         _SMALL_DECODER | {"head_dim": 16},
     ),
     Preset("qwen3-0.6b", "Qwen/Qwen3-0.6B, config.json", "Qwen3Config", "Qwen3ForCausalLM", _QWEN3_0_6B),
+    Preset("qwen3-1.7b", "Qwen/Qwen3-1.7B, config.json", "Qwen3Config", "Qwen3ForCausalLM", _QWEN3_1_7B),
     Preset("t5-small", "google-t5/t5-small, config.json", "T5Config", "T5ForConditionalGeneration", _T5_SMALL),
     Preset("t5-tiny", "small model of the T5 architecture", "T5Config", "T5ForConditionalGeneration", _T5_TINY),
     Preset(

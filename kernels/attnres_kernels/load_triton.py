@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from torch._library.custom_ops import CustomOpDef
+DUMP_VARIABLE = "ATTNRES_DUMP"
+"""Where graphs are written to, and kernels beside them, if it is set."""
 
 HEADER = "import triton\nimport triton.language as tl\n\n\n"
 
@@ -39,10 +39,8 @@ def load_kernel(text: str) -> Any:
     Raises:
         ImportError: Triton is not installed.
     """
-    name = text.partition("def ")[2].partition("(")[0]
+    path = kernel_folder() / _file_name(text)
     source = f"{HEADER}{text}"
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = kernel_folder() / f"{name}_{digest}.py"
     if not path.exists() or path.read_text() != source:  # a folder for temporary files is open to others
         _write(path, source)
     spec = importlib.util.spec_from_file_location(f"attnres_generated.{path.stem}", path)
@@ -50,7 +48,16 @@ def load_kernel(text: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, name)
+    return getattr(module, _name(text))
+
+
+def _name(text: str) -> str:
+    return text.partition("def ")[2].partition("(")[0]
+
+
+def _file_name(text: str) -> str:
+    digest = hashlib.sha256(f"{HEADER}{text}".encode()).hexdigest()[:16]
+    return f"{_name(text)}_{digest}.py"
 
 
 def is_interpreted() -> bool:
@@ -58,7 +65,15 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 
 
-def triton_operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+class Operator(Protocol):
+    """What torch makes of a function that is registered as an operator."""
+
+    def __call__(self, *args: Any) -> Any: ...
+
+    def register_fake(self, function: Callable[..., Any], /) -> Callable[..., Any]: ...
+
+
+def triton_operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     """Decorator that makes an operator of a function that launches kernels.
 
     A compiler traces through it to the kernels (``triton_op``), unless those are interpreted: they are Python, which
@@ -70,6 +85,11 @@ def triton_operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
 
 def launchable(text: str) -> Any:
     """The kernel of ``text``, as a compiler can trace it: ``launchable(text)[grid](*arguments)`` launches it."""
+    directory = os.environ.get(DUMP_VARIABLE)
+    if directory:
+        path = Path(directory) / "kernels" / _file_name(text)
+        if not path.exists():
+            _write(path, f"{HEADER}{text}")
     kernel = load_kernel(text)
     return kernel if is_interpreted() else torch.library.wrap_triton(kernel)
 

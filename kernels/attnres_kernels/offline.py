@@ -6,13 +6,11 @@ Triton brings the assemblers along, so neither a driver nor a device is needed.
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from attnres_kernels.load_triton import load_kernel
+from attnres_kernels.machine_code import Facts, amd_facts, nvidia_facts
 
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -30,16 +28,12 @@ _HALF = re.compile(
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one target.
-
-    registers and spilled_bytes per thread and widest_load in bits, where the target's code says so, else None.
-    """
+    """One kernel for one target. shared_bytes: shared memory of one program."""
 
     name: str
     target: str
-    registers: int | None
-    spilled_bytes: int | None
-    widest_load: int | None
+    facts: Facts
+    shared_bytes: int
 
 
 def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int, int], target: str) -> Compiled:
@@ -65,7 +59,9 @@ def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int
     divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name not in known}
     source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
-    return Compiled(kernel.__name__, target, *_facts(compiled.asm))
+    path, code = Path(kernel.fn.__code__.co_filename), compiled.asm
+    facts = nvidia_facts(code["cubin"], path) if "cubin" in code else amd_facts(str(code["amdgcn"]), path)
+    return Compiled(kernel.__name__, target, facts, compiled.metadata.shared)
 
 
 def _type(name: str) -> str:
@@ -73,35 +69,3 @@ def _type(name: str) -> str:
         return "i32"
     is_half = _HALF.fullmatch(name) or name in ("norm_weight", "norm_bias", "partial_grad_before")
     return "*bf16" if is_half else "*fp32"
-
-
-def _facts(code: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
-    if "cubin" in code:
-        usage = _cuobjdump(code["cubin"])
-        registers, stack, local = (int(re.findall(rf"{key}:(\d+)", usage)[-1]) for key in ("REG", "STACK", "LOCAL"))
-        return registers, stack + local, _widest_load(code["ptx"])
-    text = str(code.get("amdgcn", ""))
-    registers_found = re.findall(r"\.vgpr_count:\s+(\d+)", text)
-    spills = re.findall(r"\.vgpr_spill_count:\s+(\d+)", text)
-    return _last(registers_found), _last(spills), None
-
-
-def _widest_load(ptx: str) -> int | None:
-    loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", ptx)
-    copies = re.findall(r"cp\.async\.\w+\.shared\.global \[[^]]*\], \[[^]]*\], (0x\w+|\d+)", ptx)
-    bits = [int(count or 1) * int(size) for count, size in loads] + [8 * int(size, 0) for size in copies]
-    return max(bits, default=None)
-
-
-def _last(found: list[str]) -> int | None:
-    return int(found[-1]) if found else None
-
-
-def _cuobjdump(cubin: bytes) -> str:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout

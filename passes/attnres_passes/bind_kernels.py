@@ -50,7 +50,8 @@ class _Binding:
         ranges = [(of_set[0], of_set[1]) for sets in self.sets for of_set in sets]
         old = self.segment.keys
         new = call(old, keys.key_matrix, *old.args, ranges)
-        matrix, of_ranges, rows = (call(old, operator.getitem, new, index) for index in range(3))
+        names = ("key_matrix", "keys_of_sets", "keys_of_reads")
+        matrix, of_ranges, rows = (call(old, operator.getitem, new, k, name=name) for k, name in enumerate(names))
         self.rows = rows
         for user in list(old.users):
             if user.target in (scheduled.source_logits, scheduled.complete_block):
@@ -62,7 +63,7 @@ class _Binding:
             for read in group:
                 for first, count, blocks, logits in sets:
                     if first == read.number:
-                        key = call(read.node, operator.getitem, of_ranges, number)
+                        key = call(read.node, operator.getitem, of_ranges, number, name="keys_of_set")
                         links.append((first, self._link(read, blocks, logits, key, first)))
                         number += 1
                         assert count > 0
@@ -73,14 +74,17 @@ class _Binding:
         """Tie blocks to the reads from ``first`` on; gives the node of the links."""
         given = [self.handed.get(block, block) for block in blocks]
         linked = call(read.node, fused.link_sources, given, logits, key, first, self.total, read.given["eps"])
-        links, handed = (call(read.node, operator.getitem, linked, index) for index in range(2))
+        links = call(read.node, operator.getitem, linked, 0, name="links")
+        handed = call(read.node, operator.getitem, linked, 1, name="blocks")
         for index, block in enumerate(blocks):
-            self.handed[block] = call(read.node, operator.getitem, handed, index)
+            self.handed[block] = call(read.node, operator.getitem, handed, index, name="block")
         return links
 
     def _bind_read(self, read: ScheduledRead, links: list[tuple[int, Node]]) -> None:
         node, given = read.node, read.given
-        row = call(node, operator.getitem, self.rows, read.number) if given["partial"] is not None else None
+        row = None
+        if given["partial"] is not None:
+            row = call(node, operator.getitem, self.rows, read.number, name=f"key_{read.number}")
         taken = items(node) if node.target in FUSED else {}
         returns_value = self.keeps_values or not taken or bool(taken.get(0) and taken[0].users)
         bound = call(

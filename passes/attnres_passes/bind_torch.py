@@ -37,7 +37,10 @@ class _Binding:
         old = self.segment.keys
         ranges = [(group[0].number, len(group)) for group in self.groups]
         new = call(old, keys.key_matrix, *old.args, ranges)
-        self.matrix, of_ranges, self.rows = (call(old, operator.getitem, new, index) for index in range(3))
+        names = ("key_matrix", "keys_of_groups", "keys_of_reads")
+        self.matrix, of_ranges, self.rows = (
+            call(old, operator.getitem, new, index, name=name) for index, name in enumerate(names)
+        )
         for index, group in enumerate(self.groups):
             self._bind_group(group, of_ranges, index)
         # Reads in place keep logits and keys with gradients; those that none of them uses go.
@@ -53,11 +56,14 @@ class _Binding:
         blocks = [self.handed.get(block, block) for block in given["sources"]]
         logits = [self._without_gradient(node) for node in given["logits"]]
         eps = group[0].given["eps"]
-        of_group = call(phase_1, operator.getitem, of_ranges, number)
+        of_group = call(phase_1, operator.getitem, of_ranges, number, name="keys_of_group")
         bound = call(phase_1, two_phase.inter_block, blocks, logits, of_group, given["first"], given["total"], eps)
-        inter, log_sums, handed = (call(phase_1, operator.getitem, bound, index) for index in range(3))
+        names = ("inters", "log_sums", "blocks")
+        inter, log_sums, handed = (
+            call(phase_1, operator.getitem, bound, index, name=name) for index, name in enumerate(names)
+        )
         for index, block in enumerate(given["sources"]):
-            self.handed[block] = call(phase_1, operator.getitem, handed, index)
+            self.handed[block] = call(phase_1, operator.getitem, handed, index, name="block")
         for index, item in items(phase_1).items():
             which, place = (inter, index) if index < len(group) else (log_sums, index - len(group))
             item.args = (which, place)
@@ -71,7 +77,7 @@ class _Binding:
             rest = given["inter"], given["like"], given["factor"]
             value = call(node, two_phase.close, *rest)
         else:
-            row = call(node, operator.getitem, self.rows, read.number)
+            row = call(node, operator.getitem, self.rows, read.number, name=f"key_{read.number}")
             value = call(
                 node,
                 two_phase.merge,
@@ -94,6 +100,6 @@ class _Binding:
         """Logits as phase 1 takes them: it gives the sources and keys their gradients itself."""
         if logits not in self.logits:
             given = arguments(logits)
-            arguments_of_logits = given["source"], self.matrix, given["first"], given["eps"]
-            self.logits[logits] = call(logits, two_phase.source_logits, *arguments_of_logits)
+            rest = given["source"], self.matrix, given["first"], given["eps"]
+            self.logits[logits] = call(logits, two_phase.source_logits, *rest, name=logits.name)
         return self.logits[logits]

@@ -101,7 +101,7 @@ class _Graph:
         set_role(fused, replace(role, kind="schedule"))
         outputs = [(read, 0), *([(norm.output, 1)] if norm is not None else []), *([(add, 2)] if adds else [])]
         for old, index in outputs:
-            new = call(read, operator.getitem, fused, index)
+            new = call(read, operator.getitem, fused, index, name=("read", "normed", "partial")[index])
             new.meta.update(old.meta)
             if index == 1:
                 set_role(new, replace(role, kind="norm"))
@@ -123,7 +123,7 @@ class _Graph:
             return False
         fused = call(logits, scheduled.complete_block, *add.args, given["keys"], given["first"], given["eps"])
         for old, index in ((add, 0), (logits, 1)):
-            new = call(logits, operator.getitem, fused, index)
+            new = call(logits, operator.getitem, fused, index, name=("block", "logits")[index])
             new.meta.update(old.meta)
             old.replace_all_uses_with(new)
             self.order[new] = self.order[logits]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from attnres_passes import torch_compat
@@ -157,7 +156,7 @@ def _isolated() -> Iterator[None]:
     """Eager execution on the CPU, without gradients, whatever is ambient."""
     default = torch.get_default_dtype()
     with (
-        _disable_current_modes(),
+        torch_compat.without_modes(),
         torch.device("cpu"),
         torch.random.fork_rng(devices=[]),
         torch.autocast("cpu", enabled=False),

@@ -136,7 +136,7 @@ class _Segment:
 
     def __post_init__(self) -> None:
         parameters = [read.query for read in self.reads], [read.weight for read in self.reads]
-        self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters)
+        self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters, name="keys")
 
     def emit(self, grouping: Grouping) -> None:
         for index, group in enumerate(grouping.groups):
@@ -151,7 +151,8 @@ class _Segment:
             sources, logits = list(reads[0].completed), list(self.logits)
             arguments = sources, logits, group.first, len(reads), len(self.reads)
             phase_1 = _call(reads[0], scheduled.inter_block, *arguments)
-            inter = [_call(reads[0], operator.getitem, phase_1, place) for place in range(2 * len(reads))]
+            names = [f"{kind}_{group.first + k}" for kind in ("inter", "log_sum") for k in range(len(reads))]
+            inter = [_call(reads[0], operator.getitem, phase_1, k, name=name) for k, name in enumerate(names)]
         for place, read in enumerate(reads):
             number = group.first + place
             self._make_logits(read, number)
@@ -172,8 +173,10 @@ class _Segment:
     def _make_logits(self, read: _Read, number: int) -> None:
         """Logits of the blocks that were completed since the read before."""
         for source in read.completed[len(self.logits) :]:
-            self.logits.append(_call(read, scheduled.source_logits, source, self.keys, number, self.plan.config.eps))
+            name = f"logits_{len(self.logits)}"
+            arguments = source, self.keys, number, self.plan.config.eps
+            self.logits.append(_call(read, scheduled.source_logits, *arguments, name=name))
 
 
-def _call(read: _Read, function: Callable[..., Any], *args: Any) -> Node:
-    return call(read.node, function, *args, role=read.role)
+def _call(read: _Read, function: Callable[..., Any], *args: Any, name: str | None = None) -> Node:
+    return call(read.node, function, *args, role=read.role, name=name)

@@ -94,10 +94,15 @@ def items(node: Node) -> dict[int, Node]:
     return {int(user.args[1]): user for user in node.users if user.target is operator.getitem}  # type: ignore[arg-type]
 
 
-def call(before: Node, function: Callable[..., Any], *args: Any, role: Role | None = None) -> Node:
-    """A call before a node, with its provenance, and the role of a helper of it or of ``role``."""
+def call(
+    before: Node, function: Callable[..., Any], *args: Any, role: Role | None = None, name: str | None = None
+) -> Node:
+    """A call before a node, with its provenance, and the role of a helper of it or of ``role``.
+
+    name: for the reader of the graph's text; nothing depends on it.
+    """
     with before.graph.inserting_before(before):
-        node = before.graph.call_function(function, args)
+        node = before.graph.create_node("call_function", function, args, name=name)
     for name in ("stack_trace", "nn_module_stack"):
         if name in before.meta:
             node.meta[name] = before.meta[name]

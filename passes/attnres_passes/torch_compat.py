@@ -73,6 +73,11 @@ def without_new_guards(fake_mode: FakeTensorMode) -> Iterator[None]:
         yield
 
 
+def without_modes() -> contextlib.AbstractContextManager[Any]:
+    """Run torch with none of the dispatch modes that are active around the caller, such as a fake mode."""
+    return torch.utils._python_dispatch._disable_current_modes()
+
+
 @contextlib.contextmanager
 def restored_torch_state() -> Iterator[None]:
     """Put the random state, grad mode and autocast state back after running a captured graph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +170,19 @@ def test_what_reads_run_on_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="attnres_compile"):
         model(ids)
     assert "reads on triton (ATTNRES_KERNELS=triton)" in caplog.text
+
+
+def test_dump_holds_the_kernels_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNRES_DUMP", str(tmp_path))
+    model, ids = PreNorm(), tokens()
+    ac.prepare(model, (ids,))
+    model.compile(backend="attnres", options={"inner": "eager"})
+    model(ids)
+    texts = [path.read_text() for path in (tmp_path / "kernels").iterdir()]
+    assert any("def read_" in text for text in texts)
+    assert all("@triton.jit" in text for text in texts)
+    (schedule,) = tmp_path.glob("*schedule.txt")
+    assert "norms fused with reads" in schedule.read_text()
 
 
 @pytest.mark.parametrize(

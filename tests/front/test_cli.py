@@ -119,6 +119,16 @@ def test_inspect_json(capsys, in_directory):
     assert "graph" not in record
 
 
+def test_inspect_prints_the_schedule_with_its_level(capsys, in_directory):
+    code, out, _ = attnres(capsys, "inspect", "toys:pre_norm", "--level", "scheduled")
+    assert code == 0
+    assert "moved per read and token" in out
+    assert "bound to torch: a stream is on cpu" in out
+    assert "inter_block(" in out
+    _, out, _ = attnres(capsys, "inspect", "toys:pre_norm", "--level", "scheduled", "--json")
+    assert "bound to torch" in json.loads(out)["schedule"]
+
+
 @pytest.mark.parametrize(("level", "holds"), [("captured", False), ("rewritten", True)])
 def test_inspect_prints_the_graph_of_a_level(capsys, in_directory, level, holds):
     code, out, _ = attnres(capsys, "inspect", "toys:pre_norm", "--level", level)

@@ -8,7 +8,7 @@ import pytest
 
 from attnres_compile.bench import compile_time
 from attnres_compile.bench.compile_time import (
-    FORWARD,
+    PREFILL,
     TRAINING,
     CompileJob,
     CompileTimes,
@@ -29,7 +29,7 @@ def _children_see_this_checkout(child_environment, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("workload", [FORWARD, TRAINING])
+@pytest.mark.parametrize("workload", [PREFILL, TRAINING])
 def test_times_of_real_processes(workload):
     job = CompileJob("gpt2-tiny", TINY, workload, {"inner": "eager", "num_blocks": 2}, without_dropout=True)
     times = measure_compile_time(job, rounds=1)
@@ -48,7 +48,7 @@ def test_arms_are_taken_in_turn(monkeypatch):
         return CompileTimes(len(order), 0.0)
 
     monkeypatch.setattr(compile_time, "_in_fresh_process", fake)
-    times = measure_compile_time(CompileJob("gpt2-tiny", TINY, FORWARD, {}), rounds=3)
+    times = measure_compile_time(CompileJob("gpt2-tiny", TINY, PREFILL, {}), rounds=3)
     assert order == ["plain", "attnres", "attnres", "plain", "plain", "attnres"]
     assert [one.compile for one in times["plain"]] == [1, 4, 5]
 
@@ -64,13 +64,13 @@ def test_every_process_has_its_own_empty_caches(monkeypatch):
     monkeypatch.setattr(compile_time.subprocess, "run", fake_run)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            measure_compile_time(CompileJob("gpt2-tiny", TINY, FORWARD, {}), rounds=1)
+            measure_compile_time(CompileJob("gpt2-tiny", TINY, PREFILL, {}), rounds=1)
     assert {env["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] for env in seen} == {"1"}
     assert seen[0]["TORCHINDUCTOR_CACHE_DIR"] != seen[1]["TORCHINDUCTOR_CACHE_DIR"]
 
 
 def test_a_failing_process_says_what_failed():
-    job = CompileJob("gpt3", TINY, FORWARD, {})
+    job = CompileJob("gpt3", TINY, PREFILL, {})
     with pytest.raises(
         MeasureError,
         match=r"compiled the plain model failed \(.*'gpt3' is not a preset.*`attnres verify --traceback`",
@@ -80,4 +80,4 @@ def test_a_failing_process_says_what_failed():
 
 def test_rounds_below_one():
     with pytest.raises(MeasureError, match="rounds is 0: pass at least 1"):
-        measure_compile_time(CompileJob("gpt2-tiny", TINY, FORWARD, {}), rounds=0)
+        measure_compile_time(CompileJob("gpt2-tiny", TINY, PREFILL, {}), rounds=0)

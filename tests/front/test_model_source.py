@@ -29,13 +29,16 @@ from attnres_kernels.errors import AttnResError
 transformers = pytest.importorskip("transformers")
 
 TINY = ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "t5-tiny", "vit-tiny"]
-# Of the published checkpoints, tied weights counted once.
+# Of the published checkpoints, tied weights counted once; gpt2-2048 has 1,024 positions more than gpt2.
 PUBLISHED_PARAMETERS = {
     "gpt2": 124_439_808,
+    "gpt2-2048": 124_439_808 + 1_024 * 768,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "llama-3.2-1b": 1_235_814_400,
     "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
     "t5-small": 60_506_624,
     "whisper-tiny": 37_760_640,
     "vit-b-16": 86_567_656,

@@ -263,6 +263,13 @@ def test_modes_of_inductor() -> None:
     assert options <= set(torch._inductor.config.get_config_copy())
 
 
+def test_without_modes_nothing_is_fake() -> None:
+    with FakeTensorMode():
+        assert torch_compat.is_fake(torch.ones(2))
+        with torch_compat.without_modes():
+            assert not torch_compat.is_fake(torch.ones(2))
+
+
 KNOWN = {
     "torch.utils._pytree.tree_leaves",
     "torch.utils._pytree.tree_map_only",

@@ -1,7 +1,8 @@
 """Depth attention: a softmax over the outputs of earlier sublayers, read by a learned pseudo-query.
 
-`naive` is the definition, `op` the operator `attnres::depth_attention` of the rewritten graph, `forms` the
-schedules it is lowered to (`direct`, `two_phase`), `cost` what a read moves.
+`naive` is the definition, `op` the operator `attnres::depth_attention` of the rewritten graph, `scheduled` the
+vocabulary of the scheduled level, `two_phase` and `fused` what it is bound to on torch and on generated kernels, `cost`
+what a read moves.
 """
 
 from attnres_kernels.depth_attention import cost

@@ -89,7 +89,7 @@ class ReadResult:
     """What the kernel of one read writes, each ``[rows, d]`` in the dtype of the sources.
 
     value: the depth-attended value; normed: behind the norm; partial: the new partial sum; None where the spec has no
-    such output. statistics: ``[5, rows]`` in fp32, for the backward.
+    such output. statistics: ``[rows, 5]`` in fp32, for the backward.
     """
 
     value: Tensor | None
@@ -128,7 +128,7 @@ def read(
         tensors.new(like, (rows, width), dtype) if spec.returns_value else None,
         tensors.new(like, (rows, width), dtype) if spec.norm else None,
         tensors.new(like, (rows, width), dtype) if spec.adds else None,
-        tensors.new(like, (5, rows), torch.float32),
+        tensors.new(like, (rows, 5), torch.float32),
     )
     if rows == 0:
         return result

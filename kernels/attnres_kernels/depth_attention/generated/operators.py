@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from attnres_kernels.depth_attention.generated import launch_phase_1, launch_read, launch_sources_backward
+from attnres_kernels.depth_attention.generated import launch_phase_1, launch_read, launch_sources_backward, tensors
 from attnres_kernels.depth_attention.generated.specs import NormKind
 from attnres_kernels.depth_attention.tiles import flatten
 from attnres_kernels.load_triton import triton_operator
@@ -18,7 +18,7 @@ from attnres_kernels.load_triton import triton_operator
 
 def columns(logits: Sequence[Tensor], first: int, count: int, total: int) -> list[Tensor]:
     """Columns ``[rows, count]`` of the reads ``first ..``, of logits whose columns end at read ``total - 1``."""
-    return [flatten(x).narrow(1, x.shape[-1] - (total - first), count) for x in logits]
+    return [tensors.rows_of(x).narrow(1, x.shape[-1] - (total - first), count) for x in logits]
 
 
 @triton_operator("attnres::generated_logits")
@@ -132,7 +132,7 @@ def _(
     like = _parts(inter, log_sum, sources, logits, partial, key, number, total).first()
     count = (norm is None or returns_value) + (norm is not None) + (branch is not None)
     made = [like.new_empty(like.shape, dtype=dtype) for _ in range(count)]
-    return [*made, like.new_empty((5, flatten(like).shape[0]), dtype=torch.float32)]
+    return [*made, like.new_empty((flatten(like).shape[0], 5), dtype=torch.float32)]
 
 
 @triton_operator("attnres::generated_read_backward")
@@ -165,7 +165,7 @@ def read_backward_op(
     shape = parts.first().shape
     found = launch_read.read_backward(
         parts,
-        statistics,
+        statistics.contiguous(),
         dtype,
         factor,
         value_grad,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.specs import Phase1Spec
-from attnres_kernels.depth_attention.generated.writing import lines, load
+from attnres_kernels.depth_attention.generated.writing import lines, load, store
 
 
 def phase_1_text(spec: Phase1Spec) -> str:
@@ -32,13 +32,11 @@ def phase_1_text(spec: Phase1Spec) -> str:
 @triton.jit
 def {name}(
     {", ".join(arguments)},
-    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    is_row = row < rows
-    inside = is_row[:, None] & (column < width)[None, :]
-    at = row[:, None] * width + column[None, :]
+    inside = column < width
     {lines(body, 4)}
 """
 
@@ -47,23 +45,23 @@ def _read(spec: Phase1Spec, s: int) -> list[str]:
     sources = range(spec.sources)
     text = [f"# read {s}"]
     text += [
-        f"logit_{i} = tl.load(logits_{i} + row * logits_stride_{i} + {s}, mask=is_row, other=0.0)" for i in sources
+        f"logit_{i} = tl.load(logits_{i} + row * logits_stride_{i} + {s})" for i in sources
     ]
     text += _softmax(spec.sources)
-    text.append("out = weight_0[:, None] * value_0")
-    text += [f"out += weight_{i}[:, None] * value_{i}" for i in sources[1:]]
+    text.append("out = weight_0 * value_0")
+    text += [f"out += weight_{i} * value_{i}" for i in sources[1:]]
     if spec.continues:
         text += [
-            f"log_sum_before = tl.load(log_sums_before + {s} * rows + row, mask=is_row, other=0.0)",
-            f"before = tl.load(output_{s} + at, mask=inside, other=0.0).to(tl.float32)",
+            f"log_sum_before = tl.load(log_sums_before + {s} * rows + row)",
+            load(f"output_{s}", "width", "before"),
             "share = tl.sigmoid(log_sum - log_sum_before)",
-            "out = before + share[:, None] * (out - before)",
+            "out = before + share * (out - before)",
             "largest = tl.maximum(log_sum, log_sum_before)",
             "log_sum = largest + tl.log(tl.exp(log_sum - largest) + tl.exp(log_sum_before - largest))",
         ]
     text += [
-        f"tl.store(output_{s} + at, out.to(output_{s}.dtype.element_ty), mask=inside)",
-        f"tl.store(log_sums + {s} * rows + row, log_sum, mask=is_row & (tl.program_id(1) == 0))",
+        store(f"output_{s}", "out"),
+        f"tl.store(log_sums + {s} * rows + row, log_sum, mask=tl.program_id(1) == 0)",
     ]
     return text
 

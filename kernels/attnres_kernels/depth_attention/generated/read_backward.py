@@ -21,10 +21,13 @@ from attnres_kernels.depth_attention.generated.read import (
     earlier_arguments,
     load_logits,
     merged_values,
+    parts_of,
     read_name,
 )
 from attnres_kernels.depth_attention.generated.specs import ReadBackwardSpec
-from attnres_kernels.depth_attention.generated.writing import load, load_again, load_vector, over_rows
+from attnres_kernels.depth_attention.generated.writing import load, load_again, load_vector, over_rows, store
+
+BARRIER = "tl.debug_barrier()  # another thread may go on with a sum"
 
 
 def read_backward_text(spec: ReadBackwardSpec) -> str:
@@ -61,42 +64,44 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
     sums = ["key_grad"] if forward.has_partial else []
     sums += ["norm_weight_grad"] if has_weight else []
     sums += ["norm_bias_grad"] if has_bias else []
-    loop = ["log_total = tl.load(statistics + row, mask=is_row, other=0.0)", *load_logits(forward)]
+    loop = [
+        _statistic("log_total", 0),
+        "tl.store(scalars + rows + row, log_total)",
+        *load_logits(forward),
+    ]
     if forward.has_partial:
-        loop += [
-            "logit_partial = tl.load(statistics + rows + row, mask=is_row, other=0.0)",
-            "inverse_rms = tl.load(statistics + 2 * rows + row, mask=is_row, other=0.0)",
-            load("partial", "partial_stride", "state"),
-        ]
+        loop += [_statistic("logit_partial", 1), load("partial", "partial_stride", "state")]
+    loop += [f"weight_{part} = tl.exp(logit_{part} - log_total)" for part in parts_of(forward)]
     loop += merged_values(forward)
     if spec.has_value_grad:
         loop.append(load("value_grad", "value_grad_stride", "grad"))
     else:
-        loop.append("grad = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)")
+        loop.append("grad = tl.zeros([BLOCK_D], tl.float32)")
     if norm:
         loop += _norm(norm, has_weight, has_bias, spec.is_wide)
     loop += [
         "# Rounded as it is stored, so that the sums here and in the sources' backward are over the same numbers.",
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
-        "tl.store(read_grad + at, grad_stored, mask=inside)",
+        store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
-        "delta = tl.sum(grad * merged, axis=1)",
-        "tl.store(scalars + row, delta, mask=is_row)",
-        "tl.store(scalars + rows + row, log_total, mask=is_row)",
+        "delta = tl.sum(grad * merged, axis=0)",
+        "tl.store(scalars + row, delta)",
     ]
     if forward.has_partial:
         loop += _partial(spec)
     if spec.is_wide:
-        loop.append("tl.debug_barrier()  # another thread may go on with a sum")
-        start, end = ["# sums over tokens are kept in the cache"], ["# and stay there"]
+        loop.append(BARRIER)
+        zeros = "tl.zeros([BLOCK_D], tl.float32)"
+        start = [f"tl.store({name}s + program * width + column, {zeros}, mask=inside)" for name in sums]
+        start, end = [*start, BARRIER], []
     else:
         start = [f"{name} = tl.zeros([BLOCK_D], tl.float32)" for name in sums]
-        end = [f"tl.store({name}s + program * width + column, {name}, mask=is_column)" for name in sums]
+        end = [f"tl.store({name}s + program * width + column, {name}, mask=inside)" for name in sums]
     return f"""\
 @triton.jit
 def {_name(spec)}(
     {", ".join(arguments)},
-    factor: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    factor: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
 {over_rows("0", start or ["# nothing is summed over tokens"], loop, end or ["pass"])}"""
 
@@ -114,41 +119,45 @@ def _name(spec: ReadBackwardSpec) -> str:
     return "_".join([read_name(spec.forward, "read_backward"), *given, *["wide"] * spec.is_wide])
 
 
+def _statistic(name: str, place: int) -> str:
+    return f"{name} = tl.load(statistics + row * 5 + {place})"
+
+
 def _add(name: str, value: str, is_wide: bool) -> str:
     """Add to a sum over tokens, in registers, or where they have no room for it, in the program's own row in memory."""
     if not is_wide:
         return f"{name} += {value}"
     at = f"{name}s + program * width + column"
-    return f"tl.store({at}, tl.load({at}, mask=is_column & (step > 0), other=0.0) + {value}, mask=is_column)"
+    return f"tl.store({at}, tl.load({at}, mask=inside, other=0.0) + {value}, mask=inside)"
 
 
 def _norm(norm: str, has_weight: bool, has_bias: bool, is_wide: bool) -> list[str]:
     """The gradient of the normed value, through the norm, added to ``grad``."""
     centered = "merged * factor"
-    text = ["inverse_deviation = tl.load(statistics + 4 * rows + row, mask=is_row, other=0.0)"]
+    text = [_statistic("inverse_deviation", 4)]
     if norm == "layer":
-        text.append("mean = tl.load(statistics + 3 * rows + row, mask=is_row, other=0.0)")
-        centered = "(merged * factor - mean[:, None])"
-    unit = f"unit = tl.where(inside, {centered} * inverse_deviation[:, None], 0.0)"
-    weighted = ["outer = outer * norm_weight_row[None, :]"] if has_weight else []
+        text.append(_statistic("mean", 3))
+        centered = "(merged * factor - mean)"
+    unit = f"unit = tl.where(inside, {centered} * inverse_deviation, 0.0)"
+    weighted = ["outer = outer * norm_weight_row"] if has_weight else []
     text += [unit, load("normed_grad", "normed_grad_stride", "outer")]
     if has_bias:
-        text.append(_add("norm_bias_grad", "tl.sum(outer, axis=0)", is_wide))
+        text.append(_add("norm_bias_grad", "outer", is_wide))
     if has_weight:
         text += [
-            _add("norm_weight_grad", "tl.sum(outer * unit, axis=0)", is_wide),
+            _add("norm_weight_grad", "outer * unit", is_wide),
             load_vector("norm_weight", "norm_weight_row"),
         ]
-    text += [*weighted, "along_unit = tl.sum(outer * unit, axis=1) / width"]
+    text += [*weighted, "along_unit = tl.sum(outer * unit, axis=0) / width"]
     if norm == "layer":
-        text.append("along_ones = tl.sum(outer, axis=1) / width")
+        text.append("along_ones = tl.sum(outer, axis=0) / width")
     if is_wide:
         vector = [load_vector("norm_weight + zero", "norm_weight_row")] if has_weight else []
         text += [unit, load_again("normed_grad", "normed_grad_stride", "outer"), *vector, *weighted]
-    text.append("inner = outer - along_unit[:, None] * unit")
+    text.append("inner = outer - along_unit * unit")
     if norm == "layer":
-        text.append("inner = inner - along_ones[:, None]")
-    text.append("grad += tl.where(inside, inner * inverse_deviation[:, None], 0.0)")
+        text.append("inner = inner - along_ones")
+    text.append("grad += tl.where(inside, inner * inverse_deviation, 0.0)")
     return text
 
 
@@ -156,18 +165,20 @@ def _partial(spec: ReadBackwardSpec) -> list[str]:
     """Gradients of the partial sum and of its key."""
     text = [load_again("partial", "partial_stride", "state")] if spec.is_wide else []
     text += [
-        "logit_grad = weight_partial * (tl.sum(grad * state, axis=1) - delta)",
+        "logit_grad = weight_partial * (tl.sum(grad * state, axis=0) - delta)",
         "# With all the weight, a part has no gradient of its logit; rounding must not give it one.",
         "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",
+        _statistic("inverse_rms", 2),
+        _statistic("logit_partial", 1),
         "to_key = logit_grad * inverse_rms",
         "to_itself = to_key * logit_partial * inverse_rms / width",
         load_vector("key", "key_row"),
-        "out = weight_partial[:, None] * grad + to_key[:, None] * key_row[None, :] - to_itself[:, None] * state",
+        "out = weight_partial * grad + to_key * key_row - to_itself * state",
     ]
     if spec.has_partial_grad:
         text += [load("partial_grad_before", "partial_grad_stride", "later"), "out += later"]
     return [
         *text,
-        "tl.store(partial_grad + at, out.to(partial_grad.dtype.element_ty), mask=inside)",
-        _add("key_grad", "tl.sum(to_key[:, None] * state, axis=0)", spec.is_wide),
+        store("partial_grad", "out"),
+        _add("key_grad", "to_key * state", spec.is_wide),
     ]

@@ -15,7 +15,7 @@ then over programs in a fixed order, so that two runs give the same bits.
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
-from attnres_kernels.depth_attention.generated.writing import lines, load, load_vector, over_rows
+from attnres_kernels.depth_attention.generated.writing import lines, load, load_vector, over_rows, store
 
 
 def _name(kind: str, spec: SourcesBackwardSpec) -> str:
@@ -44,15 +44,15 @@ def scalars_text(spec: SourcesBackwardSpec) -> str:
         *(f"logits_stride_{i}" for i in sources),
         *(f"read_grad_stride_{s}" for s in reads),
     ]
-    start = [f"squares_{i} = tl.zeros([BLOCK_T, LANES], tl.float32)" for i in sources]
-    start += [f"products_{s}_{i} = tl.zeros([BLOCK_T, LANES], tl.float32)" for s in reads for i in sources]
+    start = [f"squares_{i} = tl.zeros([LANES], tl.float32)" for i in sources]
+    start += [f"products_{s}_{i} = tl.zeros([LANES], tl.float32)" for s in reads for i in sources]
     loop = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
     for i in sources:
         loop += [
             load(f"source_{i}", f"source_stride_{i}", "value"),
-            f"squares_{i} += tl.sum(tl.reshape(value * value, (BLOCK_T, LANES, BLOCK_D // LANES)), axis=2)",
+            f"squares_{i} += tl.sum(tl.reshape(value * value, (LANES, BLOCK_D // LANES)), axis=1)",
             *(
-                f"products_{s}_{i} += tl.sum(tl.reshape(grad_{s} * value, (BLOCK_T, LANES, BLOCK_D // LANES)), axis=2)"
+                f"products_{s}_{i} += tl.sum(tl.reshape(grad_{s} * value, (LANES, BLOCK_D // LANES)), axis=1)"
                 for s in reads
             ),
         ]
@@ -60,40 +60,39 @@ def scalars_text(spec: SourcesBackwardSpec) -> str:
     end = []
     for s in reads:
         end += [
-            f"delta_{s} = tl.load(scalars_{s} + row, mask=is_row, other=0.0)",
-            f"log_total_{s} = tl.load(scalars_{s} + rows + row, mask=is_row, other=0.0)",
+            f"delta_{s} = tl.load(scalars_{s} + row)",
+            f"log_total_{s} = tl.load(scalars_{s} + rows + row)",
         ]
     for i in sources:
         end += [
-            f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}, axis=1) / width + eps)",
-            "to_itself = tl.zeros([BLOCK_T], tl.float32)",
+            f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}, axis=0) / width + eps)",
+            "to_itself = 0.0",
         ]
         for s, read in enumerate(spec.reads):
             place = i * len(spec.reads) + s
             end += [
-                f"logit = tl.load(logits_{i} + row * logits_stride_{i} + {read}, mask=is_row, other=0.0)",
+                f"logit = tl.load(logits_{i} + row * logits_stride_{i} + {read})",
                 f"weight = tl.exp(logit - log_total_{s})",
-                f"logit_grad = weight * (tl.sum(products_{s}_{i}, axis=1) - delta_{s})",
+                f"logit_grad = weight * (tl.sum(products_{s}_{i}, axis=0) - delta_{s})",
                 "# With all the weight, a source has no gradient of its logit; rounding must not give it one.",
                 "logit_grad = tl.where(weight == 1.0, 0.0, logit_grad)",
                 "to_itself += logit_grad * logit",
-                f"tl.store(weights + row * {pairs} + {place}, weight, mask=is_row)",
-                f"tl.store(to_keys + row * {pairs} + {place}, logit_grad * inverse_rms, mask=is_row)",
+                f"tl.store(weights + row * {pairs} + {place}, weight)",
+                f"tl.store(to_keys + row * {pairs} + {place}, logit_grad * inverse_rms)",
             ]
         to_itself = "to_itself * inverse_rms * inverse_rms / width"
-        end.append(f"tl.store(to_selves + row * {spec.sources} + {i}, {to_itself}, mask=is_row)")
+        end.append(f"tl.store(to_selves + row * {spec.sources} + {i}, {to_itself})")
     return f"""\
 @triton.jit
 def {_name("scalars", spec)}(
     {", ".join(arguments)},
-    eps: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
+    eps: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    is_row = row < rows
+    row = tl.program_id(0).to(tl.int64)
     {lines(start, 4)}
     for start in range(0, width, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
-        inside = is_row[:, None] & (column < width)[None, :]
+        inside = column < width
         {lines(loop, 8)}
     {lines(end, 4)}
 """
@@ -118,9 +117,7 @@ def gradients_text(spec: SourcesBackwardSpec) -> str:
         *(f"read_grad_stride_{s}" for s in reads),
         *(f"carried_stride_{i}" for i in spec.carried),
     ]
-    loop = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
-    for i in sources:
-        loop += _source(spec, i)
+    loop = _by_source(spec) if spec.sums_keys else _by_read(spec)
     return _kernel("gradients", spec, pointers, strides, loop, spec.sums_keys)
 
 
@@ -132,35 +129,58 @@ def keys_text(spec: SourcesBackwardSpec) -> str:
     for i in sources:
         loop.append(load(f"source_{i}", f"source_stride_{i}", "value"))
         for s in range(len(spec.reads)):
-            loop += [_scalar("to_key", spec, i, s), f"key_grad_{s} += tl.sum(to_key[:, None] * value, axis=0)"]
+            loop += [_scalar("to_key", spec, i, s), f"key_grad_{s} += to_key * value"]
     return _kernel("keys", spec, pointers, [f"source_stride_{i}" for i in sources], loop, True)
 
 
-def _source(spec: SourcesBackwardSpec, i: int) -> list[str]:
+def _by_source(spec: SourcesBackwardSpec) -> list[str]:
+    """One source after the other: registers hold the gradients of all reads, and sums for the keys."""
+    reads = range(len(spec.reads))
+    text = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
+    for i in range(spec.sources):
+        text += _start(spec, i)
+        for s in reads:
+            text += [_key(spec, s), *_add(spec, i, s), f"key_grad_{s} += to_key * value"]
+        text.append(store(f"source_grad_{i}", f"total_{i}"))
+    return text
+
+
+def _by_read(spec: SourcesBackwardSpec) -> list[str]:
+    """One read after the other, each key loaded once: registers hold the gradients of all sources."""
+    text = []
+    for i in range(spec.sources):
+        text += _start(spec, i)
+    for s in range(len(spec.reads)):
+        text += [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}"), _key(spec, s)]
+        for i in range(spec.sources):
+            text += _add(spec, i, s)
+    return text + [store(f"source_grad_{i}", f"total_{i}") for i in range(spec.sources)]
+
+
+def _start(spec: SourcesBackwardSpec, i: int) -> list[str]:
+    """What the gradient of a source is before any read is added."""
     text = [
-        f"# source {i}",
         load(f"source_{i}", f"source_stride_{i}", "value"),
-        f"to_itself = tl.load(to_selves + row * {spec.sources} + {i}, mask=is_row, other=0.0)",
-        "source_grad = -to_itself[:, None] * value",
+        f"to_itself = tl.load(to_selves + row * {spec.sources} + {i})",
+        f"total_{i} = -to_itself * value",
     ]
     if i in spec.carried:
-        text += [load(f"carried_{i}", f"carried_stride_{i}", "later"), "source_grad += later"]
-    for s, read in enumerate(spec.reads):
-        text += [
-            _scalar("weight", spec, i, s),
-            _scalar("to_key", spec, i, s),
-            load_vector(f"keys + {read} * width", "key"),
-            f"source_grad += weight[:, None] * grad_{s} + to_key[:, None] * key[None, :]",
-        ]
-        if spec.sums_keys:
-            text.append(f"key_grad_{s} += tl.sum(to_key[:, None] * value, axis=0)")
-    text.append(f"tl.store(source_grad_{i} + at, source_grad.to(source_grad_{i}.dtype.element_ty), mask=inside)")
+        text += [load(f"carried_{i}", f"carried_stride_{i}", "later"), f"total_{i} += later"]
     return text
+
+
+def _key(spec: SourcesBackwardSpec, s: int) -> str:
+    return load_vector(f"keys + {spec.reads[s]} * width", "key")
+
+
+def _add(spec: SourcesBackwardSpec, i: int, s: int) -> list[str]:
+    add = f"total_{i} += weight * grad_{s} + to_key * key"
+    return [_scalar("weight", spec, i, s), _scalar("to_key", spec, i, s), add]
 
 
 def _scalar(name: str, spec: SourcesBackwardSpec, i: int, s: int) -> str:
     pairs = spec.sources * len(spec.reads)
-    return f"{name} = tl.load({name}s + row * {pairs} + {i * len(spec.reads) + s}, mask=is_row, other=0.0)"
+    return f"{name} = tl.load({name}s + row * {pairs} + {i * len(spec.reads) + s})"
 
 
 def _kernel(
@@ -170,13 +190,13 @@ def _kernel(
     reads = range(len(spec.reads)) if sums_keys else ()
     start = [f"key_grad_{s} = tl.zeros([BLOCK_D], tl.float32)" for s in reads]
     end = [
-        f"tl.store(key_grads + (program * {len(reads)} + {s}) * width + column, key_grad_{s}, mask=is_column)"
+        f"tl.store(key_grads + (program * {len(reads)} + {s}) * width + column, key_grad_{s}, mask=inside)"
         for s in reads
     ]
     return f"""\
 @triton.jit
 def {_name(kind, spec)}(
     {", ".join([*pointers, "rows", "width", "rows_per_program", "zero", *strides])},
-    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
 {over_rows("tl.program_id(1)", start, loop, end)}"""

@@ -1,0 +1,67 @@
+"""What a kernel reads and writes per token, counted from its spec, in units of the width ``d``.
+
+Scalars per token (logits, statistics) and vectors (keys, weights of norms) are left out: they are ``d`` times fewer, or
+read once. Bytes are elements times the size of the sources' dtype, in which all of these tensors are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnres_kernels.depth_attention.generated.specs import (
+    LogitsSpec,
+    Phase1Spec,
+    ReadBackwardSpec,
+    ReadSpec,
+    SourcesBackwardSpec,
+)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Tensors ``[rows, d]`` that are read from memory and written to it."""
+
+    reads: int
+    writes: int
+
+    @property
+    def total(self) -> int:
+        return self.reads + self.writes
+
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(self.reads + other.reads, self.writes + other.writes)
+
+
+def of_logits(spec: LogitsSpec) -> Moved:
+    """The block; or the two parts of it, and the block written."""
+    return Moved(2, 1) if spec.adds else Moved(1, 0)
+
+
+def of_phase_1(spec: Phase1Spec) -> Moved:
+    """Every source once, and an output per read, which is read first where a launch goes on from it."""
+    return Moved(spec.sources + (spec.reads if spec.continues else 0), spec.reads)
+
+
+def of_read(spec: ReadSpec) -> Moved:
+    """Its parts and the branch; the value, the normed value and the new partial sum, those that there are."""
+    reads = spec.sources + spec.has_inter + spec.has_partial + spec.adds
+    return Moved(reads, spec.returns_value + (spec.norm is not None) + spec.adds)
+
+
+def of_read_backward(spec: ReadBackwardSpec) -> Moved:
+    """Its parts and the gradients given; the gradients of the weighted sum and of the partial sum.
+
+    What a wide row reads twice comes from the cache the second time.
+    """
+    forward = spec.forward
+    has_normed_grad = forward.norm is not None and spec.has_normed_grad
+    parts = forward.sources + forward.has_inter + forward.has_partial
+    given = spec.has_value_grad + has_normed_grad + spec.has_partial_grad
+    return Moved(parts + given, 1 + forward.has_partial)
+
+
+def of_sources_backward(spec: SourcesBackwardSpec) -> Moved:
+    """Sources and gradients of reads twice, for scalars and for gradients, a third time where keys are apart."""
+    sources, reads = spec.sources, len(spec.reads)
+    keys = Moved(0 if spec.sums_keys else sources, 0)
+    return Moved(sources + reads, 0) + Moved(sources + reads + len(spec.carried), sources) + keys

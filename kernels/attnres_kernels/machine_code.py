@@ -1,0 +1,86 @@
+"""Facts read from a kernel's machine code: registers, spills, and how wide the loads of its tiles are.
+
+Debug information names the statement of the kernel's text that each instruction is of, so that loads of tiles are told
+from loads of one number per token.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROW_LOAD = re.compile(r"tl\.load\([^=]*\bcolumn\b[^=]*, mask=")
+_NVIDIA_LINE = re.compile(r'//## File "(?P<file>[^"]*)", line (?P<line>\d+)')
+_NVIDIA_OPCODE = re.compile(r"\s(?P<name>LDGSTS|LDG|STL|LDL)(?P<flags>(?:\.\w+)*) ")
+_AMD_LINE = re.compile(r"\s\.loc\s.*; (?P<file>\S+):(?P<line>\d+):")
+_AMD_LOAD = re.compile(r"\s(?:global|buffer)_load_(?:dword(?:x(?P<count>\d))?|(?P<part>[us]?(?:short|byte)\w*))\s")
+_BITS = {"8": 8, "16": 16, "64": 64, "128": 128, "256": 256}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """registers: of one thread. spilled_bytes: that one thread stores to memory for want of registers; a stack frame
+    in which nothing is stored is none. narrowest_load: bits of the narrowest load instruction among those of all
+    statements that load along the width, a tile or a vector; None if there are none.
+    """
+
+    registers: int
+    spilled_bytes: int
+    narrowest_load: int | None
+
+
+def nvidia_facts(cubin: bytes, path: Path) -> Facts:
+    """Facts of a cubin. path: the kernel's text, a file that the debug information names."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "--no-dataflow", "--print-code", "--print-line-info", file.name)
+    loads, spilled = [], 0
+    for line, name, flags in _nvidia_instructions(code, path):
+        bits = next((_BITS[flag.lstrip("US")] for flag in flags if flag.lstrip("US") in _BITS), 32)
+        if name == "STL":
+            spilled += bits // 8
+        elif name != "LDL":
+            loads.append((line, bits))
+    return Facts(int(re.findall(r"REG:(\d+)", usage)[-1]), spilled, _narrowest(loads, path))
+
+
+def amd_facts(assembly: str, path: Path) -> Facts:
+    """Facts of AMD assembly. Each spill is counted as the 4 bytes of one register."""
+    loads, line = [], 0
+    for text in assembly.splitlines():
+        if place := _AMD_LINE.match(text):
+            line = int(place["line"]) if place["file"] == path.name else 0
+        elif load := _AMD_LOAD.match(text):
+            bits = 16 if load["part"] else 32 * int(load["count"] or 1)
+            loads.append((line, bits))
+    registers, spills = (int(re.findall(rf"\.vgpr_{name}:\s+(\d+)", assembly)[-1]) for name in ("count", "spill_count"))
+    return Facts(registers, 4 * spills, _narrowest(loads, path))
+
+
+def _nvidia_instructions(code: str, path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line in the text, or 0, name and flags of each instruction that loads, or spills."""
+    line = 0
+    for text in code.splitlines():
+        if place := _NVIDIA_LINE.search(text):
+            line = int(place["line"]) if place["file"].endswith(path.name) else 0
+        elif opcode := _NVIDIA_OPCODE.search(text):
+            yield line, opcode["name"], opcode["flags"].split(".")
+
+
+def _narrowest(loads: list[tuple[int, int]], path: Path) -> int | None:
+    statements = enumerate(path.read_text().splitlines(), start=1)
+    wanted = {number for number, statement in statements if _ROW_LOAD.search(statement)}
+    return min((bits for line, bits in loads if line in wanted), default=None)
+
+
+def _tool(name: str, *words: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *words], capture_output=True, text=True, check=True).stdout

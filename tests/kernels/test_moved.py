@@ -1,0 +1,97 @@
+"""The bytes that kernels touch: counted from their specs, equal to the cost model and to what their text does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+
+from attnres_kernels.depth_attention import cost
+from attnres_kernels.depth_attention.generated import moved
+from attnres_kernels.depth_attention.generated.logits import logits_text
+from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
+from attnres_kernels.depth_attention.generated.read import read_text
+from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
+from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text, scalars_text
+from attnres_kernels.depth_attention.generated.specs import (
+    LogitsSpec,
+    Phase1Spec,
+    ReadBackwardSpec,
+    ReadSpec,
+    SourcesBackwardSpec,
+)
+
+READ = ReadSpec(adds=True, norm="rms", has_weight=True, returns_value=False)
+
+
+@pytest.mark.parametrize("completed", range(1, 10))
+def test_a_direct_read_moves_what_the_cost_model_says(completed: int) -> None:
+    spec = ReadSpec(completed, False, True, True, "rms", True, False, False)
+    assert moved.of_read(spec).total == cost.direct(completed) == completed + 4
+
+
+@pytest.mark.parametrize(("completed", "reads"), product(range(1, 10), range(1, 9)))
+def test_a_block_in_two_phases_moves_what_the_cost_model_says(completed: int, reads: int) -> None:
+    phase_1 = moved.of_phase_1(Phase1Spec(completed, reads)).total
+    phase_2 = moved.of_read(READ).total
+    assert phase_1 == completed + reads
+    assert phase_2 == 5
+    assert phase_1 + reads * phase_2 == pytest.approx(reads * cost.two_phase(completed, reads))
+    assert phase_1 + reads * phase_2 == cost.group(completed, [completed] * reads)
+
+
+@pytest.mark.parametrize(("shared", "reads"), product(range(1, 5), range(1, 5)))
+def test_a_group_over_several_blocks_moves_what_the_cost_model_says(shared: int, reads: int) -> None:
+    completed = [shared + s for s in range(reads)]
+    own = [ReadSpec(n - shared, True, True, True, "rms", True, False, False) for n in completed]
+    counted = moved.of_phase_1(Phase1Spec(shared, reads)).total + sum(moved.of_read(spec).total for spec in own)
+    assert counted == cost.group(shared, completed)
+
+
+def test_logits_read_a_block_once_for_all_later_reads() -> None:
+    assert moved.of_logits(LogitsSpec(splits_keys=True)) == moved.Moved(1, 0)
+    # Completing the block in the same kernel saves that read: an add of its own moves three.
+    assert moved.of_logits(LogitsSpec(splits_keys=True, adds=True)).total == 3
+
+
+def tiles(text: str) -> moved.Moved:
+    """Different tensors whose tiles a kernel's text loads and stores."""
+    loads = re.findall(r"tl\.load\((\w+)(?: \+ zero)? \+ (?:row\[:, None\] \* \w+ \+ column\[None, :\]|at)", text)
+    stores = re.findall(r"tl\.store\((\w+) \+ (?:row\[:, None\] \* width \+ column\[None, :\]|at)", text)
+    return moved.Moved(len(set(loads)), len(set(stores)))
+
+
+BOOLEANS = (False, True)
+READS = [
+    ReadSpec(n, inter, partial, adds, norm, False, False, value)
+    for n, inter, partial, adds, norm, value in product((0, 2), BOOLEANS, BOOLEANS, BOOLEANS, (None, "layer"), BOOLEANS)
+    if (n or inter or partial) and (partial or not adds) and (norm or value)
+]
+CASES: list[tuple[Callable[[Any], moved.Moved], Any, list[Callable[[Any], str]]]] = [
+    *((moved.of_logits, LogitsSpec(splits, adds), [logits_text]) for splits in BOOLEANS for adds in BOOLEANS),
+    *((moved.of_phase_1, Phase1Spec(3, 2, goes_on), [phase_1_text]) for goes_on in BOOLEANS),
+    *((moved.of_read, spec, [read_text]) for spec in READS),
+    *(
+        (
+            moved.of_read_backward,
+            ReadBackwardSpec(spec, value, normed, later and spec.has_partial, wide),
+            [read_backward_text],
+        )
+        for spec in READS
+        for value, normed, later, wide in ((True, False, False, False), (False, True, True, True))
+    ),
+    (moved.of_sources_backward, SourcesBackwardSpec(3, (0, 2), (1,)), [scalars_text, gradients_text]),
+    (moved.of_sources_backward, SourcesBackwardSpec(3, tuple(range(6)), ()), [scalars_text, gradients_text, keys_text]),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_counts_are_those_of_the_text(case: int) -> None:
+    count, spec, texts = CASES[case]
+    total = moved.Moved(0, 0)
+    for text in texts:
+        total += tiles(text(spec))
+    assert count(spec) == total, spec
