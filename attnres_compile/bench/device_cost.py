@@ -76,6 +76,11 @@ def _traced(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         torch.cuda.synchronize(device)
+    return exported(profile)
+
+
+def exported(profile: torch.profiler.profile) -> dict[str, Any]:
+    """A finished profile as the JSON that chrome://tracing reads; its categories are the same in every torch."""
     with tempfile.TemporaryDirectory(prefix="attnres-profile-") as directory:
         path = Path(directory, "trace.json")
         profile.export_chrome_trace(str(path))

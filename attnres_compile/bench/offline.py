@@ -164,8 +164,18 @@ def offline_table(record: dict[str, Any]) -> str:
     for kind, target, facts in sorted(_results(record), key=lambda result: _place(record, result[0], result[1])):
         groups.setdefault((kind, target), []).append(facts)
     rows = [_row(kind, target, facts) for (kind, target), facts in groups.items()]
+    environment, grid = record["environment"], record["grid"]
+    widths = ", ".join(map(str, grid["widths"]))
+    heading = (
+        f"{len(record['kernels'])} kernels for d in {widths}, n in {_span(grid['sources'])}, S in {_span(grid['reads'])}; "
+        f"triton {environment['versions']['triton']}, {environment['date'][:10]}"
+    )
     headers = ("kernel", "target", "compiled", "registers", "spilled bytes", "narrowest load [bits]", "shared [bytes]")
-    return "\n".join([tabulate(rows, headers, disable_numparse=True), *failures(record)])
+    return "\n".join([heading, tabulate(rows, headers, disable_numparse=True), *failures(record)])
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)}..{max(numbers)}"
 
 
 def _place(record: dict[str, Any], kind: str, target: str) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(verbs)
     _add_report(verbs)
     bench = verbs.add_parser("bench", help="measure the plain against the AttnRes model, kernels, or the passes")
-    _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,kernels,analysis,show}"))
+    _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,kernels,offline,analysis,show}"))
     return parser
 
 
@@ -133,6 +133,15 @@ def _add_bench(benchmarks: Any) -> None:
     )
     add_kernel_options(kernels)
     _add_output(kernels)
+    offline = _add_verb(
+        benchmarks,
+        "offline",
+        cli_verbs.run_bench_offline,
+        "compile every generated kernel for GPUs that are not there; exit code 1 if one does not compile",
+    )
+    offline.add_argument("--targets", nargs="+", metavar="NAME", help="some of sm_80 sm_90 sm_100 gfx942 (default all)")
+    offline.add_argument("--widths", type=int, nargs="+", metavar="D", help="of the stream (default 768 to 7168)")
+    offline.add_argument("-o", "--output", metavar="FILE", help="keep the record")
     analysis = _add_verb(
         benchmarks,
         "analysis",

@@ -152,6 +152,20 @@ def run_bench_kernels(arguments: argparse.Namespace) -> int:
     return FAILED if has_failures(record) else PASSED
 
 
+def run_bench_offline(arguments: argparse.Namespace) -> int:
+    """Compile the generated kernels; print the table and keep the record."""
+    check_writable(arguments.output)
+    from attnres_compile.bench import offline
+    from attnres_kernels.offline import TARGETS
+
+    targets, widths = arguments.targets or tuple(TARGETS), arguments.widths or offline.WIDTHS
+    record = offline.bench_offline(targets, widths, arguments.command)
+    if arguments.output is not None:
+        write_text(offline.record_text(record), arguments.output)
+    write_text(offline.offline_table(record), None)
+    return FAILED if offline.failures(record) else PASSED
+
+
 def run_bench_analysis(arguments: argparse.Namespace) -> int:
     """Time the passes by depth; print the table and keep the record."""
     check_writable(arguments.json)
@@ -164,7 +178,7 @@ def run_bench_analysis(arguments: argparse.Namespace) -> int:
 def run_bench_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
     from attnres_compile.bench import analysis as bench_analysis
-    from attnres_compile.bench import kernel_table, kernels
+    from attnres_compile.bench import kernel_table, kernels, offline
     from attnres_compile.bench.model_table import bench_table
 
     try:
@@ -173,7 +187,11 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
         raise OutputError(
             f"{arguments.file} is not a readable record ({error}): pass a file that --json wrote"
         ) from error
-    tables = {bench_analysis.KIND: bench_analysis.analysis_table, kernels.KIND: kernel_table.kernels_table}
+    tables = {
+        bench_analysis.KIND: bench_analysis.analysis_table,
+        kernels.KIND: kernel_table.kernels_table,
+        offline.KIND: offline.offline_table,
+    }
     kind = str(record.get("kind")) if isinstance(record, dict) else ""
     return _show_record(record, tables.get(kind, bench_table), None)
 

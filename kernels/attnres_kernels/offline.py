@@ -54,7 +54,8 @@ def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int
 
     kernel = load_kernel(text)
     rows, columns, warps = tile
-    known = {**constants, "BLOCK_T": rows, "BLOCK_D": columns}
+    of_tile = {"BLOCK_T": rows, "BLOCK_D": columns}
+    known = {**constants, **{name: size for name, size in of_tile.items() if name in kernel.arg_names}}
     signature = {name: "constexpr" if name in known else _type(name) for name in kernel.arg_names}
     divisible = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name not in known}
     source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)

@@ -251,13 +251,13 @@ def test_bench_model_keeps_a_record_and_shows_it_again(capsys, in_directory):
     record = json.loads((in_directory / "bench.json").read_text())
     assert record["command"] == "attnres " + " ".join(words)
     assert record["inputs"] == {"input_ids": [1, 16]}
-    assert set(record["latency"]) == {"forward", "training step"}
-    assert len(record["latency"]["forward"]["samples"]["attnres"]) == 3
+    assert [cell["workload"] for cell in record["cells"]] == ["prefill", "training step", "decode step"]
+    assert all(len(cell["latency"]["samples"]["attnres"]) == 3 for cell in record["cells"])
     assert record["environment"]["versions"]["torch"]
     assert "compile" not in record
     code, again, _ = attnres(capsys, "bench", "show", "bench.json")
     assert (code, again) == (0, table)
-    assert "forward [ms]" in table
+    assert "prefill [ms]" in table
     assert "≈" in table, "three rounds resolve nothing"
 
 
@@ -266,7 +266,7 @@ def test_bench_of_one_workload_without_dropout(capsys, in_directory):
     code, table, _ = attnres(capsys, *words, "--no-dropout")
     assert code == 0
     assert "training step [ms]" in table
-    assert "forward [ms]" not in table
+    assert "prefill [ms]" not in table
 
 
 def test_bench_analysis(capsys, in_directory):
@@ -301,7 +301,7 @@ def test_show_refuses_another_record(capsys, in_directory):
     (in_directory / "other.json").write_text('{"kind": "bench model", "schema_version": 99}')
     code, _, err = attnres(capsys, "bench", "show", "other.json")
     assert code == 1
-    assert "no record of `attnres bench model` with schema_version 1: measure again" in err
+    assert "no record of `attnres bench model` with schema_version 1 or 2: measure again" in err
 
 
 # --- errors ---

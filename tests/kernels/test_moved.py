@@ -59,8 +59,9 @@ def test_logits_read_a_block_once_for_all_later_reads() -> None:
 
 def tiles(text: str) -> moved.Moved:
     """Different tensors whose tiles a kernel's text loads and stores."""
-    loads = re.findall(r"tl\.load\((\w+)(?: \+ zero)? \+ (?:row\[:, None\] \* \w+ \+ column\[None, :\]|at)", text)
-    stores = re.findall(r"tl\.store\((\w+) \+ (?:row\[:, None\] \* width \+ column\[None, :\]|at)", text)
+    stride, column = r"(?:\w+|tl\.cast\(\w+, tl\.uint32\))", r"column(?:\[None, :\])?"
+    loads = re.findall(rf"tl\.load\((\w+)(?: \+ zero)? \+ row(?:\[:, None\])? \* {stride} \+ {column}", text)
+    stores = re.findall(rf"tl\.store\((\w+) \+ row(?:\[:, None\])? \* {stride} \+ {column}", text)
     return moved.Moved(len(set(loads)), len(set(stores)))
 
 

@@ -90,6 +90,8 @@ def test_inputs_in_another_layout(name: str) -> None:
 
     run = getattr(torch.ops.attnres, operator)
     expected, found = run(*arguments), run(*(strided(value) for value in arguments))
+    if operator == "generated_read":  # its statistics hold only what the read has
+        expected, found = expected[:-1], found[:-1]
     pairs = [(expected, found)] if isinstance(expected, Tensor) else zip(expected, found, strict=True)
     for one, other in pairs:
         assert torch.equal(one.nan_to_num(), other.nan_to_num())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.depth_attention.generated.logits import logits_text
@@ -36,7 +37,7 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     """The kernels for one block: ``sources`` completed blocks of ``width``, its reads, and all ``later_reads``.
 
     Reads with everything fused that can be: the add before, and a norm with weight and bias behind; direct ones over
-    all sources in place, and phase 2.
+    all sources in place, phase 2 over all of them, and phase 2 over the first and the others in place.
     """
     at_once = min(sources, sources_at_once(reads))
     backward = SourcesBackwardSpec(at_once, tuple(range(reads)), tuple(range(at_once)))
@@ -53,12 +54,14 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     yield Entry("sources backward, gradients", gradients_text(backward), along, {})
     if not backward.sums_keys:
         yield Entry("sources backward, keys", keys_text(backward), along, {})
+    most = tiling.most_in_place(width)
+    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most)}
     norms: tuple[NormKind, ...] = ("rms", "layer")
-    for norm in norms:
-        for direct in (False, True):
-            in_place = min(sources, tiling.most_in_place(width)) if direct else 0
-            read = ReadSpec(in_place, not direct, True, True, norm, True, norm == "layer", False)
-            name = f"{'direct read' if direct else 'phase 2'}, {norm} norm"
-            yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
-            backward_read = ReadBackwardSpec(read, False, True, True, is_wide=tiling.is_wide(width))
-            yield Entry(f"{name}, backward", read_backward_text(backward_read), whole, {"factor": 1.0})
+    for (kind, blocks), norm in product(in_place.items(), norms):
+        if kind == "phase 2 with blocks" and blocks == 0:
+            continue
+        read = ReadSpec(blocks, kind != "direct read", True, True, norm, True, norm == "layer", False)
+        name = f"{kind}, {norm} norm"
+        yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
+        backward_read = ReadBackwardSpec(read, False, True, True, is_wide=tiling.is_wide(width))
+        yield Entry(f"{name}, backward", read_backward_text(backward_read), whole, {"factor": 1.0})

@@ -92,7 +92,7 @@ def phase_1(sources: Sequence[Tensor], logits: Sequence[Tensor]) -> tuple[list[T
         tile = tiling.along_width(width)
         kernel = launchable(phase_1_text(Phase1Spec(len(part), reads, continues=first > 0)))
         after = log_sums if before is None else tensors.new(flat[0], (reads, rows), torch.float32)
-        kernel[(tensors.cdiv(rows, tile.rows), tensors.cdiv(width, tile.columns))](
+        kernel[(rows, tensors.cdiv(width, tile.columns))](
             *part,
             *part_logits,
             *outputs,
@@ -102,7 +102,6 @@ def phase_1(sources: Sequence[Tensor], logits: Sequence[Tensor]) -> tuple[list[T
             width,
             *(source.stride(0) for source in part),
             *(of_source.stride(0) for of_source in part_logits),
-            BLOCK_T=tile.rows,
             BLOCK_D=tile.columns,
             num_warps=tile.warps,
         )

@@ -136,7 +136,7 @@ def read(
     others = [added, *([norm.weight, norm.bias] if norm is not None else [])]
     others += [result.partial, result.value, result.normed, result.statistics]
     kernel = launchable(read_text(spec))
-    kernel[(tensors.cdiv(rows, tile.rows),)](
+    kernel[(rows,)](
         *flat.pointers(),
         *(x for x in others if x is not None),
         rows,
@@ -146,7 +146,6 @@ def read(
         factor=factor,
         eps=eps,
         norm_eps=0.0 if norm is None else norm.eps,
-        BLOCK_T=tile.rows,
         BLOCK_D=tile.columns,
         num_warps=tile.warps,
     )
@@ -200,7 +199,7 @@ def read_backward(
     spec = ReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, is_wide)
     has_weight, has_bias = spec.forward.has_weight, spec.forward.has_bias
     tile = tiling.whole_rows(width)
-    programs, rows_per_program = tensors.shares(like, tile.rows, 1)
+    programs, rows_per_program = tensors.shares(like, 1)
     read_grad = tensors.new(like, (rows, width), dtype)
     scalars = tensors.new(like, (2, rows), torch.float32)
     partial_grad_out = None if parts.partial is None else tensors.new(like, (rows, width), dtype)
@@ -222,7 +221,6 @@ def read_backward(
             *flat.strides(),
             *(grad.stride(0) for grad in given if grad is not None),
             factor=factor,
-            BLOCK_T=tile.rows,
             BLOCK_D=tile.columns,
             num_warps=tile.warps,
         )

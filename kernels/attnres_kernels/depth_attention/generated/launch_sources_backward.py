@@ -71,11 +71,11 @@ def _launch(
     later = [grad for grad in carried if grad is not None]
     spec = SourcesBackwardSpec(len(flat), reads, tuple(i for i, grad in enumerate(carried) if grad is not None))
     tile = tiling.along_width(width)
-    tile_arguments = {"BLOCK_T": tile.rows, "BLOCK_D": tile.columns, "num_warps": tile.warps}
+    tile_arguments = {"BLOCK_D": tile.columns, "num_warps": tile.warps}
     columns = tensors.cdiv(width, tile.columns)
     weights, to_keys = (tensors.new(flat[0], (rows, len(flat), len(reads)), torch.float32) for _ in range(2))
     to_selves = tensors.new(flat[0], (rows, len(flat)), torch.float32)
-    launchable(scalars_text(spec))[(tensors.cdiv(rows, tile.rows),)](
+    launchable(scalars_text(spec))[(rows,)](
         *flat,
         *logits,
         *grads,
@@ -92,7 +92,7 @@ def _launch(
         LANES=tiling.lanes(tile.columns),
         **tile_arguments,
     )
-    programs, rows_per_program = tensors.shares(flat[0], tile.rows, columns)
+    programs, rows_per_program = tensors.shares(flat[0], columns)
     source_grads: list[Tensor | None] = [tensors.new(x, (rows, width), x.dtype) for x in flat]
     key_grads = tensors.new(flat[0], (programs, len(reads), width), torch.float32)
     launchable(gradients_text(spec))[(programs, columns)](

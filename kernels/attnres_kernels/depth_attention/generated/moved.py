@@ -51,7 +51,7 @@ def of_read(spec: ReadSpec) -> Moved:
 def of_read_backward(spec: ReadBackwardSpec) -> Moved:
     """Its parts and the gradients given; the gradients of the weighted sum and of the partial sum.
 
-    What a wide row reads twice comes from the cache the second time.
+    What is read twice comes from the cache the second time.
     """
     forward = spec.forward
     has_normed_grad = forward.norm is not None and spec.has_normed_grad

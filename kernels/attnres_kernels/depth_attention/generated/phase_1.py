@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.specs import Phase1Spec
-from attnres_kernels.depth_attention.generated.writing import lines, load, store
+from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, store
 
 
 def phase_1_text(spec: Phase1Spec) -> str:
@@ -34,7 +34,7 @@ def {name}(
     {", ".join(arguments)},
     BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    {ROW}
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = column < width
     {lines(body, 4)}
@@ -44,9 +44,7 @@ def {name}(
 def _read(spec: Phase1Spec, s: int) -> list[str]:
     sources = range(spec.sources)
     text = [f"# read {s}"]
-    text += [
-        f"logit_{i} = tl.load(logits_{i} + row * logits_stride_{i} + {s})" for i in sources
-    ]
+    text += [f"logit_{i} = tl.load(logits_{i} + {along(f'logits_stride_{i}')} + {s})" for i in sources]
     text += _softmax(spec.sources)
     text.append("out = weight_0 * value_0")
     text += [f"out += weight_{i} * value_{i}" for i in sources[1:]]

@@ -8,7 +8,7 @@ memory.
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.specs import ReadSpec
-from attnres_kernels.depth_attention.generated.writing import lines, load, load_vector, store
+from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, load_vector, store
 
 
 def parts_of(spec: ReadSpec) -> list[str]:
@@ -32,8 +32,7 @@ def load_logits(spec: ReadSpec) -> list[str]:
     """Logits of all parts but the partial sum."""
     text = ["logit_inter = tl.load(log_sum + row)"] if spec.has_inter else []
     return text + [
-        f"logit_source_{i} = tl.load(logits_{i} + row * logits_stride_{i})"
-        for i in range(spec.sources)
+        f"logit_source_{i} = tl.load(logits_{i} + {along(f'logits_stride_{i}')})" for i in range(spec.sources)
     ]
 
 
@@ -84,8 +83,8 @@ def read_text(spec: ReadSpec) -> str:
         *(["partial_stride"] if spec.has_partial else []),
         *(["branch_stride"] if spec.adds else []),
     ]
-    body = _partial(spec) if spec.has_partial else []
-    body += [*load_logits(spec), *_softmax(parts_of(spec)), *merged_values(spec), "merged = merged * factor"]
+    body = [*load_logits(spec), *(_partial(spec) if spec.has_partial else []), *_softmax(parts_of(spec))]
+    body += [*merged_values(spec), "merged = merged * factor"]
     if spec.returns_value:
         body.append(store("value", "merged"))
     if spec.norm:
@@ -96,7 +95,7 @@ def {read_name(spec)}(
     {", ".join(arguments)},
     factor: tl.constexpr, eps: tl.constexpr, norm_eps: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    {ROW}
     column = tl.arange(0, BLOCK_D)
     inside = column < width
     {lines(body, 4)}
@@ -117,8 +116,8 @@ def _partial(spec: ReadSpec) -> list[str]:
     return [
         *text,
         load_vector("key", "key_row"),
-        "inverse_rms = tl.rsqrt(tl.sum(state * state, axis=0) / width + eps)",
-        "logit_partial = tl.sum(state * key_row, axis=0) * inverse_rms",
+        "inverse_rms = tl.rsqrt(tl.sum(state * state) / width + eps)",
+        "logit_partial = tl.sum(state * key_row) * inverse_rms",
         "tl.store(statistics + row * 5 + 1, logit_partial)",
         "tl.store(statistics + row * 5 + 2, inverse_rms)",
     ]
@@ -137,14 +136,14 @@ def _softmax(parts: list[str]) -> list[str]:
 def _norm(spec: ReadSpec) -> list[str]:
     if spec.norm == "layer":
         text = [
-            "mean = tl.sum(merged, axis=0) / width",
+            "mean = tl.sum(merged) / width",
             "centered = tl.where(inside, merged - mean, 0.0)",
             "tl.store(statistics + row * 5 + 3, mean)",
         ]
     else:
         text = ["centered = merged"]
     text += [
-        "inverse_deviation = tl.rsqrt(tl.sum(centered * centered, axis=0) / width + norm_eps)",
+        "inverse_deviation = tl.rsqrt(tl.sum(centered * centered) / width + norm_eps)",
         "tl.store(statistics + row * 5 + 4, inverse_deviation)",
         "out = centered * inverse_deviation",
     ]

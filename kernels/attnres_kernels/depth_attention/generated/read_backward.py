@@ -84,7 +84,7 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
         store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
-        "delta = tl.sum(grad * merged, axis=0)",
+        "delta = tl.sum(grad * merged)",
         "tl.store(scalars + row, delta)",
     ]
     if forward.has_partial:
@@ -103,7 +103,7 @@ def {_name(spec)}(
     {", ".join(arguments)},
     factor: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-{over_rows("0", start or ["# nothing is summed over tokens"], loop, end or ["pass"])}"""
+{over_rows("0", start, loop, end)}"""
 
 
 def _name(spec: ReadBackwardSpec) -> str:
@@ -148,9 +148,9 @@ def _norm(norm: str, has_weight: bool, has_bias: bool, is_wide: bool) -> list[st
             _add("norm_weight_grad", "outer * unit", is_wide),
             load_vector("norm_weight", "norm_weight_row"),
         ]
-    text += [*weighted, "along_unit = tl.sum(outer * unit, axis=0) / width"]
+    text += [*weighted, "along_unit = tl.sum(outer * unit) / width"]
     if norm == "layer":
-        text.append("along_ones = tl.sum(outer, axis=0) / width")
+        text.append("along_ones = tl.sum(outer) / width")
     if is_wide:
         vector = [load_vector("norm_weight + zero", "norm_weight_row")] if has_weight else []
         text += [unit, load_again("normed_grad", "normed_grad_stride", "outer"), *vector, *weighted]
@@ -163,9 +163,9 @@ def _norm(norm: str, has_weight: bool, has_bias: bool, is_wide: bool) -> list[st
 
 def _partial(spec: ReadBackwardSpec) -> list[str]:
     """Gradients of the partial sum and of its key."""
-    text = [load_again("partial", "partial_stride", "state")] if spec.is_wide else []
-    text += [
-        "logit_grad = weight_partial * (tl.sum(grad * state, axis=0) - delta)",
+    text = [
+        load_again("partial", "partial_stride", "state"),
+        "logit_grad = weight_partial * (tl.sum(grad * state) - delta)",
         "# With all the weight, a part has no gradient of its logit; rounding must not give it one.",
         "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",
         _statistic("inverse_rms", 2),

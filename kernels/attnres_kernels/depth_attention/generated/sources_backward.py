@@ -15,7 +15,7 @@ then over programs in a fixed order, so that two runs give the same bits.
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
-from attnres_kernels.depth_attention.generated.writing import lines, load, load_vector, over_rows, store
+from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, load_vector, over_rows, store
 
 
 def _name(kind: str, spec: SourcesBackwardSpec) -> str:
@@ -65,15 +65,15 @@ def scalars_text(spec: SourcesBackwardSpec) -> str:
         ]
     for i in sources:
         end += [
-            f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}, axis=0) / width + eps)",
+            f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}) / width + eps)",
             "to_itself = 0.0",
         ]
         for s, read in enumerate(spec.reads):
             place = i * len(spec.reads) + s
             end += [
-                f"logit = tl.load(logits_{i} + row * logits_stride_{i} + {read})",
+                f"logit = tl.load(logits_{i} + {along(f'logits_stride_{i}')} + {read})",
                 f"weight = tl.exp(logit - log_total_{s})",
-                f"logit_grad = weight * (tl.sum(products_{s}_{i}, axis=0) - delta_{s})",
+                f"logit_grad = weight * (tl.sum(products_{s}_{i}) - delta_{s})",
                 "# With all the weight, a source has no gradient of its logit; rounding must not give it one.",
                 "logit_grad = tl.where(weight == 1.0, 0.0, logit_grad)",
                 "to_itself += logit_grad * logit",
@@ -88,7 +88,7 @@ def {_name("scalars", spec)}(
     {", ".join(arguments)},
     eps: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    {ROW}
     {lines(start, 4)}
     for start in range(0, width, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)

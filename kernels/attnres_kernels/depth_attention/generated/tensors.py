@@ -41,11 +41,11 @@ def cdiv(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def shares(like: Tensor, tile: int, columns: int) -> tuple[int, int]:
-    """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each: a multiple of the tile.
+def shares(like: Tensor, columns: int) -> tuple[int, int]:
+    """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each.
 
     The first number depends on the device and on how many tiles a row is cut into, never on the tokens, so that a size
     that is unknown when a graph is compiled stays so.
     """
     programs = max(1, tiling.programs(like.device) // columns)
-    return programs, cdiv(cdiv(like.shape[0], tile), programs) * tile
+    return programs, cdiv(like.shape[0], programs)

@@ -17,7 +17,7 @@ WIDEST = 16384
 """A read holds whole rows, of at most this width."""
 
 WIDEST_HELD = 4096
-"""Rows that the backward of a read holds in registers until their last use; wider ones are read twice."""
+"""The widest rows whose sums over tokens the backward of a read holds in registers."""
 
 INTERPRETED_PROGRAMS = 3
 """Programs that sum over tokens in Triton's interpreter, which runs them one after the other."""
@@ -25,7 +25,10 @@ INTERPRETED_PROGRAMS = 3
 
 @dataclass(frozen=True)
 class Tiling:
-    """rows and columns of the tile of one program, and its warps of 32 threads."""
+    """rows and columns of the tile of one program, and its warps of 32 threads.
+
+    Where a tile has one row, all numbers that belong to a row are scalars, which all threads share.
+    """
 
     rows: int
     columns: int
@@ -40,7 +43,7 @@ def power_of_two(number: int) -> int:
 def along_width(width: int) -> Tiling:
     """For kernels whose tiles are cut along the width: 8 elements per thread, a load of 128 bits in bf16 and fp16."""
     columns = min(power_of_two(width), 1024)
-    return Tiling(1024 // columns, columns, 4)
+    return Tiling(1, columns, max(1, columns // 256))
 
 
 def lanes(columns: int) -> int:
@@ -51,7 +54,7 @@ def lanes(columns: int) -> int:
 def whole_rows(width: int) -> Tiling:
     """For kernels that reduce whole rows in registers."""
     columns = power_of_two(width)
-    return Tiling(max(1, 1024 // columns), columns, max(4, min(16, columns // 256)))
+    return Tiling(1, columns, max(1, min(16, columns // 256)))
 
 
 def matrix_product(reads: int) -> Tiling:
@@ -60,7 +63,7 @@ def matrix_product(reads: int) -> Tiling:
 
 
 def is_wide(width: int) -> bool:
-    """Whether the backward of a read must read its rows twice."""
+    """Whether registers hold neither sums over tokens beside a row, nor what the backward of a read needs twice."""
     return width > WIDEST_HELD
 
 
