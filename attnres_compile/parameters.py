@@ -61,10 +61,15 @@ class AttnResParameters(nn.Module):
             StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
         )
 
+    def holder(self, slot: ParameterSlot) -> tuple[nn.Module, str]:
+        """The module that holds the parameter of a slot, and its name there."""
+        read = self.get_submodule(f"streams.{slot.stream}.reads.{slot.read}")
+        return (read, "query") if slot.name == "query" else (read.get_submodule("key_norm"), "weight")
+
     def slot(self, slot: ParameterSlot) -> nn.Parameter:
         """The parameter that an appended placeholder stands for, looked up now."""
-        suffix = "query" if slot.name == "query" else "key_norm.weight"
-        return self.get_parameter(f"streams.{slot.stream}.reads.{slot.read}.{suffix}")
+        parameter: nn.Parameter = getattr(*self.holder(slot))
+        return parameter
 
     def extra_repr(self) -> str:
         return ", ".join(stream.name for stream in self.plan.streams)

@@ -14,25 +14,32 @@ class CompiledGraph:
     """Calls what the inner compiler made.
 
     Parameters are looked up at every call, so that loading, moving and sharding them works as for any other
-    parameter. Dynamo has no guards on them; what a guard would check is checked here.
+    parameter; the modules that hold them are looked up once, since a call may be one step of decoding. Dynamo has no
+    guards on parameters; what a guard would check is checked here.
     """
 
     def __init__(
         self, compiled: Callable[..., Any], parameters: AttnResParameters, slots: tuple[ParameterSlot, ...]
     ) -> None:
-        self.compiled, self.parameters, self.slots = compiled, parameters, slots
-        self.compiled_for = [_signature(parameters.slot(slot)) for slot in slots]
+        self.compiled, self.slots = compiled, slots
+        self.holders = [parameters.holder(slot) for slot in slots]
+        self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
 
     def __call__(self, *args: Any) -> Any:
-        added = [self.parameters.slot(slot) for slot in self.slots]
-        for slot, parameter, signature in zip(self.slots, added, self.compiled_for, strict=True):
-            if _signature(parameter) != signature:
-                raise StalePlanError(
-                    f"attnres.streams.{slot.stream}.reads.{slot.read} ({slot.name}) has changed its dtype, device or "
-                    "requires_grad since the model was compiled, and the rest of the model has not; change them "
-                    "together, or call torch.compiler.reset() to compile again."
-                )
+        added = [getattr(module, name) for module, name in self.holders]
+        if [_signature(parameter) for parameter in added] != self.compiled_for:
+            self._refuse(added)
         return self.compiled(*args, *added)
+
+    def _refuse(self, added: list[Any]) -> None:
+        """Raise StalePlanError for the first parameter that is not what the graph was compiled for."""
+        changed = map(lambda parameter, signature: _signature(parameter) != signature, added, self.compiled_for)
+        slot = next(slot for slot, differs in zip(self.slots, changed, strict=True) if differs)
+        raise StalePlanError(
+            f"attnres.streams.{slot.stream}.reads.{slot.read} ({slot.name}) has changed its dtype, device or "
+            "requires_grad since the model was compiled, and the rest of the model has not; change them "
+            "together, or call torch.compiler.reset() to compile again."
+        )
 
 
 def _signature(parameter: Any) -> tuple[Any, ...]:

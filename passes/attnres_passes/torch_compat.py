@@ -171,8 +171,12 @@ def mark_for_recompute(node: torch.fx.Node) -> None:
 
 
 def mark_as_added(placeholder: torch.fx.Node) -> None:
-    """A placeholder that Dynamo knows nothing of."""
+    """A placeholder that Dynamo knows nothing of, for a parameter.
+
+    CUDA graphs take it to stay where it is, as they take the model's own parameters to: replaying does not copy it.
+    """
     placeholder._dynamo_source = None
+    placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
 
 
 @dataclass(frozen=True)

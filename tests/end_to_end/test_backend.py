@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -250,6 +251,28 @@ def test_dump_writes_a_numbered_file_per_stage(tmp_path, monkeypatch: pytest.Mon
     ]
     assert "attnres.depth_attention" in (tmp_path / names[2]).read_text()
     assert "attnres.depth_attention" not in (tmp_path / names[3]).read_text()
+
+
+def test_cuda_graphs_need_not_copy_the_parameters_of_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parameters, the model's and those of the reads, are static inputs for Inductor; the ids are not."""
+    from torch._inductor import compile_fx
+
+    seen: list[tuple[int, int]] = []
+    honest = compile_fx.fx_codegen_and_compile
+
+    def look(gm: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((len(inputs), len(kwargs["static_input_idxs"])))
+        return honest(gm, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "fx_codegen_and_compile", look)
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    model, ids = PreNorm().eval(), tokens()
+    ac.prepare(model, (ids,))
+    model.compile(backend="attnres")
+    with torch.no_grad():
+        model(ids)
+    parameters = len(list(model.parameters()))
+    assert seen == [(parameters + 1, parameters)]
 
 
 def in_ddp(model: nn.Module) -> nn.Module:

@@ -104,17 +104,16 @@ def test_every_schedule_is_compiled_and_paired_with_a_plain_model_of_its_own(mon
     assert "[MiB]" not in table, "no rows of zeros or blanks where nothing is counted"
 
 
-def test_training_and_decode_are_workloads_beside_prefill(gpt2):
-    job = BenchJob(gpt2, TINY, (TRAINING, DECODE), rounds=1, options=EAGER)
-    record = bench_model(job)
-    training, decode = record["cells"]
-    assert (training["workload"], decode["workload"]) == (TRAINING, DECODE)
+def test_decoding_is_a_workload_with_its_cache(gpt2):
+    """Training is one in test_cli.py."""
+    record = bench_model(BenchJob(gpt2, TINY, (DECODE,), rounds=1, options=EAGER))
+    (decode,) = record["cells"]
+    assert decode["workload"] == DECODE
     assert decode["cuda_graphs"] is False
     # 2 layers, keys and values, batch 2, 4 heads, 12 tokens, 8 wide, fp32.
     assert decode["cache"] == {"tokens": 11, "bytes": 2 * 2 * 2 * 4 * 12 * 8 * 4}
     table = bench_table(record)
     assert len(row_of(table, "decode step [ms]")) == 6
-    assert len(row_of(table, "training step [ms]")) == 6
     assert "decode step: one token a row against 11 in a static cache" in table
     assert "without CUDA graphs" in table
 
