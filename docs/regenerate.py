@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import json
 import os
 import re
 import sys
@@ -26,7 +25,6 @@ from example_model import example
 from tabulate import tabulate
 
 import attnres_compile
-from attnres_compile.bench.offline import offline_table
 from attnres_compile.capture import capture
 from attnres_kernels.depth_attention import cost
 from attnres_kernels.depth_attention.generated.read import read_text
@@ -314,13 +312,6 @@ def levels() -> str:
 def kernel_text() -> str:
     spec = ReadSpec(sources=1, has_inter=False, adds=True, norm="rms", has_weight=True, returns_value=False)
     return fenced(read_text(spec), "python")
-
-
-@part
-def compiled_kernels() -> str:
-    """From the record of `attnres bench offline`, which takes long to make."""
-    record = json.loads((DOCS / "benchmarks" / "offline.json").read_text())
-    return fenced(offline_table(record))
 
 
 def regenerated(text: str) -> str:

@@ -167,8 +167,8 @@ def offline_table(record: dict[str, Any]) -> str:
     environment, grid = record["environment"], record["grid"]
     widths = ", ".join(map(str, grid["widths"]))
     heading = (
-        f"{len(record['kernels'])} kernels for d in {widths}, n in {_span(grid['sources'])}, S in {_span(grid['reads'])}; "
-        f"triton {environment['versions']['triton']}, {environment['date'][:10]}"
+        f"{len(record['kernels'])} kernels for d in {widths}, n in {_span(grid['sources'])}, "
+        f"S in {_span(grid['reads'])}; triton {environment['versions']['triton']}, {environment['date'][:10]}"
     )
     headers = ("kernel", "target", "compiled", "registers", "spilled bytes", "narrowest load [bits]", "shared [bytes]")
     return "\n".join([heading, tabulate(rows, headers, disable_numparse=True), *failures(record)])
