@@ -311,7 +311,7 @@ def levels() -> str:
 @part
 def kernel_text() -> str:
     spec = ReadSpec(sources=1, has_inter=False, adds=True, norm="rms", has_weight=True, returns_value=False)
-    return fenced(read_text(spec), "python")
+    return fenced(read_text(spec))
 
 
 def regenerated(text: str) -> str:

@@ -265,11 +265,10 @@ def test_cuda_graphs_need_not_copy_the_parameters_of_reads(monkeypatch: pytest.M
         return honest(gm, inputs, *args, **kwargs)
 
     monkeypatch.setattr(compile_fx, "fx_codegen_and_compile", look)
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     model, ids = PreNorm().eval(), tokens()
     ac.prepare(model, (ids,))
     model.compile(backend="attnres")
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.utils.fresh_inductor_cache():
         model(ids)
     parameters = len(list(model.parameters()))
     assert seen == [(parameters + 1, parameters)]
