@@ -290,6 +290,14 @@ def private_names(path: Path) -> set[str]:
     return {name for name in names if re.match(r"functorch\b|torch\.(\w+\.)*_[a-zA-Z]", name)}
 
 
+def test_each_tensor_is_copied_into_its_own() -> None:
+    targets, sources = [torch.zeros(()), torch.zeros(2, 3)], [torch.tensor(4.0), sample(2, 3).to(torch.float32)]
+    places = [target.data_ptr() for target in targets]
+    torch_compat.copy_each(targets, sources)
+    assert all(torch.equal(target, source) for target, source in zip(targets, sources, strict=True))
+    assert [target.data_ptr() for target in targets] == places
+
+
 def test_no_other_file_uses_more_private_parts_of_torch() -> None:
     folders = ("attnres_compile", "passes", "kernels")
     used = {path.name: private_names(path) for folder in folders for path in (ROOT / folder).rglob("*.py")}
