@@ -37,8 +37,8 @@ class CompiledGraph:
         slot = next(slot for slot, differs in zip(self.slots, changed, strict=True) if differs)
         raise StalePlanError(
             f"attnres.streams.{slot.stream}.reads.{slot.read} ({slot.name}) has changed its dtype, device or "
-            "requires_grad since the model was compiled, and the rest of the model has not; change them "
-            "together, or call torch.compiler.reset() to compile again."
+            "requires_grad since the model was compiled, and torch did not compile it again; if the whole model was "
+            "changed, call torch.compiler.reset() first, else change the rest of it, too."
         )
 
 

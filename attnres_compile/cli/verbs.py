@@ -121,9 +121,9 @@ def run_bench_kernels(arguments: argparse.Namespace) -> int:
     """Measure reads and blocks of reads; keep the record after every cell; 1 if a kernel of ours fails."""
     check_writable(arguments.json)
     check_writable(arguments.output)
-    from attnres_compile.bench.kernel_table import kernels_table
-    from attnres_compile.bench.kernel_work import DIRECTIONS, LEVELS
-    from attnres_compile.bench.kernels import KernelJob, bench_kernels, has_failures
+    from attnres_compile.bench.kernels.run import KernelJob, bench_kernels, has_failures
+    from attnres_compile.bench.kernels.table import kernels_table
+    from attnres_compile.bench.kernels.work import DIRECTIONS, LEVELS
 
     path: str | None = arguments.json
     job = KernelJob(
@@ -178,7 +178,9 @@ def run_bench_analysis(arguments: argparse.Namespace) -> int:
 def run_bench_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
     from attnres_compile.bench import analysis as bench_analysis
-    from attnres_compile.bench import kernel_table, kernels, offline
+    from attnres_compile.bench import offline
+    from attnres_compile.bench.kernels import run as bench_kernels
+    from attnres_compile.bench.kernels.table import kernels_table
     from attnres_compile.bench.model_table import bench_table
 
     try:
@@ -189,7 +191,7 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
         ) from error
     tables = {
         bench_analysis.KIND: bench_analysis.analysis_table,
-        kernels.KIND: kernel_table.kernels_table,
+        bench_kernels.KIND: kernels_table,
         offline.KIND: offline.offline_table,
     }
     kind = str(record.get("kind")) if isinstance(record, dict) else ""

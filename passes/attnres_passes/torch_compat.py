@@ -120,9 +120,11 @@ def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
 @lru_cache(maxsize=4096)
 def is_composite(operator: Any) -> bool:
     """Whether an ATen operator is defined by other operators for autograd and all backends alike."""
-    if not is_operator(operator):
+    name = str(getattr(operator, "_name", ""))
+    # Some operators, such as the size of a dynamic dimension, are unknown to the dispatcher.
+    if not is_operator(operator) or not torch._C._dispatch_has_kernel(name):
         return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(str(operator._name), "CompositeImplicitAutograd")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 def size_token(size: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import attnres_compile as ac
+from attnres_passes import torch_compat
 from tests.end_to_end.models import LAYERS, WIDTH, PreNorm, randomize, tokens
 
 EAGER = {"inner": "eager"}
@@ -170,6 +171,10 @@ def test_parameters_follow_the_model(dtype: torch.dtype) -> None:
     compiled(model)(ids)
     model.to(dtype)
     assert {parameter.dtype for parameter in model.attnres.parameters()} == {dtype}
+    if torch_compat.torch_version() < (2, 12):  # has no guards on the dtype of a module's parameters
+        with pytest.raises(ac.AttnResError, match=r"call torch.compiler.reset\(\) first"):
+            model(ids)
+        torch.compiler.reset()
     tolerance = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(model(ids), by_hand(model, ids), **tolerance)
 

@@ -8,13 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnres_compile.bench import kernel_arms, kernel_gate, kernel_peers, kernel_timing, kernels
-from attnres_compile.bench.kernel_arms import KERNELS, PEER, TORCH, Arm
-from attnres_compile.bench.kernel_bytes import Moved, grouping, moved_by_kernels, moved_ideally
-from attnres_compile.bench.kernel_table import kernels_table
-from attnres_compile.bench.kernel_timing import CudaClock, Taken, Timed, time_in_turn
-from attnres_compile.bench.kernel_work import BLOCK, FORWARD, OP, TRAINING, Shape, definition, make_inputs
-from attnres_compile.bench.kernels import KernelJob, bench_kernels
+from attnres_compile.bench.kernels import arms as kernel_arms
+from attnres_compile.bench.kernels import gate as kernel_gate
+from attnres_compile.bench.kernels import peers as kernel_peers
+from attnres_compile.bench.kernels import run as kernel_run
+from attnres_compile.bench.kernels import timing as kernel_timing
+from attnres_compile.bench.kernels.arms import KERNELS, PEER, TORCH, Arm
+from attnres_compile.bench.kernels.bytes import Moved, grouping, moved_by_kernels, moved_ideally
+from attnres_compile.bench.kernels.run import KernelJob, bench_kernels
+from attnres_compile.bench.kernels.table import kernels_table
+from attnres_compile.bench.kernels.timing import CudaClock, Taken, Timed, time_in_turn
+from attnres_compile.bench.kernels.work import BLOCK, FORWARD, OP, TRAINING, Shape, definition, make_inputs
 from attnres_compile.bench.measure import MeasureError
 from attnres_compile.cli import main as cli
 from attnres_kernels.depth_attention import cost
@@ -188,7 +192,7 @@ def test_what_is_wrong_fails_or_cannot_is_listed_with_its_reason_and_not_timed()
     assert calls["right"] == 1 + 1 + 2, "the gate, a warm-up and two rounds"
     assert all(calls.get(name, 0) <= 1 for name in calls if name != "right")
     assert not any("seconds" in arm for name, arm in arms.items() if name != "right")
-    assert kernels.has_failures(record), "the wrong gradient is a kernel's"
+    assert kernel_run.has_failures(record), "the wrong gradient is a kernel's"
     table = kernels_table(record)
     assert "raises: failed, RuntimeError: no kernel image is available (1 of 1 cells)" in table
     assert "cannot: unsupported, takes bfloat16 only (1 of 1 cells)" in table
@@ -258,7 +262,7 @@ def test_a_peer_that_cannot_do_a_shape_says_why(monkeypatch):
 @pytest.mark.parametrize("level", [OP, BLOCK])
 def test_a_peer_runs_per_read_and_one_that_does_not_import_is_kept(monkeypatch, level):
     """A peer that knows one read, with and without a norm of its own; and one whose import fails."""
-    from attnres_compile.bench.kernel_work import EPS
+    from attnres_compile.bench.kernels.work import EPS
     from attnres_kernels.depth_attention import naive, scheduled
 
     def read(sources, query, key_weight, norm_weight):
@@ -370,7 +374,7 @@ def test_ours_is_compared_with_the_fastest_of_each_kind_round_by_round():
     ours = result("ours", KERNELS, [1.0, 2.0, 4.0])
     peers = [result("slow", PEER, [3.0, 6.0, 12.0]), result("fast", PEER, [1.5, 3.0, 8.0])]
     wrong = {"name": "wrong", "kind": TORCH, "status": "wrong"}
-    kernels._compare([ours, *peers, wrong], "step")
+    kernel_run._compare([ours, *peers, wrong], "step")
     assert set(ours["speed_over"]) == {PEER}
     speed = ours["speed_over"][PEER]
     assert (speed["name"], speed["median"], speed["low"], speed["high"]) == ("fast", 1.5, 1.5, 2.0)
@@ -416,7 +420,7 @@ def test_the_command_keeps_a_record_whose_table_comes_from_it_alone(capsys, tmp_
 
 def test_the_record_is_kept_after_every_cell_and_a_budget_ends_the_run(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(kernels.time, "monotonic", lambda: now.__setitem__(0, now[0] + 10) or now[0])
+    monkeypatch.setattr(kernel_run.time, "monotonic", lambda: now.__setitem__(0, now[0] + 10) or now[0])
     kept = []
     job = small(tokens=(2, 3, 4), direction=(FORWARD,), budget=25)
     record = bench_kernels(
@@ -428,14 +432,14 @@ def test_the_record_is_kept_after_every_cell_and_a_budget_ends_the_run(monkeypat
 
 
 def test_a_shape_without_room_is_skipped_and_the_next_is_measured(monkeypatch):
-    honest = kernels.make_inputs
+    honest = kernel_run.make_inputs
 
     def make_inputs(shape, *rest):
         if shape.tokens == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.")
         return honest(shape, *rest)
 
-    monkeypatch.setattr(kernels, "make_inputs", make_inputs)
+    monkeypatch.setattr(kernel_run, "make_inputs", make_inputs)
     job = small(tokens=(3, 4), direction=(FORWARD,))
     lacking, measured = bench_kernels(job, arms=lambda shape, device: [arm_of("one")])["cells"]
     assert lacking["skipped"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 TiB."

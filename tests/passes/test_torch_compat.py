@@ -151,7 +151,7 @@ def test_composite_operators() -> None:
     aten = torch.ops.aten
     for composite in (aten.matmul.default, aten.layer_norm.default, aten.dropout.default):
         assert torch_compat.is_composite(composite)
-    for other in (aten.mm.default, aten.add.Tensor, torch.add, operator.add, "sinh"):
+    for other in (aten.mm.default, aten.add.Tensor, aten.size.default, torch.add, operator.add, "sinh"):
         assert not torch_compat.is_composite(other)
 
 

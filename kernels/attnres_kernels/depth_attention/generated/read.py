@@ -134,21 +134,23 @@ def _softmax(parts: list[str]) -> list[str]:
 
 
 def _norm(spec: ReadSpec) -> list[str]:
+    # Loaded before the sums over the row, which it does not wait for; behind them ptxas spills registers, too.
+    text = [load_vector("norm_weight", "weight")] if spec.has_weight else []
     if spec.norm == "layer":
-        text = [
+        text += [
             "mean = tl.sum(merged) / width",
             "centered = tl.where(inside, merged - mean, 0.0)",
             "tl.store(statistics + row * 5 + 3, mean)",
         ]
     else:
-        text = ["centered = merged"]
+        text.append("centered = merged")
     text += [
         "inverse_deviation = tl.rsqrt(tl.sum(centered * centered) / width + norm_eps)",
         "tl.store(statistics + row * 5 + 4, inverse_deviation)",
         "out = centered * inverse_deviation",
     ]
     if spec.has_weight:
-        text += [load_vector("norm_weight", "weight"), "out *= weight"]
+        text.append("out *= weight")
     if spec.has_bias:
         text += [load_vector("norm_bias", "bias"), "out += bias"]
     text.append(store("normed", "out"))

@@ -29,6 +29,8 @@ from attnres_kernels.depth_attention.generated.writing import load, load_again, 
 
 BARRIER = "tl.debug_barrier()  # another thread may go on with a sum"
 
+_KEY = load_vector("key", "key_row")
+
 
 def read_backward_text(spec: ReadBackwardSpec) -> str:
     """``read_grad`` is ``h`` and ``scalars`` ``[2, rows]`` are ``D`` and ``L``; then come the gradient of the partial
@@ -66,7 +68,6 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
     sums += ["norm_bias_grad"] if has_bias else []
     loop = [
         _statistic("log_total", 0),
-        "tl.store(scalars + rows + row, log_total)",
         *load_logits(forward),
     ]
     if forward.has_partial:
@@ -84,8 +85,11 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
         store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
+        # Where registers hold it, before the sums over the row, which it does not wait for; else ptxas spills, too.
+        *([_KEY] if forward.has_partial and not spec.is_wide else []),
         "delta = tl.sum(grad * merged)",
         "tl.store(scalars + row, delta)",
+        "tl.store(scalars + rows + row, log_total)",
     ]
     if forward.has_partial:
         loop += _partial(spec)
@@ -172,7 +176,7 @@ def _partial(spec: ReadBackwardSpec) -> list[str]:
         _statistic("logit_partial", 1),
         "to_key = logit_grad * inverse_rms",
         "to_itself = to_key * logit_partial * inverse_rms / width",
-        load_vector("key", "key_row"),
+        *([_KEY] if spec.is_wide else []),
         "out = weight_partial * grad + to_key * key_row - to_itself * state",
     ]
     if spec.has_partial_grad:

@@ -17,6 +17,8 @@ from __future__ import annotations
 from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
 from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, load_vector, over_rows, store
 
+FEW_SOURCES = 2
+
 
 def _name(kind: str, spec: SourcesBackwardSpec) -> str:
     return f"{kind}_n{spec.sources}_s{'_'.join(map(str, spec.reads))}"
@@ -44,10 +46,14 @@ def scalars_text(spec: SourcesBackwardSpec) -> str:
         *(f"logits_stride_{i}" for i in sources),
         *(f"read_grad_stride_{s}" for s in reads),
     ]
-    start = [f"squares_{i} = tl.zeros([LANES], tl.float32)" for i in sources]
+    of_reads = [f"delta_{s} = tl.load(scalars_{s} + row)" for s in reads]
+    of_reads += [f"log_total_{s} = tl.load(scalars_{s} + rows + row)" for s in reads]
+    # Before the loop or behind it: for few sources ptxas spills registers with the one, for more with the other.
+    start, end = (of_reads, []) if spec.sources > FEW_SOURCES else ([], of_reads)
+    start = [*start, *(f"squares_{i} = tl.zeros([LANES], tl.float32)" for i in sources)]
     start += [f"products_{s}_{i} = tl.zeros([LANES], tl.float32)" for s in reads for i in sources]
     loop = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
-    for i in sources:
+    for i in reversed(sources):  # in the other order ptxas spills for some numbers of sources, too
         loop += [
             load(f"source_{i}", f"source_stride_{i}", "value"),
             f"squares_{i} += tl.sum(tl.reshape(value * value, (LANES, BLOCK_D // LANES)), axis=1)",
@@ -57,12 +63,6 @@ def scalars_text(spec: SourcesBackwardSpec) -> str:
             ),
         ]
     pairs = spec.sources * len(spec.reads)
-    end = []
-    for s in reads:
-        end += [
-            f"delta_{s} = tl.load(scalars_{s} + row)",
-            f"log_total_{s} = tl.load(scalars_{s} + rows + row)",
-        ]
     for i in sources:
         end += [
             f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}) / width + eps)",

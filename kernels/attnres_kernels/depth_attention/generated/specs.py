@@ -18,7 +18,7 @@ MOST_IN_PLACE_WIDE = 4
 MOST_READS = 8
 """Reads whose gradients one launch of the sources' backward holds in registers."""
 
-MOST_PAIRS = 72
+MOST_PAIRS = 56
 """Pairs of a source and a read whose products one launch of the sources' backward sums at once."""
 
 MOST_READS_WITH_KEYS = 4

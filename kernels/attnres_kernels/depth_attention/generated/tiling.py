@@ -59,7 +59,7 @@ def whole_rows(width: int) -> Tiling:
 
 def matrix_product(reads: int) -> Tiling:
     """For the logits: tokens by reads, in steps of ``columns`` along the width."""
-    return Tiling(64 if reads <= 64 else 32, 64, 4)
+    return Tiling(64, 64, 4) if reads <= 64 else Tiling(32, 64, 8)
 
 
 def is_wide(width: int) -> bool:

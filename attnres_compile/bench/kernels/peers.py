@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from attnres_compile.bench.environment import package_version
-from attnres_compile.bench.kernel_arms import EAGER, PEER, Arm, Call, compiled
-from attnres_compile.bench.kernel_bytes import moved_ideally
-from attnres_compile.bench.kernel_work import BLOCK, EPS, Inputs, Shape, block_by_reads
+from attnres_compile.bench.kernels.arms import EAGER, PEER, Arm, Call, compiled
+from attnres_compile.bench.kernels.bytes import moved_ideally
+from attnres_compile.bench.kernels.work import BLOCK, EPS, Inputs, Shape, block_by_reads
 
 PACKAGES = ("fla-core", "liger-kernel", "flash-attn-res", "fast-attnres")
 

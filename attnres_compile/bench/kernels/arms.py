@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_compile.bench.kernel_bytes import SCHEDULES, Moved, grouping, moved_by_kernels, moved_ideally
-from attnres_compile.bench.kernel_work import BLOCK, EPS, OP, Inputs, Shape, block_by_reads, definition
+from attnres_compile.bench.kernels.bytes import SCHEDULES, Moved, grouping, moved_by_kernels, moved_ideally
+from attnres_compile.bench.kernels.work import BLOCK, EPS, OP, Inputs, Shape, block_by_reads, definition
 from attnres_kernels.depth_attention import fused, keys, scheduled
 from attnres_passes import torch_compat
 from attnres_passes.grouping import Grouping

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnres_compile.bench.kernel_work import BLOCK, Shape
+from attnres_compile.bench.kernels.work import BLOCK, Shape
 from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.depth_attention.generated.moved import of_sources_backward
 from attnres_kernels.depth_attention.generated.specs import MOST_READS, SourcesBackwardSpec, sources_at_once

@@ -9,9 +9,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from attnres_compile.bench.kernel_arms import KERNELS, PEER, TORCH
-from attnres_compile.bench.kernel_work import BLOCK, TRAINING
-from attnres_compile.bench.kernels import KIND, MEASURED, SCHEMA_VERSION
+from attnres_compile.bench.kernels.arms import KERNELS, PEER, TORCH
+from attnres_compile.bench.kernels.run import KIND, MEASURED, SCHEMA_VERSION
+from attnres_compile.bench.kernels.work import BLOCK, TRAINING
 from attnres_compile.bench.measure import MeasureError, quantile
 
 TABLE_FORMATS = {"table": "simple", "md": "github"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnres_compile.bench.kernel_work import Inputs, Shape, definition, output_names
+from attnres_compile.bench.kernels.work import Inputs, Shape, definition, output_names
 
 TOLERANCES = {"bfloat16": 3e-2, "float16": 6e-3, "float32": 1e-4}
 """Largest relative error of a row, or of the gradient of a parameter. In bf16 about four times what rounding the

@@ -1,7 +1,7 @@
 """``attnres bench kernels``: reads and whole blocks of reads, ours against torch's and other people's, kept as JSON.
 
-Each cell of the grid makes its inputs, lets every arm through the gate (``kernel_gate``), and times those that passed
-in turn, a copy of memory among them (``kernel_timing``). An arm that cannot do the work, fails or is wrong stays in the
+Each cell of the grid makes its inputs, lets every arm through the gate (``gate``), and times those that passed
+in turn, a copy of memory among them (``timing``). An arm that cannot do the work, fails or is wrong stays in the
 record with its reason. The record is handed on after every cell, so that an interrupted run keeps what it measured.
 """
 
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from attnres_compile.bench.environment import describe_environment, package_version
-from attnres_compile.bench.kernel_arms import EAGER, INDUCTOR, KERNELS, PEER, TORCH, Arm, kernel_arms, torch_arms
-from attnres_compile.bench.kernel_bytes import moved_ideally
-from attnres_compile.bench.kernel_gate import TOLERANCES, Reference, errors, reference
-from attnres_compile.bench.kernel_peers import PACKAGES, PEERS, peer_arms
-from attnres_compile.bench.kernel_timing import (
+from attnres_compile.bench.kernels.arms import EAGER, INDUCTOR, KERNELS, PEER, TORCH, Arm, kernel_arms, torch_arms
+from attnres_compile.bench.kernels.bytes import moved_ideally
+from attnres_compile.bench.kernels.gate import TOLERANCES, Reference, errors, reference
+from attnres_compile.bench.kernels.peers import PACKAGES, PEERS, peer_arms
+from attnres_compile.bench.kernels.timing import (
     CpuClock,
     CudaClock,
     Taken,
@@ -34,7 +34,7 @@ from attnres_compile.bench.kernel_timing import (
     make_clock,
     time_in_turn,
 )
-from attnres_compile.bench.kernel_work import DIRECTIONS, LEVELS, OP, TRAINING, Inputs, Shape, make_inputs
+from attnres_compile.bench.kernels.work import DIRECTIONS, LEVELS, OP, TRAINING, Inputs, Shape, make_inputs
 from attnres_compile.bench.measure import MeasureError, paired_ratio
 from attnres_compile.models.load_options import LoadOptions
 from attnres_kernels.depth_attention.generated import tiling
