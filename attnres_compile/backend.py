@@ -17,6 +17,7 @@ from attnres_compile.errors import PartOfPreparedModelError
 from attnres_compile.matching import match
 from attnres_compile.owner import NoOwner, Owner, find_owner
 from attnres_compile.preparation import check_not_cut, settle_declined
+from attnres_compile.recording.graph import GraphRecorder
 from attnres_compile.runtime import CompiledGraph
 from attnres_kernels.errors import AttnResError
 from attnres_passes import torch_compat
@@ -90,7 +91,8 @@ def _compile(
         torch_compat.guard_identity(owner.frame)
     model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
     _log_rewritten(analysis.plan, config, passed.choice)
-    return CompiledGraph(compiled, added, slots)
+    recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
+    return CompiledGraph(compiled, added, slots, recorder)
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:
