@@ -16,7 +16,7 @@ from attnres_compile.parameters import AttnResParameters, parameters_of, prepare
 from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite, Sublayer, Views
 from attnres_kernels.depth_attention.statistics import READ_EXTRA
 from attnres_passes import torch_compat
-from attnres_passes.plan import Plan
+from attnres_passes.plan import Plan, short_source
 from attnres_passes.record import Entry
 
 Place = tuple[str, int, int]
@@ -163,7 +163,7 @@ class Recording(Views):
         return RecordedRead(
             stream=stream.name,
             module=read.module,
-            source=read.source,
+            source=short_source(read.source),
             before=self._sublayers.get(place, Sublayer.UNKNOWN),
             state=read.state,
             block=read.block,
@@ -181,7 +181,7 @@ class Recording(Views):
         return RecordedWrite(
             stream=stream.name,
             module=write.module,
-            source=write.source,
+            source=short_source(write.source),
             sublayer=self._sublayers.get(place, Sublayer.UNKNOWN),
             index=place[2] + 1,
             block=write.block,

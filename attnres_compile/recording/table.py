@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from attnres_passes.plan import short_source
-
 if TYPE_CHECKING:
     from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite
 
@@ -24,10 +22,10 @@ def csv_text(weights: DepthWeights) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for read in weights.reads:
-        head = (read.stream, read.module, short_source(read.source), read.before, read.state, read.block)
+        head = (read.stream, read.module, read.source, read.before, read.state, read.block)
         writer.writerows((*head, *row) for row in _read_rows(read))
     for write in weights.writes:
-        head = (write.stream, write.module, short_source(write.source), write.sublayer, write.index, write.block)
+        head = (write.stream, write.module, write.source, write.sublayer, write.index, write.block)
         writer.writerows((*head, *row) for row in _write_rows(write))
     return out.getvalue()
 
