@@ -35,8 +35,8 @@ class RecordedRead:
 
     module, source: path of the reader and its ``file:line``; before: the sublayer that it feeds; state: writes that
     it sees; is_open: whether its last source is the open partial sum of its block; tokens: how many were recorded;
-    weights: mean softmax weight per source (0 is the root, i is block i), which sum to one; entropy: mean, in nats, at most
-    log of the number of sources; magnitude: root mean square of what the read gave.
+    weights: mean softmax weight per source (0 is the root, i is block i), which sum to one; entropy: mean, in nats, at
+    most log of the number of sources; magnitude: root mean square of what the read gave.
     """
 
     stream: str
