@@ -55,7 +55,8 @@ def attnres(
     torch_compat.warn_if_untested()
     owner = find_owner(gm)
     try:
-        return _compile(gm, example_inputs, owner, mode, options or {})
+        with torch_compat.unseen_by_checkpoints():
+            return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:
             model_status.note_failed(owner.model, owner.parameters.plan, error)

@@ -45,7 +45,8 @@ class GraphRecorder:
         """Call the graph on its own arguments and the parameters of its reads, as ``plain`` does, and record."""
         with_gradients = torch.is_grad_enabled()
         if with_gradients not in self.built:
-            self.built[with_gradients] = self._build(with_gradients, args, added)
+            with torch_compat.unseen_by_checkpoints():
+                self.built[with_gradients] = self._build(with_gradients, args, added)
         built = self.built[with_gradients]
         if not recording.takes(built.layout):
             return plain(*args, *added)

@@ -33,12 +33,16 @@ class Layout:
     places: tuple[Place, ...]
     num_probes: int
 
+    @property
+    def streams(self) -> frozenset[int]:
+        """The streams of the plan that are in the graph."""
+        return frozenset(stream for _, stream, _ in self.places)
+
 
 @dataclass
 class _Total:
     """What one graph has given so far. sums: of its statistics; norms: of its gradients, in ``backwards`` passes."""
 
-    calls: int = 0
     sums: Tensor | None = None
     norms: Tensor | None = None
     backwards: int = 0
@@ -56,23 +60,30 @@ class _Sum:
 class Recording(Views):
     """What ``depth_weights`` gives. Reading it waits for the device; nothing else does.
 
-    every: of the forward passes of each graph, one in so many is recorded.
+    every: of the forward passes of the model, one in so many is recorded.
     """
 
     def __init__(self, name: str, plan: Plan, every: int) -> None:
         self.name, self.plan, self.every = name, plan, every
         self.is_open = True
         self._totals: dict[Layout, _Total] = {}
+        self._passes = 0
+        self._seen: frozenset[int] = frozenset()
         self._sublayers: dict[Place, Sublayer] = {}
 
     # Called by compiled graphs
 
     def takes(self, layout: Layout) -> bool:
-        """Whether this call of a graph is recorded; counts the call, unless it is a recomputation of one."""
-        total = self._total(layout)
+        """Whether this call of a graph is recorded. What is computed again in a backward pass is, if it was before.
+
+        A graph with a stream that has been seen in this forward pass of the model begins another one.
+        """
         if not torch_compat.in_backward():
-            total.calls += 1
-        return (total.calls - 1) % self.every == 0
+            if self._passes == 0 or not self._seen.isdisjoint(layout.streams):
+                self._passes += 1
+                self._seen = frozenset()
+            self._seen |= layout.streams
+        return (self._passes - 1) % self.every == 0
 
     def add(self, layout: Layout, statistics: Tensor) -> None:
         """Add the statistics of one call. What activation checkpointing computes again was counted before."""
@@ -142,14 +153,13 @@ class Recording(Views):
     def _sums(self) -> dict[Place, _Sum]:
         sums: dict[Place, _Sum] = {}
         for layout, total in self._totals.items():
-            if total.sums is None:
-                continue
-            values = total.sums.tolist()
+            values = None if total.sums is None else total.sums.tolist()
             norms = None if total.norms is None else total.norms.tolist()
             for entry, place in zip(layout.entries, layout.places, strict=True):
                 found = sums.setdefault(place, _Sum([0.0] * entry.size))
-                part = values[entry.start : entry.start + entry.size]
-                found.values = [old + new for old, new in zip(found.values, part, strict=True)]
+                if values is not None:
+                    part = values[entry.start : entry.start + entry.size]
+                    found.values = [old + new for old, new in zip(found.values, part, strict=True)]
                 if norms is not None and entry.probe is not None:
                     found.norm += norms[entry.probe]
                     found.backwards += total.backwards
@@ -221,7 +231,7 @@ def depth_weights(model: nn.Module, *, every: int = 1) -> Iterator[Recording]:
 
     Args:
         model: a prepared model, compiled or not, or a module around one (``torch.compile``, DDP).
-        every: record one in so many forward passes of each graph.
+        every: record one in so many forward passes.
 
     Yields:
         The Recording, which can be read inside and after. Its memory is bounded by reads times sources.

@@ -380,6 +380,11 @@ def _as_called(example: Any, value: Any, fake_mode: FakeTensorMode) -> Any:
         return fresh if value.is_leaf else fresh.view_as(fresh)
 
 
+def unseen_by_checkpoints() -> contextlib.AbstractContextManager[Any]:
+    """Compile or analyse inside a forward pass under activation checkpointing, which counts the tensors it saves."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward pass around the caller: activation checkpointing recomputes there."""
     return bool(torch._C._current_graph_task_id() != -1)
