@@ -15,7 +15,7 @@ from attnres_compile.recording.sublayers import find_sublayers
 from attnres_passes import torch_compat
 from attnres_passes.pipeline import run_later_passes
 from attnres_passes.plan import Plan
-from attnres_passes.record import Entry, record
+from attnres_passes.record import record
 from attnres_passes.rewrite import ParameterSlot, Rewritten
 
 
@@ -60,7 +60,7 @@ class GraphRecorder:
     def _build(self, with_gradients: bool, args: Sequence[Any], added: Sequence[Tensor]) -> _Built:
         recorded = record(self.result, with_gradients)
         passed = run_later_passes(recorded.result, self.plan)
-        places = tuple(map(self._place, recorded.entries))
+        places = tuple(self._place(entry.kind, entry.stream, entry.index) for entry in recorded.entries)
         layout = Layout(recorded.entries, places, recorded.num_probes)
         probes = (
             [torch.zeros(recorded.num_probes, device=added[0].device, requires_grad=True)] if with_gradients else []
@@ -74,16 +74,14 @@ class GraphRecorder:
         if not self.sublayers:
             reads, writes = find_sublayers(self.result, [*args, *added])
             self.sublayers = {
-                self._place(Entry(kind, s, index, 0, 0)): sublayer
-                for kind, found in (("read", reads), ("write", writes))
-                for (s, index), sublayer in found.items()
+                **{self._place("read", *place): sublayer for place, sublayer in reads.items()},
+                **{self._place("write", *place): sublayer for place, sublayer in writes.items()},
             }
         return self.sublayers
 
-    def _place(self, entry: Entry) -> Place:
+    def _place(self, kind: str, stream: int, index: int) -> Place:
         """The place in the plan of the model of a read or write of this graph."""
-        reads = self.plan.streams[entry.stream].reads
-        own = [k for k, read in enumerate(reads) if read.num_sources > 1]
-        slot = own.index(entry.index) if entry.kind == "read" else 0
-        planned = self.slots[ParameterSlot(entry.stream, slot, "query")]
-        return entry.kind, planned.stream, planned.read if entry.kind == "read" else entry.index
+        own = [k for k, read in enumerate(self.plan.streams[stream].reads) if read.num_sources > 1]
+        slot = own.index(index) if kind == "read" else 0
+        planned = self.slots[ParameterSlot(stream, slot, "query")]
+        return kind, planned.stream, planned.read if kind == "read" else index

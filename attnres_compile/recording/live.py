@@ -104,7 +104,7 @@ class Recording(Views):
                 recording._add_gradients(layout, leaf.grad)
             leaf.grad = None
 
-        probes.register_post_accumulate_grad_hook(take)
+        probes.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
         return probes
 
     def needs_sublayers(self, layout: Layout) -> bool:

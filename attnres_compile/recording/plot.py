@@ -74,6 +74,7 @@ def _draw_heatmaps(figure: Any, reads: dict[Sublayer, list[RecordedRead]]) -> No
         axis.set_xticks(range(columns))
         axis.set_yticks(range(len(of_kind)), [read.module or f"s_{read.state}" for read in of_kind])
         axis.tick_params(labelsize=7)
+        axis.spines[:].set_visible(False)
         if len(of_kind) <= _NUMBERS_UP_TO:
             _draw_numbers(axis, of_kind)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.9, pad=0.01)
