@@ -22,6 +22,7 @@ from attnres_compile.runtime import CompiledGraph
 from attnres_kernels.errors import AttnResError
 from attnres_passes import torch_compat
 from attnres_passes.aten_trace import trace_aten
+from attnres_passes.compile_later import unseen_by_checkpoints
 from attnres_passes.config import AttnResConfig, ConfigError
 from attnres_passes.implementation import Choice
 from attnres_passes.levels import Level
@@ -55,7 +56,7 @@ def attnres(
     torch_compat.warn_if_untested()
     owner = find_owner(gm)
     try:
-        with torch_compat.unseen_by_checkpoints():
+        with unseen_by_checkpoints():
             return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:

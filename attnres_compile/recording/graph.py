@@ -12,7 +12,7 @@ from torch import Tensor
 from attnres_compile.recording.live import Layout, Place, Recording
 from attnres_compile.recording.record import Sublayer
 from attnres_compile.recording.sublayers import find_sublayers
-from attnres_passes import torch_compat
+from attnres_passes.compile_later import compile_later, unseen_by_checkpoints
 from attnres_passes.pipeline import run_later_passes
 from attnres_passes.plan import Plan
 from attnres_passes.record import record
@@ -45,7 +45,7 @@ class GraphRecorder:
         """Call the graph on its own arguments and the parameters of its reads, as ``plain`` does, and record."""
         with_gradients = torch.is_grad_enabled()
         if with_gradients not in self.built:
-            with torch_compat.unseen_by_checkpoints():
+            with unseen_by_checkpoints():
                 self.built[with_gradients] = self._build(with_gradients, args, added)
         built = self.built[with_gradients]
         if not recording.takes(built.layout):
@@ -66,7 +66,7 @@ class GraphRecorder:
             [torch.zeros(recorded.num_probes, device=added[0].device, requires_grad=True)] if with_gradients else []
         )
         inner = self.plan.config.inner
-        compiled = torch_compat.compile_later(passed.lowered, [*args, *probes, *added], inner, self.mode)
+        compiled = compile_later(passed.lowered, [*args, *probes, *added], inner, self.mode)
         return _Built(compiled, layout)
 
     def _sublayers(self, args: Sequence[Any], added: Sequence[Tensor]) -> Mapping[Place, Sublayer]:

@@ -348,41 +348,9 @@ def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode:
     return cast(Callable[..., Any], compile_fx(gm, inputs, config_patches=patches))
 
 
-def compile_later(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode: str | None) -> Callable[..., Any]:
-    """``compile_inner`` of a copy of a captured graph after Dynamo is done with it, while the graph is being called.
-
-    inputs: those of the call. Sizes are dynamic where Dynamo found them to be: the values that it recorded for its
-    placeholders stand for them. Placeholders without such a value have the sizes of their input.
-    """
-    if inner == "eager":
-        return compile_inner(gm, inputs, inner, mode)
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    fake_mode = fake_mode_of([example_value(node) for node in placeholders])
-    examples = [
-        _as_called(example_value(node), value, fake_mode) for node, value in zip(placeholders, inputs, strict=True)
-    ]
-    with torch._guards.tracing(torch._guards.TracingContext(fake_mode)), without_new_guards(fake_mode):
-        return compile_inner(gm, examples, inner, mode)
-
-
-def _as_called(example: Any, value: Any, fake_mode: FakeTensorMode) -> Any:
-    """The recorded value of a placeholder; a new one where tracing the graph has changed it, or recorded none."""
-    if not isinstance(value, torch.Tensor):
-        return value if example is None else example
-    if not isinstance(example, FakeTensor):
-        return fake_mode.from_tensor(value, static_shapes=True)
-    if example.requires_grad == value.requires_grad and example.is_leaf == value.is_leaf:
-        return example
-    with fake_mode:
-        fresh = torch.empty_strided(
-            example.shape, example.stride(), dtype=example.dtype, device=example.device
-        ).requires_grad_(value.requires_grad)
-        return fresh if value.is_leaf else fresh.view_as(fresh)
-
-
-def unseen_by_checkpoints() -> contextlib.AbstractContextManager[Any]:
-    """Compile or analyse inside a forward pass under activation checkpointing, which counts the tensors it saves."""
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+def tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
+    """Have compilers take values of ``fake_mode`` for those of the graph that they compile, as while Dynamo calls."""
+    return torch._guards.tracing(torch._guards.TracingContext(fake_mode))
 
 
 def in_backward() -> bool:
