@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from attnres_compile.model_status import Status, status
     from attnres_compile.optimizers import param_groups
     from attnres_compile.preparation import prepare, unprepare
+    from attnres_compile.recording.live import Recording, depth_weights
+    from attnres_compile.recording.record import DepthWeights
     from attnres_compile.report.overhead import OverheadReport, overhead
     from attnres_compile.save_load import load, save
     from attnres_compile.verification import Verification, verify
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttnResConfig": "attnres_passes.config",
     "AttnResError": "attnres_kernels.errors",
+    "DepthWeights": "attnres_compile.recording.record",
     "Explanation": "attnres_compile.explanation",
     "OverheadReport": "attnres_compile.report.overhead",
     "Plan": "attnres_passes.plan",
+    "Recording": "attnres_compile.recording.live",
     "Status": "attnres_compile.model_status",
     "Verification": "attnres_compile.verification",
+    "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.explanation",
     "load": "attnres_compile.save_load",
     "overhead": "attnres_compile.report.overhead",
@@ -46,11 +51,14 @@ _HOMES = {
 __all__ = [
     "AttnResConfig",
     "AttnResError",
+    "DepthWeights",
     "Explanation",
     "OverheadReport",
     "Plan",
+    "Recording",
     "Status",
     "Verification",
+    "depth_weights",
     "explain",
     "load",
     "overhead",

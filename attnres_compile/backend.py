@@ -17,10 +17,12 @@ from attnres_compile.errors import PartOfPreparedModelError
 from attnres_compile.matching import match
 from attnres_compile.owner import NoOwner, Owner, find_owner
 from attnres_compile.preparation import check_not_cut, settle_declined
+from attnres_compile.recording.graph import GraphRecorder
 from attnres_compile.runtime import CompiledGraph
 from attnres_kernels.errors import AttnResError
 from attnres_passes import torch_compat
 from attnres_passes.aten_trace import trace_aten
+from attnres_passes.compile_later import unseen_by_checkpoints
 from attnres_passes.config import AttnResConfig, ConfigError
 from attnres_passes.implementation import Choice
 from attnres_passes.levels import Level
@@ -54,7 +56,8 @@ def attnres(
     torch_compat.warn_if_untested()
     owner = find_owner(gm)
     try:
-        return _compile(gm, example_inputs, owner, mode, options or {})
+        with unseen_by_checkpoints():
+            return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:
             model_status.note_failed(owner.model, owner.parameters.plan, error)
@@ -90,7 +93,8 @@ def _compile(
         torch_compat.guard_identity(owner.frame)
     model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
     _log_rewritten(analysis.plan, config, passed.choice)
-    return CompiledGraph(compiled, added, slots)
+    recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
+    return CompiledGraph(compiled, added, slots, recorder)
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:

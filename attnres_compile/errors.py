@@ -21,6 +21,7 @@ __all__ = [
     "NotPreparedError",
     "OptimizerError",
     "PartOfPreparedModelError",
+    "RecordingError",
     "RegistrationError",
     "SavedStateError",
     "StalePlanError",
@@ -73,6 +74,10 @@ class RegistrationError(AttnResError):
 
 class OptimizerError(AttnResError):
     """An optimizer steps the model without its AttnRes parameters."""
+
+
+class RecordingError(AttnResError):
+    """Depth weights cannot be recorded, read or drawn as asked."""
 
 
 class SavedStateError(AttnResError):

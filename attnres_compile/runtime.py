@@ -7,6 +7,8 @@ from typing import Any
 
 from attnres_compile.errors import StalePlanError
 from attnres_compile.parameters import AttnResParameters
+from attnres_compile.recording.graph import GraphRecorder
+from attnres_compile.recording.live import open_recording
 from attnres_passes.rewrite import ParameterSlot
 
 
@@ -15,13 +17,18 @@ class CompiledGraph:
 
     Parameters are looked up at every call, so that loading, moving and sharding them works as for any other
     parameter; the modules that hold them are looked up once, since a call may be one step of decoding. Dynamo has no
-    guards on parameters; what a guard would check is checked here.
+    guards on parameters; what a guard would check is checked here. While the model is recorded, the recorder of the
+    graph is called instead.
     """
 
     def __init__(
-        self, compiled: Callable[..., Any], parameters: AttnResParameters, slots: tuple[ParameterSlot, ...]
+        self,
+        compiled: Callable[..., Any],
+        parameters: AttnResParameters,
+        slots: tuple[ParameterSlot, ...],
+        recorder: GraphRecorder,
     ) -> None:
-        self.compiled, self.slots = compiled, slots
+        self.compiled, self.slots, self.parameters, self.recorder = compiled, slots, parameters, recorder
         self.holders = [parameters.holder(slot) for slot in slots]
         self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
 
@@ -29,6 +36,9 @@ class CompiledGraph:
         added = [getattr(module, name) for module, name in self.holders]
         if [_signature(parameter) for parameter in added] != self.compiled_for:
             self._refuse(added)
+        recording = open_recording(self.parameters)
+        if recording is not None:
+            return self.recorder(recording, self.compiled, args, added)
         return self.compiled(*args, *added)
 
     def _refuse(self, added: list[Any]) -> None:

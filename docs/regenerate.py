@@ -309,6 +309,11 @@ def levels() -> str:
 
 
 @part
+def recording() -> str:
+    return fenced(str(attnres_compile.DepthWeights.load(DOCS / "pictures" / "depth_weights.json")))
+
+
+@part
 def kernel_text() -> str:
     spec = ReadSpec(sources=1, has_inter=False, adds=True, norm="rms", has_weight=True, returns_value=False)
     return fenced(read_text(spec))

@@ -1,4 +1,4 @@
-"""The ``attnres`` command: inspect, verify, report, bench. Heavy imports wait until a verb runs."""
+"""The ``attnres`` command: inspect, verify, report, plot, bench. Heavy imports wait until a verb runs."""
 
 from __future__ import annotations
 
@@ -65,10 +65,11 @@ def own_error(error: BaseException) -> AttnResError | None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
     parser = _Parser(prog="attnres", description="Block Attention Residuals for any PreNorm transformer.")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{inspect,verify,report,bench}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{inspect,verify,report,plot,bench}")
     _add_inspect(verbs)
     _add_verify(verbs)
     _add_report(verbs)
+    _add_plot(verbs)
     bench = verbs.add_parser("bench", help="measure the plain against the AttnRes model, kernels, or the passes")
     _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,kernels,offline,analysis,show}"))
     return parser
@@ -111,6 +112,14 @@ def _add_report(verbs: Any) -> None:
     parser.add_argument("--measure", action="store_true", help="also time the compiled models against each other")
     parser.add_argument("--rounds", type=int, help="paired samples of each latency (default 20)")
     _add_output(parser)
+
+
+def _add_plot(verbs: Any) -> None:
+    text = "draw recorded depth weights, magnitudes and gradient norms"
+    parser = _add_verb(verbs, "plot", cli_verbs.run_plot, text)
+    parser.add_argument("file", metavar="FILE", help="a recording that w.save(FILE) wrote")
+    ending = "the picture; its ending chooses the format (png, svg, pdf)"
+    parser.add_argument("-o", "--output", metavar="PICTURE", required=True, help=ending)
 
 
 def _add_output(parser: Any) -> None:

@@ -86,6 +86,15 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_plot(arguments: argparse.Namespace) -> int:
+    """Draw a recording of depth weights into a file."""
+    check_writable(arguments.output)
+    from attnres_compile.recording.record import DepthWeights
+
+    DepthWeights.load(arguments.file).plot(arguments.output)
+    return 0
+
+
 def run_bench_model(arguments: argparse.Namespace) -> int:
     """Measure one model; print the table and keep the record."""
     check_writable(arguments.json)

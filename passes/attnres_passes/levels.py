@@ -155,9 +155,23 @@ def _no_depth_attention_left(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node
             yield node, "this one is left"
 
 
+def _statistics_feed_nothing(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if _has_kind(node, "statistic"):
+            for user in node.users:
+                if user.op != "output" and not _has_kind(user, "statistic"):
+                    yield user, f"this one reads {node.name}"
+
+
+def _has_kind(node: Node, kind: str) -> bool:
+    role = role_of(node)
+    return role is not None and role.kind == kind
+
+
 _COMMON = (
     LevelRule("the parameters of the reads are its last placeholders", _parameters_come_last),
     LevelRule("every node of ours carries metadata", _every_node_of_ours_has_a_role),
+    LevelRule("what is recorded of it goes to the output and nowhere else", _statistics_feed_nothing),
 )
 
 RULES: dict[Level, tuple[LevelRule, ...]] = {

@@ -15,7 +15,7 @@ from attnres_passes.implementation import Choice, Implementation, choose
 from attnres_passes.levels import Level, check_level
 from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
-from attnres_passes.rewrite import ParameterSlot, rewrite
+from attnres_passes.rewrite import ParameterSlot, Rewritten, rewrite
 from attnres_passes.schedule import Scheduled, schedule
 from attnres_passes.streams import Analysis
 
@@ -24,17 +24,27 @@ AfterStage = Callable[[GraphModule, Level, Plan], None]
 
 @dataclass(frozen=True)
 class Passed:
-    """The graph at the levels after the captured one. slots: what their appended placeholders stand for.
+    """The graph at the levels after the captured one.
 
-    choice: what the reads are bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
+    result: of the rewrite; choice: what the reads are bound to, and why; fused: what was fused with them, None where
+    the inner compiler fuses.
     """
 
-    rewritten: GraphModule
+    result: Rewritten
     scheduled: Scheduled
     lowered: GraphModule
-    slots: tuple[ParameterSlot, ...]
     choice: Choice
     fused: Fused | None
+
+    @property
+    def rewritten(self) -> GraphModule:
+        """The graph at the rewritten level."""
+        return self.result.gm
+
+    @property
+    def slots(self) -> tuple[ParameterSlot, ...]:
+        """What the appended placeholders of all levels stand for."""
+        return self.result.slots
 
     def schedule_text(self) -> str:
         """The cost model's table for each stream, what reads are bound to, and what was fused."""
@@ -56,6 +66,13 @@ def run_passes(
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
+    return run_later_passes(rewritten, plan, after_stage, keeps_values)
+
+
+def run_later_passes(
+    rewritten: Rewritten, plan: Plan, after_stage: AfterStage = check_level, keeps_values: bool = False
+) -> Passed:
+    """Take a rewritten graph of ``plan`` through the levels that follow; as ``run_passes``."""
     after_stage(rewritten.gm, Level.REWRITTEN, plan)
     choice = choose(rewritten.gm, plan)
     uses_kernels = choice.implementation is Implementation.KERNELS
@@ -64,4 +81,4 @@ def run_passes(
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, choice.implementation, keeps_values)
     after_stage(lowered, Level.LOWERED, plan)
-    return Passed(rewritten.gm, scheduled, lowered, rewritten.slots, choice, fused)
+    return Passed(rewritten, scheduled, lowered, choice, fused)

@@ -27,7 +27,7 @@ from typing import Literal
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes import torch_compat
-from attnres_passes.rewrite_stream import StreamRewriter
+from attnres_passes.rewrite_stream import RewrittenStream, StreamRewriter
 from attnres_passes.sites import CarrySite
 from attnres_passes.streams import Analysis
 
@@ -43,10 +43,14 @@ class ParameterSlot:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The rewritten level. slots: what the appended placeholders stand for, in their order."""
+    """The rewritten level. slots: what the appended placeholders stand for, in their order.
+
+    streams: where the root and the writes of each stream are in ``gm``.
+    """
 
     gm: GraphModule
     slots: tuple[ParameterSlot, ...]
+    streams: tuple[RewrittenStream, ...]
 
 
 def rewrite(gm: GraphModule, analysis: Analysis) -> Rewritten:
@@ -79,7 +83,11 @@ class _Rewriter:
                 slots = self._add_parameters()
         rewritten = GraphModule(self.gm, self.graph)
         torch_compat.copy_dynamo_attributes(self.gm, rewritten)
-        return Rewritten(rewritten, tuple(slots))
+        streams = tuple(
+            RewrittenStream(self.env[self.trace.nodes[stream.sites.root]], tuple(stream.writes))
+            for stream in self.streams
+        )
+        return Rewritten(rewritten, tuple(slots), streams)
 
     def _add_parameters(self) -> list[ParameterSlot]:
         """Appended placeholders of all streams, then the nodes that make key vectors of them."""

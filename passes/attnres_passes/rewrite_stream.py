@@ -31,6 +31,27 @@ class _Snapshot:
     pending: tuple[CarrySite, ...]
 
 
+@dataclass(frozen=True)
+class RewrittenWrite:
+    """Where ``v_i`` joins its block in a rewritten graph.
+
+    branch: the node that gives ``v_i``; after: the last node of the graph at that moment, since ``branch`` may be
+    changed in place before; partial: the node that gives the sum of the block up to and with ``v_i``.
+    """
+
+    branch: Node
+    after: Node
+    partial: Node
+
+
+@dataclass(frozen=True)
+class RewrittenStream:
+    """The places of a stream in a rewritten graph. root: the node that gives ``s_0``; writes: one per write."""
+
+    root: Node
+    writes: tuple[RewrittenWrite, ...]
+
+
 class StreamRewriter:
     """Follows the steps of one stream in graph order and builds their replacement in ``graph``.
 
@@ -68,6 +89,7 @@ class StreamRewriter:
         self.read_nodes: dict[int, Node] = {}
         self.shown: dict[tuple[Node, int, bool], Node] = {}
         self.is_cut = False
+        self.writes: list[RewrittenWrite] = []
         self.reads_from: dict[int, list[int]] = {}
         for k, read in enumerate(sites.reads):
             values = {value for value, _ in read.uses}
@@ -110,11 +132,13 @@ class StreamRewriter:
         self._promote_sources(site)
         given = self.resolve(site.node, site.branch)
         branch = self._fitted(given, site)
+        after = next(iter(reversed(self.graph.nodes)))
         self.written += 1
         self.partial = branch if self.partial is None else self._new(torch.add, (self.partial, branch), old, "write")
         if self.partial is not given or role_of(given) is None:
             block = blocks.block_of_write(self.written, self.stream.block_size)
             set_role(self.partial, Role("write", self.index, block=block, sublayer=self.written))
+        self.writes.append(RewrittenWrite(branch, after, self.partial))
         if self.written % self.stream.block_size == 0:
             self.completed.append(self.partial)
             self.partial = None

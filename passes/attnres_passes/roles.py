@@ -8,7 +8,7 @@ from typing import Literal
 from torch.fx import Node
 
 KEY = "attnres"
-Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule", "norm"]
+Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule", "norm", "probe", "statistic"]
 
 
 @dataclass(frozen=True)

@@ -172,12 +172,17 @@ def mark_for_recompute(node: torch.fx.Node) -> None:
     node.meta["ac_graph_id"] = 0
 
 
+def mark_as_unknown(placeholder: torch.fx.Node) -> None:
+    """A placeholder that Dynamo knows nothing of."""
+    placeholder._dynamo_source = None
+
+
 def mark_as_added(placeholder: torch.fx.Node) -> None:
     """A placeholder that Dynamo knows nothing of, for a parameter.
 
     CUDA graphs take it to stay where it is, as they take the model's own parameters to: replaying does not copy it.
     """
-    placeholder._dynamo_source = None
+    mark_as_unknown(placeholder)
     placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
 
 
@@ -343,6 +348,16 @@ def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode:
 
     patches = inductor_mode_options(mode) if mode else None
     return cast(Callable[..., Any], compile_fx(gm, inputs, config_patches=patches))
+
+
+def tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
+    """Have compilers take values of ``fake_mode`` for those of the graph that they compile, as while Dynamo calls."""
+    return torch._guards.tracing(torch._guards.TracingContext(fake_mode))
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass around the caller: activation checkpointing recomputes there."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def inductor_modes() -> tuple[str, ...]:

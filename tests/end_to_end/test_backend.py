@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import attnres_compile as ac
@@ -177,6 +178,14 @@ def test_parameters_follow_the_model(dtype: torch.dtype) -> None:
         torch.compiler.reset()
     tolerance = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(model(ids), by_hand(model, ids), **tolerance)
+
+
+def test_first_call_may_be_under_activation_checkpointing() -> None:
+    """Which takes what compiling saves for a backward pass for tensors of the model."""
+    model, ids = PreNorm(), tokens()
+    ac.prepare(model, (ids,), block_size=1)
+    torch.utils.checkpoint.checkpoint(compiled(model), ids, use_reentrant=False).sum().backward()
+    assert all(read.query.grad is not None for read in model.attnres.streams[0].reads)
 
 
 def test_training_reaches_the_same_point_as_by_hand() -> None:

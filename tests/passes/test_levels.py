@@ -112,6 +112,13 @@ def phase_1_left(gm: GraphModule, plan: Plan) -> None:
     set_role(node, Role("schedule", 0))
 
 
+def statistic_in_the_model(gm: GraphModule, plan: Plan) -> None:
+    given = first(gm, lambda node: node.op == "placeholder")
+    with gm.graph.inserting_before(first(gm, lambda node: node.op == "output")):
+        statistic = set_role(gm.graph.call_function(torch.sum, (given,)), Role("statistic", 0))
+        gm.graph.call_function(torch.neg, (statistic,))
+
+
 BREAKERS: list[tuple[Level, str, Breaker, str]] = [
     (Level.CAPTURED, "it is what Dynamo captured", own_node_in_capture, "a node of the rewrite is in it"),
     (Level.CAPTURED, "it is what Dynamo captured", role_in_capture, "a node of the rewrite is in it"),
@@ -172,6 +179,15 @@ BREAKERS: list[tuple[Level, str, Breaker, str]] = [
         "every read of a group merges with its phase 1",
         read_outside_its_group,
         "it is made for 1 reads and 0 merge with it",
+    ),
+    *(
+        (
+            level,
+            "what is recorded of it goes to the output and nowhere else",
+            statistic_in_the_model,
+            "this one reads sum_1",
+        )
+        for level in (Level.REWRITTEN, Level.SCHEDULED, Level.LOWERED)
     ),
     (Level.LOWERED, "no depth attention is left to lower", read_left, "this one is left"),
     (

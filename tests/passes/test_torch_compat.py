@@ -305,3 +305,12 @@ def test_no_other_file_uses_more_private_parts_of_torch() -> None:
         "torch_compat.py"
     )
     assert not {name: names - KNOWN for name, names in used.items() if names - KNOWN}
+
+
+def test_in_backward() -> None:
+    seen = []
+    x = sample().requires_grad_()
+    x.register_hook(lambda grad: seen.append(torch_compat.in_backward()))
+    x.sum().backward()
+    assert seen == [True]
+    assert not torch_compat.in_backward()

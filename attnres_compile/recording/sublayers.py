@@ -1,0 +1,123 @@
+"""Analysis: which sublayers mix tokens (attention, convolution, recurrence), and which work token by token (MLP, MoE).
+
+The rewritten graph is run once. What each read gives is made NaN at one token, and a write shows how far that has
+spread: to one token, then no token depends on another; to several, then the sublayer mixes them. The write is then
+freed of NaN, so that each sublayer is judged by itself. No operator and no name of a module plays a part, and zero
+weights hide nothing, since NaN times zero is NaN.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
+
+from attnres_compile.recording.record import Sublayer
+from attnres_passes import torch_compat
+from attnres_passes.levels import is_depth_attention
+from attnres_passes.rewrite import Rewritten
+from attnres_passes.roles import role_of
+
+log = logging.getLogger("attnres_compile")
+
+Of = tuple[int, int]
+"""Index of a stream, and of one of its reads or writes."""
+
+_COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d")
+
+
+def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> tuple[dict[Of, Sublayer], dict[Of, Sublayer]]:
+    """What follows each depth attention, and what makes each write; empty where that cannot be told.
+
+    Arguments, random state and modes are left as they are. It cannot be told of a single token. A graph that talks to
+    other processes is not run once more than they expect, and a model that refuses NaN is left alone, with a log line.
+    """
+    if any(_talks(node) for node in rewritten.gm.graph.nodes):
+        return {}, {}
+    spread = _Spread(rewritten)
+    devices = {value.device.index for value in args if isinstance(value, Tensor) and value.device.type == "cuda"}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), torch_compat.restored_torch_state():
+            spread.run(*map(_copied, args))
+    except Exception as error:
+        log.warning("attnres: sublayers are not told apart, since the model does not run on NaN: %s", error)
+        return {}, {}
+    if not spread.reach:
+        return {}, {}
+    writes = {place: Sublayer.MIXER if reach > 1 else Sublayer.CHANNEL for place, reach in spread.reach.items()}
+    return _before_reads(rewritten, writes), writes
+
+
+def _copied(value: Any) -> Any:
+    """A graph may write to its inputs: caches, statistics."""
+    return value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
+
+
+def _talks(node: Node) -> bool:
+    return torch_compat.is_operator(node.target) and node.target.namespace in _COLLECTIVES
+
+
+def _before_reads(rewritten: Rewritten, writes: Mapping[Of, Sublayer]) -> dict[Of, Sublayer]:
+    """For each read, the sublayer of the writes of its own stream that it leads to before any other read."""
+    at: dict[Node, list[tuple[Of, Node]]] = {}
+    for s, stream in enumerate(rewritten.streams):
+        for k, write in enumerate(stream.writes):
+            at.setdefault(write.after, []).append(((s, k), write.branch))
+    from_reads: dict[Node, frozenset[Of]] = {}
+    fed: dict[Of, set[Sublayer]] = {}
+    for node in rewritten.gm.graph.nodes:
+        if is_depth_attention(node):
+            role = role_of(node)
+            assert role is not None
+            assert role.read is not None
+            from_reads[node] = frozenset({(role.stream, role.read)})
+            fed[role.stream, role.read] = set()
+        else:
+            from_reads[node] = frozenset().union(*map(from_reads.__getitem__, node.all_input_nodes))
+        for place, branch in at.get(node, ()):
+            for read in from_reads[branch]:
+                if read[0] == place[0]:
+                    fed[read].add(writes[place])
+            from_reads[branch] = frozenset()
+    order = (Sublayer.MIXER, Sublayer.CHANNEL)
+    return {read: next((one for one in order if one in found), Sublayer.OUTPUT) for read, found in fed.items()}
+
+
+class _Spread(Interpreter):
+    """Runs the graph with poisoned reads. reach: to how many tokens NaN has come, for each write of several tokens."""
+
+    def __init__(self, rewritten: Rewritten) -> None:
+        super().__init__(rewritten.gm)
+        self.reach: dict[Of, int] = {}
+        self.roots = {stream.root for stream in rewritten.streams}
+        self.at: dict[Node, list[tuple[Of, Node]]] = {}
+        for s, stream in enumerate(rewritten.streams):
+            for k, write in enumerate(stream.writes):
+                self.at.setdefault(write.after, []).append(((s, k), write.branch))
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n in self.roots or is_depth_attention(n):
+            result = _poisoned(result)
+        for place, branch in self.at.get(n, ()):
+            value = result if branch is n else self.env[branch]
+            if math.prod(value.shape[:-1]) > 1:
+                self.reach[place] = int(value.isnan().any(-1).sum())
+            cured = value.nan_to_num()
+            if branch is n:
+                result = cured
+            else:
+                self.env[branch] = cured
+        return result
+
+
+def _poisoned(value: Tensor) -> Tensor:
+    """A copy that is NaN at the token in the middle, which causal attention hands on, and finite elsewhere."""
+    value = value.nan_to_num()
+    value[tuple((size - 1) // 2 for size in value.shape[:-1])] = math.nan
+    return value
