@@ -36,6 +36,7 @@ _HOMES = {
     "load": "attnres_compile.save_load",
     "overhead": "attnres_compile.report.overhead",
     "param_groups": "attnres_compile.optimizers",
+    "pipeline": "attnres_compile.pipeline.pipeline",
     "prepare": "attnres_compile.preparation",
     "save": "attnres_compile.save_load",
     "status": "attnres_compile.model_status",

@@ -45,6 +45,22 @@ class Passed:
         return "\n".join(part for part in parts if part)
 
 
+def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
+    """Take the rewritten graph of one pipeline chunk to the lowered level. plan: of the whole model.
+
+    Raises:
+        ConfigError: ATTNRES_KERNELS asks for what cannot be.
+    """
+    choice = choose(chunk, plan)
+    uses_kernels = choice.implementation is Implementation.KERNELS
+    scheduled = schedule(chunk, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    if uses_kernels:
+        fuse(scheduled.gm, plan)
+    lowered = lower(scheduled.gm, choice.implementation)
+    lowered.graph.lint()
+    return lowered
+
+
 def run_passes(
     gm: GraphModule, analysis: Analysis, after_stage: AfterStage = check_level, keeps_values: bool = False
 ) -> Passed:

@@ -68,11 +68,16 @@ def cuts_at_modules(stream: Stream, chunks: int, paths: Sequence[str]) -> tuple[
 
 
 def _write_inside(stream: Stream, path: str) -> int:
-    """Number, from 1, of the first write made inside the module ``path``."""
+    """Number, from 1, of the first write that is made, or whose input is read, inside the module ``path``."""
+    readers: dict[int, list[str]] = {}
+    for read in stream.reads:
+        readers.setdefault(read.state + 1, []).append(read.module)
+    paths: set[str] = set()
     for number, write in enumerate(stream.writes, start=1):
-        if write.module == path or write.module.startswith(f"{path}."):
+        places = (write.module, *readers.get(number, ()))
+        if any(place == path or place.startswith(f"{path}.") for place in places):
             return number
-    paths = {write.module for write in stream.writes}
+        paths.update(places)
     parents = {path.rpartition(".")[0] for path in paths}
     close = difflib.get_close_matches(path, sorted(paths | parents), n=1, cutoff=0.0)
     raise StageError(f"no sublayer of stream {stream.name!r} is inside {path!r}; did you mean {close[0]!r}?")

@@ -50,10 +50,12 @@ def stage(
     layout: StageLayout,
     transfer: Transfer | str = Transfer.CACHED,
     cut_points: Sequence[str] | None = None,
+    cuts: Sequence[int] | None = None,
 ) -> StagedGraph:
     """Plan the stages of a graph of the rewritten level, and mark a copy of it.
 
-    cut_points: path of the first module of every chunk but the first; balanced by FLOPs without them.
+    cut_points: path of the first module of every chunk but the first; cuts: writes before each chunk, and of all; cut
+    so that FLOPs are balanced without either.
 
     Raises StageError: the graph cannot be cut so.
     """
@@ -61,7 +63,9 @@ def stage(
     gm = torch_compat.copied(rewritten)
     trace = traced(rewritten, plan)
     positions = positions_of(gm, plan)
-    if cut_points is None:
+    if cuts is not None:
+        cuts = tuple(cuts)
+    elif cut_points is None:
         costs = sublayer_flops(trace, positions.of, list(gm.graph.nodes), len(stream.writes))
         cuts = balanced_cuts(stream, layout.chunks, costs)
     else:
