@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,12 +59,17 @@ class _Captured:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How to cut. device: where the chunks will run, for a model on "meta"; cut_points: as for ``stage``."""
+    """How to cut. device: where the chunks will run, for a model on "meta"; cut_points: as for ``stage``.
+
+    splits_backward: whether gradients of weights are made apart from those of inputs. torch then walks the graph behind
+    each weight by itself, so that no computation may be shared between weights: every read is the definition.
+    """
 
     layout: StageLayout
     transfer: Transfer | str = Transfer.CACHED
     cut_points: tuple[str, ...] | None = None
     device: torch.device | None = None
+    splits_backward: bool = False
 
 
 def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cutting: Cutting) -> Chunks:
@@ -114,9 +120,13 @@ def _captured(
     graphs = split(staged, cutting.device)
     parameters = [added.slot(planned.slot(slot)) for slot in rewritten.slots]
     origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
+    lowered_plan = analysis.plan
+    if cutting.splits_backward:
+        config = dataclasses.replace(lowered_plan.config, schedule="naive")
+        lowered_plan = dataclasses.replace(lowered_plan, config=config)
     bodies = tuple(
-        ChunkBody(ChunkGraph(lower_chunk(graph.gm, analysis.plan), graph.chunk, graph.given), origins)
-        for graph in graphs
+        ChunkBody(ChunkGraph(lower_chunk(chunk.gm, lowered_plan), chunk.chunk, chunk.given), origins)
+        for chunk in graphs
     )
     return _Captured(staged, graphs, bodies)
 

@@ -258,7 +258,7 @@ def pipeline(
         inner = _inner(model, config, options)
         check_schedule(kind, layout, microbatches, inner)
         points = None if cut_points is None else tuple(cut_points)
-        cutting = Cutting(layout, transfer, points, target_device)
+        cutting = Cutting(layout, transfer, points, target_device, kind.splits_backward)
         made = build_chunks(model, micro_args, micro_kwargs, cutting), kind, batch, inner
     except AttnResError as caught:
         error = caught

@@ -71,7 +71,8 @@ def _gpt2(sublayers: int) -> nn.Module:
 
     config = GPT2Config(
         n_layer=sublayers // 2, n_embd=WIDTH, n_head=2, vocab_size=VOCABULARY, n_positions=LENGTH,
-        tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False, bos_token_id=None,
+        eos_token_id=None,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config)
 
