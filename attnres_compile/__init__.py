@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attnres_compile.explanation import Explanation, explain
     from attnres_compile.model_status import Status, status
     from attnres_compile.optimizers import param_groups
+    from attnres_compile.pipelines.pipeline import Pipeline, pipeline
     from attnres_compile.preparation import prepare, unprepare
     from attnres_compile.report.overhead import OverheadReport, overhead
     from attnres_compile.save_load import load, save
@@ -29,6 +30,7 @@ _HOMES = {
     "AttnResError": "attnres_kernels.errors",
     "Explanation": "attnres_compile.explanation",
     "OverheadReport": "attnres_compile.report.overhead",
+    "Pipeline": "attnres_compile.pipelines.pipeline",
     "Plan": "attnres_passes.plan",
     "Status": "attnres_compile.model_status",
     "Verification": "attnres_compile.verification",
@@ -36,7 +38,7 @@ _HOMES = {
     "load": "attnres_compile.save_load",
     "overhead": "attnres_compile.report.overhead",
     "param_groups": "attnres_compile.optimizers",
-    "pipeline": "attnres_compile.pipeline.pipeline",
+    "pipeline": "attnres_compile.pipelines.pipeline",
     "prepare": "attnres_compile.preparation",
     "save": "attnres_compile.save_load",
     "status": "attnres_compile.model_status",
@@ -49,6 +51,7 @@ __all__ = [
     "AttnResError",
     "Explanation",
     "OverheadReport",
+    "Pipeline",
     "Plan",
     "Status",
     "Verification",
@@ -56,6 +59,7 @@ __all__ = [
     "load",
     "overhead",
     "param_groups",
+    "pipeline",
     "prepare",
     "save",
     "status",

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import attnres_compile
-from attnres_compile.pipeline.pipeline import Pipeline, pipeline
+from attnres_compile.pipelines.pipeline import Pipeline, pipeline
 from attnres_kernels.errors import AttnResError
 from tests.pipeline.cases import CASES, Case
 from tests.pipeline.models import MODELS, Toy, data, loss_of

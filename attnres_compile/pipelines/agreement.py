@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from attnres_compile.pipeline.errors import PipelineMismatchError, PipelineSupportError
+from attnres_compile.pipelines.errors import PipelineMismatchError, PipelineSupportError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnres_compile.pipeline.errors import PipelineSupportError
+from attnres_compile.pipelines.errors import PipelineSupportError
 from attnres_passes.stage_layout import StageLayout, StageOrder
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from attnres_compile.pipeline.errors import PipelineBatchError
+from attnres_compile.pipelines.errors import PipelineBatchError
 
 
 @dataclass(frozen=True)

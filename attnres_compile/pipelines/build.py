@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from attnres_compile.errors import GraphBreakError
 from attnres_compile.matching import match
 from attnres_compile.parameters import require_parameters
-from attnres_compile.pipeline.chunk_module import Argument, ChunkBody, Held
-from attnres_compile.pipeline.errors import StageError
+from attnres_compile.pipelines.chunk_module import Argument, ChunkBody, Held
+from attnres_compile.pipelines.errors import StageError
 from attnres_compile.preparation import AnalysedGraph, analyse_model
 from attnres_passes import torch_compat
 from attnres_passes.config import AttnResConfig

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from attnres_compile.errors import SavedStateError
 from attnres_compile.parameters import parameters_of, unwrapped
-from attnres_compile.pipeline.agreement import Agreement, check_distributed, named_peers
-from attnres_compile.pipeline.build import Chunks, Cutting, build_chunks, leaves_by_name
-from attnres_compile.pipeline.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
-from attnres_compile.pipeline.errors import AttnResError, PipelineBatchError, PipelineSupportError
-from attnres_compile.pipeline.microbatches import Batch, batch_of
-from attnres_compile.pipeline.schedules import ScheduleKind, check_schedule, make_schedule, schedule_kind
-from attnres_compile.pipeline.stage_compat import ChunkStage, check_torch, without_loss
-from attnres_compile.pipeline.store import BlockStore
+from attnres_compile.pipelines.agreement import Agreement, check_distributed, named_peers
+from attnres_compile.pipelines.build import Chunks, Cutting, build_chunks, leaves_by_name
+from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
+from attnres_compile.pipelines.errors import AttnResError, PipelineBatchError, PipelineSupportError
+from attnres_compile.pipelines.microbatches import Batch, batch_of
+from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, make_schedule, schedule_kind
+from attnres_compile.pipelines.stage_compat import ChunkStage, check_torch, without_loss
+from attnres_compile.pipelines.store import BlockStore
 from attnres_compile.preparation import config_from, prepare
 from attnres_passes.config import AttnResConfig
 from attnres_passes.stage_layout import StageLayout

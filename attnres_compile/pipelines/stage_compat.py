@@ -24,9 +24,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 
-from attnres_compile.pipeline.chunk_module import CACHED
-from attnres_compile.pipeline.errors import PipelineSupportError
-from attnres_compile.pipeline.store import BlockStore
+from attnres_compile.pipelines.chunk_module import CACHED
+from attnres_compile.pipelines.errors import PipelineSupportError
+from attnres_compile.pipelines.store import BlockStore
 from attnres_passes import torch_compat
 from attnres_passes.transfers import ChunkPlan
 
