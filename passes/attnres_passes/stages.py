@@ -17,6 +17,7 @@ The graph given is not changed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from torch.fx import GraphModule, Node
 
 from attnres_passes import torch_compat
 from attnres_passes.aten_trace import AtenTrace, trace_aten
-from attnres_passes.plan import Plan
+from attnres_passes.plan import Plan, Stream
 from attnres_passes.roles import role_of, set_stages
 from attnres_passes.stage_copies import Chunks, chunks_of_nodes, described
 from attnres_passes.stage_costs import sublayer_flops
@@ -70,7 +71,7 @@ def stage(
         cuts = balanced_cuts(stream, layout.chunks, costs)
     else:
         cuts = cuts_at_modules(stream, layout.chunks, cut_points)
-    stages = plan_stages(layout, cuts, stream.block_size, transfer, [write.module for write in stream.writes])
+    stages = plan_stages(layout, cuts, stream.block_size, transfer, _labels(stream))
     chunks = chunks_of_nodes(gm, positions, cuts, trace)
     sources = _sources(stages, positions)
     _check_crossings(gm, chunks, sources)
@@ -79,6 +80,16 @@ def stage(
             # What nothing uses, such as a parameter that this forward leaves out, stands with the first chunk.
             set_stages(node, tuple(sorted(found)) or (0,))
     return StagedGraph(gm, stages, sources)
+
+
+def _labels(stream: Stream) -> list[str]:
+    """A module for each write: that which makes it, or, where several writes share it, that which reads its input."""
+    shared = Counter(write.module for write in stream.writes)
+    readers = {read.state + 1: read.module for read in reversed(stream.reads)}
+    return [
+        write.module if shared[write.module] == 1 else readers.get(number) or write.module
+        for number, write in enumerate(stream.writes, start=1)
+    ]
 
 
 def traced(rewritten: GraphModule, plan: Plan) -> AtenTrace:

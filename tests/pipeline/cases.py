@@ -44,6 +44,13 @@ class Case:
 SABOTAGES = ("drop", "double", "drop_one", "wrong_microbatch", "stale")
 """Negative controls: each must make the comparison fail."""
 
+CRASH = Case(fault="crash", raises="waited for another rank that has stopped or hangs")
+REPLICAS = Case(fault="replicas", schedule="Interleaved1F1B", steps=2)
+"""Two replicas of a pipeline of two ranks, their gradients averaged by DistributedDataParallel."""
+
+ALONE = {"crash": CRASH, "replicas": REPLICAS}
+"""Cases that need processes of their own."""
+
 CASES: dict[int, tuple[Case, ...]] = {
     2: (
         Case(1, "1F1B"),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from attnres_passes.stage_layout import StageLayout, StageOrder
 from attnres_passes.transfer_cost import transfer_cost
 from attnres_passes.transfers import StagePlan, plan_stages
-from tests.pipeline.cases import CASES, Case
+from tests.pipeline.cases import CASES, CRASH, REPLICAS, Case
 from tests.pipeline.models import LENGTH, MODELS, WIDTH
 from tests.pipeline.worker import ROWS
 
@@ -27,10 +28,8 @@ pytestmark = pytest.mark.processes
 
 
 @cache
-def results(ranks: int) -> list[dict[str, Any]]:
-    """What each rank found, for all cases; the processes are started once."""
-    import tempfile
-
+def results(ranks: int, only: str = "", ends: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
+    """What each rank found, for all cases; the processes are started once. ends: exit codes to expect."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -38,15 +37,18 @@ def results(ranks: int) -> list[dict[str, Any]]:
         "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in (".", "passes", "kernels")),
     }
     with tempfile.TemporaryDirectory() as folder:
-        commands = [[sys.executable, "-m", "tests.pipeline.worker", str(r), str(ranks), folder] for r in range(ranks)]
+        commands = [
+            [sys.executable, "-m", "tests.pipeline.worker", str(r), str(ranks), folder, only] for r in range(ranks)
+        ]
         running = [
             subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
             for command in commands
         ]
         errors = [process.communicate(timeout=600)[1] for process in running]
         for rank, process in enumerate(running):
-            assert process.returncode == 0, f"rank {rank}:\n{errors[rank][-4000:]}"
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
+            assert process.returncode == (ends[rank] if ends else 0), f"rank {rank}:\n{errors[rank][-4000:]}"
+        paths = [Path(folder) / f"{rank}.json" for rank in range(ranks)]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def of(case: Case, ranks: int) -> list[dict[str, Any]]:
@@ -123,3 +125,17 @@ def test_every_rank_is_told(ranks: int, case: Case) -> None:
     if case.fault == "uneven batch":
         assert raised[0].startswith("PipelineBatchError")
         assert raised[1].startswith("PipelineMismatchError: rank 0 of the pipeline failed")
+
+
+def test_a_rank_that_dies_is_named_on_the_others() -> None:
+    (survivor,) = results(2, "crash", (0, 3))
+    assert survivor[str(CRASH)]["raised"].startswith("PipelineMismatchError: rank 0 waited for another rank")
+
+
+def test_replicas_of_a_pipeline() -> None:
+    """DistributedDataParallel around the chunks of two pipelines: gradients are those of both batches."""
+    for found in results(4, "replicas"):
+        result = found[str(REPLICAS)]
+        assert result["gradient"] <= 1e-10
+        assert result["parameter"] <= 1e-12
+        assert max(result["loss"], result["output"]) <= 1e-12

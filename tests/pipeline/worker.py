@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import attnres_compile
 from attnres_compile.pipelines.pipeline import Pipeline, pipeline
 from attnres_kernels.errors import AttnResError
-from tests.pipeline.cases import CASES, Case
+from tests.pipeline.cases import ALONE, CASES, Case
 from tests.pipeline.models import MODELS, Toy, data, loss_of
 
 ROWS = 8
@@ -29,6 +31,9 @@ def main(rank: int, size: int, folder: Path, only: str = "") -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder / 'rendezvous'}", TIMEOUT, size, rank)
     found = {}
+    if only in ALONE:
+        (folder / f"{rank}.json").write_text(json.dumps({str(ALONE[only]): run(ALONE[only])}))
+        os._exit(0)  # the process group may have lost a member
     for case in CASES[size]:
         if any(part in str(case) for part in only.split(",")):
             found[str(case)] = run(case)
@@ -49,8 +54,11 @@ def trained(case: Case) -> dict[str, Any]:
     """Train the pipeline and a single process on the same data, and compare all along."""
     model, reference = prepared(case)
     tokens, _ = data(0, ROWS - 1 if case.fault == "uneven example" else ROWS)
+    groups = replica_groups() if case.fault == "replicas" else None
     pipe = pipeline(
         model,
+        group=groups and groups[0],
+        wrap=(lambda module: DistributedDataParallel(module, process_group=groups[1])) if groups else None,
         kwargs=MODELS[case.model].call(tokens),
         virtual=case.virtual,
         schedule=case.schedule,
@@ -65,7 +73,7 @@ def trained(case: Case) -> dict[str, Any]:
     if case.from_meta and case.fault != "unset":
         pipe.load_state_dict(dict(reference.state_dict()) | dict(reference.named_buffers()))
     sent = counted(pipe)
-    sabotage(case.sabotage, pipe)
+    sabotage(case.sabotage or case.fault, pipe)
     result: dict[str, Any] = {"loss": 0.0, "gradient": 0.0, "parameter": 0.0, "output": 0.0}
     optimizers = [torch.optim.SGD(part.parameters(), RATE) for part in (pipe, reference)]
     for step in range(case.steps):
@@ -81,6 +89,13 @@ def trained(case: Case) -> dict[str, Any]:
     result["plan"], result["cuts"] = pipe.plan.digest, pipe.plan.cuts
     result["peak"] = pipe.store.peak
     return result
+
+
+def replica_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """The ranks of this rank's pipeline, and those with the same chunks in all pipelines."""
+    pipelines = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    chunks = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    return pipelines[dist.get_rank() // 2], chunks[dist.get_rank() % 2]
 
 
 def prepared(case: Case) -> tuple[nn.Module, nn.Module]:
@@ -102,7 +117,10 @@ def prepared(case: Case) -> tuple[nn.Module, nn.Module]:
 
 
 def compare_step(case: Case, pipe: Pipeline, reference: nn.Module, step: int, result: dict[str, Any]) -> None:
-    tokens, target = data(step, ROWS)
+    replicas = [data(step, ROWS)]
+    if case.fault == "replicas":
+        replicas.append(data(step + 20, ROWS))
+    tokens, target = replicas[dist.get_rank() // 2] if len(replicas) > 1 else replicas[0]
     losses: list[Tensor] = []
     given = tokens[:-1] if case.fault == "uneven batch" and dist.get_rank() == 0 else tokens
     output = pipe.step(
@@ -110,7 +128,8 @@ def compare_step(case: Case, pipe: Pipeline, reference: nn.Module, step: int, re
     )
     logits = reference_logits(case, reference, tokens)
     loss = loss_of(logits, target)
-    loss.backward()
+    for other_tokens, other_target in replicas:
+        (loss_of(reference_logits(case, reference, other_tokens), other_target) / len(replicas)).backward()
     if pipe.is_last:
         assert len(losses) == case.microbatches
         result["loss"] = max(result["loss"], abs(float(torch.stack(losses).detach().mean() - loss.detach())))
@@ -185,6 +204,8 @@ def sabotage(fault: str, pipe: Pipeline) -> None:
         # The first micro-batch must stay for the others to be given it.
         store.drop = lambda microbatch, block: store.values.pop((microbatch, block)) if microbatch else None
         store.check_empty = store.clear
+    if fault == "crash" and dist.get_rank() == 1:
+        setattr(pipe.stages[0], "forward_one_chunk", lambda *args, **kwargs: os._exit(3))  # noqa: B010
     if fault == "stale":
         first: dict[tuple[int, int], Tensor] = {}
         put = store.put
