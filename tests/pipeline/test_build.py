@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import attnres_compile
 from attnres_compile.pipelines import stage_compat
@@ -19,6 +20,7 @@ from attnres_compile.pipelines.microbatches import batch_of
 from attnres_compile.pipelines.schedules import KINDS, check_schedule, schedule_kind
 from attnres_compile.pipelines.store import BlockStore, StoreError
 from attnres_passes.stage_layout import StageLayout, StageOrder
+from attnres_passes.text import graph_text
 from attnres_passes.transfers import OPEN
 from tests.pipeline.models import MODELS, Toy, data
 
@@ -157,6 +159,29 @@ def test_several_outputs_and_no_tensor() -> None:
     chunks = chunks_of(prepared(Wrapped(lambda logits: logits.argmax(-1))))
     assert [tensor.dtype for tensor in chunks.outputs] == [torch.float32, torch.int64]
     assert [tensor.requires_grad for tensor in chunks.outputs] == [True, False]
+
+
+def test_activation_checkpointing_inside_chunks() -> None:
+    """Sublayers under torch.utils.checkpoint stay so; they cost what they cost without, and have the same gradients."""
+
+    class Checkpointed(Toy):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embedding(tokens)
+            for layer in self.layers:
+                x = x + checkpoint(layer, x, use_reentrant=False)
+            return self.head(self.norm(x))
+
+    torch.manual_seed(0)
+    model = prepared(Checkpointed(6).double())
+    reference = copy.deepcopy(model)
+    chunks = chunks_of(model, 2, 2)
+    assert chunks.plan.cuts == chunks_of(toy(), 2, 2).plan.cuts
+    graphs = [body.graph.gm for bodies in chunks.bodies for body in bodies.values()]
+    assert all("tag_activation_checkpoint" in graph_text(gm) for gm in graphs)
+    run(modules_of(chunks), TOKENS).square().sum().backward()
+    logits_of(reference).square().sum().backward()
+    for (name, parameter), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-10, atol=1e-12, msg=name)
 
 
 # The store
