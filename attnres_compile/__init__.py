@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attnres_compile.explanation import Explanation, explain
     from attnres_compile.model_status import Status, status
     from attnres_compile.optimizers import param_groups
+    from attnres_compile.pipelines.pipeline import Pipeline, pipeline
     from attnres_compile.preparation import prepare, unprepare
     from attnres_compile.recording.live import Recording, depth_weights
     from attnres_compile.recording.record import DepthWeights
@@ -32,6 +33,7 @@ _HOMES = {
     "DepthWeights": "attnres_compile.recording.record",
     "Explanation": "attnres_compile.explanation",
     "OverheadReport": "attnres_compile.report.overhead",
+    "Pipeline": "attnres_compile.pipelines.pipeline",
     "Plan": "attnres_passes.plan",
     "Recording": "attnres_compile.recording.live",
     "Status": "attnres_compile.model_status",
@@ -41,6 +43,7 @@ _HOMES = {
     "load": "attnres_compile.save_load",
     "overhead": "attnres_compile.report.overhead",
     "param_groups": "attnres_compile.optimizers",
+    "pipeline": "attnres_compile.pipelines.pipeline",
     "prepare": "attnres_compile.preparation",
     "save": "attnres_compile.save_load",
     "status": "attnres_compile.model_status",
@@ -54,6 +57,7 @@ __all__ = [
     "DepthWeights",
     "Explanation",
     "OverheadReport",
+    "Pipeline",
     "Plan",
     "Recording",
     "Status",
@@ -63,6 +67,7 @@ __all__ = [
     "load",
     "overhead",
     "param_groups",
+    "pipeline",
     "prepare",
     "save",
     "status",

@@ -45,8 +45,8 @@ class Capture:
     break_reason: str = ""
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Capture:
-    """Capture ``model(*args, **kwargs)``.
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, static: bool = False) -> Capture:
+    """Capture ``model(*args, **kwargs)``. static: every size as it is, whatever sizes Dynamo has seen before.
 
     Raises EmptyBatchError if an example tensor has no elements, GraphBreakError or CaptureError if Dynamo makes no
     graph of the model.
@@ -54,7 +54,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     torch_compat.warn_if_untested()
     _check_not_empty(args, kwargs or {})
     model = unwrapped(model)
-    whole = _capture_whole(model, args, kwargs or {})
+    whole = _capture_whole(model, args, kwargs or {}, static)
     if isinstance(whole, Captured):
         return Capture((whole,), is_whole=True)
     source, reason = _break_of(whole)
@@ -73,7 +73,9 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     return Capture(graphs, is_whole=False, break_source=source, break_reason=reason)
 
 
-def _capture_whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured | Exception | None:
+def _capture_whole(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], static: bool
+) -> Captured | Exception | None:
     """The one graph of the model, or what Dynamo says about why there is more than one."""
     found: list[Captured] = []
 
@@ -84,7 +86,8 @@ def _capture_whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     problem: Exception | None = None
     with _undisturbed(model):
         try:
-            torch.compile(model, backend=keep_and_leave, fullgraph=True)(*args, **kwargs)
+            dynamic = False if static else None
+            torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
         except _Done:
             pass
         except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees

@@ -99,10 +99,17 @@ def config_from(config: AttnResConfig | None, options: Mapping[str, Any]) -> Att
 
 
 def analyse_model(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    config: AttnResConfig,
+    static: bool = False,
 ) -> tuple[AnalysedGraph, ...]:
-    """Capture ``model`` and analyse each of its graphs. Changes nothing. Raises CaptureError."""
-    captured = capture(model, args, kwargs)
+    """Capture ``model`` and analyse each of its graphs. Changes nothing. static: as for ``capture``.
+
+    Raises CaptureError.
+    """
+    captured = capture(model, args, kwargs, static)
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
     if not captured.is_whole and config.on_decline == "error":
         _check_pieces(captured, graphs)

@@ -59,7 +59,7 @@ class GraphRecorder:
 
     def _build(self, with_gradients: bool, args: Sequence[Any], added: Sequence[Tensor]) -> _Built:
         recorded = record(self.result, with_gradients)
-        passed = run_later_passes(recorded.result, self.plan)
+        passed = run_later_passes(recorded.result, recorded.result.gm, self.plan)
         places = tuple(self._place(entry.kind, entry.stream, entry.index) for entry in recorded.entries)
         layout = Layout(recorded.entries, places, recorded.num_probes)
         probes = (

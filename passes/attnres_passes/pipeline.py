@@ -17,6 +17,8 @@ from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import ParameterSlot, Rewritten, rewrite
 from attnres_passes.schedule import Scheduled, schedule
+from attnres_passes.stage_layout import StageLayout
+from attnres_passes.stages import stage
 from attnres_passes.streams import Analysis
 
 AfterStage = Callable[[GraphModule, Level, Plan], None]
@@ -26,20 +28,16 @@ AfterStage = Callable[[GraphModule, Level, Plan], None]
 class Passed:
     """The graph at the levels after the captured one.
 
-    result: of the rewrite; choice: what the reads are bound to, and why; fused: what was fused with them, None where
-    the inner compiler fuses.
+    result: of the rewrite; rewritten: its graph, placed on pipeline stages if the plan says so; choice: what the reads
+    are bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
     """
 
     result: Rewritten
+    rewritten: GraphModule
     scheduled: Scheduled
     lowered: GraphModule
     choice: Choice
     fused: Fused | None
-
-    @property
-    def rewritten(self) -> GraphModule:
-        """The graph at the rewritten level."""
-        return self.result.gm
 
     @property
     def slots(self) -> tuple[ParameterSlot, ...]:
@@ -53,6 +51,22 @@ class Passed:
         return "\n".join(part for part in parts if part)
 
 
+def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
+    """Take the rewritten graph of one pipeline chunk to the lowered level. plan: of the whole model.
+
+    Raises:
+        ConfigError: ATTNRES_KERNELS asks for what cannot be.
+    """
+    choice = choose(chunk, plan)
+    uses_kernels = choice.implementation is Implementation.KERNELS
+    scheduled = schedule(chunk, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    if uses_kernels:
+        fuse(scheduled.gm, plan)
+    lowered = lower(scheduled.gm, choice.implementation)
+    lowered.graph.lint()
+    return lowered
+
+
 def run_passes(
     gm: GraphModule, analysis: Analysis, after_stage: AfterStage = check_level, keeps_values: bool = False
 ) -> Passed:
@@ -63,22 +77,34 @@ def run_passes(
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
+        StageError: ``stages`` of the config are asked for, and the graph cannot be cut so.
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
-    return run_later_passes(rewritten, plan, after_stage, keeps_values)
+    return run_later_passes(rewritten, _placed(rewritten, plan), plan, after_stage, keeps_values)
+
+
+def _placed(rewritten: Rewritten, plan: Plan) -> GraphModule:
+    """The graph of ``rewritten`` with its pipeline stages, if the plan asks for them."""
+    if plan.config.stages is None or not plan.streams:
+        return rewritten.gm
+    return stage(rewritten.gm, plan, StageLayout(plan.config.stages)).gm
 
 
 def run_later_passes(
-    rewritten: Rewritten, plan: Plan, after_stage: AfterStage = check_level, keeps_values: bool = False
+    result: Rewritten,
+    rewritten: GraphModule,
+    plan: Plan,
+    after_stage: AfterStage = check_level,
+    keeps_values: bool = False,
 ) -> Passed:
-    """Take a rewritten graph of ``plan`` through the levels that follow; as ``run_passes``."""
-    after_stage(rewritten.gm, Level.REWRITTEN, plan)
-    choice = choose(rewritten.gm, plan)
+    """Take the graph ``rewritten``, which is that of ``result`` or was made of it, on; as ``run_passes``."""
+    after_stage(rewritten, Level.REWRITTEN, plan)
+    choice = choose(rewritten, plan)
     uses_kernels = choice.implementation is Implementation.KERNELS
-    scheduled = schedule(rewritten.gm, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    scheduled = schedule(rewritten, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
     fused = fuse(scheduled.gm, plan) if uses_kernels else None
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, choice.implementation, keeps_values)
     after_stage(lowered, Level.LOWERED, plan)
-    return Passed(rewritten, scheduled, lowered, choice, fused)
+    return Passed(result, rewritten, scheduled, lowered, choice, fused)

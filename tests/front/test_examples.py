@@ -41,6 +41,29 @@ def test_quickstart(child_environment, tmp_path):
     assert re.search(r"8 pseudo-queries started at zero; their largest entry is now 0\.0*[1-9]", out)
 
 
+@pytest.mark.processes
+def test_pipeline(child_environment, tmp_path):
+    words = ("--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
+    script = (str(EXAMPLES / "pipeline.py"), "--layers", "2", "--steps", "6")
+    environment = {key: value for key, value in child_environment.items() if key != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *script],
+        env={**environment, "GLOO_SOCKET_IFNAME": "lo"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+    assert "2 ranks x 2 chunks, loop order, cached transfer, 4 sublayers in blocks of 1" in done.stdout
+    assert "units sent  2      1      1" in done.stdout
+    losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", done.stdout)]
+    assert 5 < losses[0] < 6.5
+    assert losses[-1] < losses[0] - 1
+
+
 def test_demo(child_environment, tmp_path):
     words = ("--tiny", "--tokens", "32", "--rounds", "2", "--num-blocks", "4", "--inner", "eager")
     out = run_example("demo.py", *words, environment=child_environment, directory=tmp_path)

@@ -56,7 +56,7 @@ def test_nodes_stand_behind_what_they_are_about() -> None:
 def test_all_levels_give_the_same_statistics(schedule: str, with_gradients: bool) -> None:
     captured, analysis, result = rewritten(model, block_size=2, schedule=schedule)
     found = record(result, with_gradients)
-    lowered = run_later_passes(found.result, analysis.plan).lowered
+    lowered = run_later_passes(found.result, found.result.gm, analysis.plan).lowered
     probes = [torch.zeros(found.num_probes)] if with_gradients else []
     inputs = [*captured.inputs, *probes, *added_parameters(result, analysis, seed=1)]
     *outputs, statistics = run(found.result.gm, inputs)

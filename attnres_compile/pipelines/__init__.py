@@ -1,0 +1,1 @@
+"""Prepared models on torch.distributed.pipelining."""

@@ -1,0 +1,87 @@
+"""What all ranks of a pipeline must agree on, found out before anything is sent that could hang or be cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from attnres_compile.pipelines.errors import PipelineMismatchError, PipelineSupportError
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a rank has to say: a hash, or its error."""
+
+    digest: str
+    error: str = ""
+
+
+def check_distributed(group: dist.ProcessGroup | None, num_stages: int | None) -> int:
+    """The number of ranks of the pipeline. Raises PipelineSupportError."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise PipelineSupportError(
+            "no process group: start the script with torchrun, and call torch.distributed.init_process_group() first."
+        )
+    size = dist.get_world_size(group)
+    if num_stages is not None and num_stages != size:
+        raise PipelineSupportError(
+            f"num_stages={num_stages}, and the process group has {size} rank{'' if size == 1 else 's'}; start one "
+            "process per stage, or give group= the ranks of this pipeline."
+        )
+    return size
+
+
+class Agreement:
+    """The ranks of one pipeline."""
+
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
+        self.group, self.device = group, device
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def on_words(self, digest: str, error: Exception | None) -> None:
+        """Exchange hashes or errors in full. Raises ``error`` where there is one, else PipelineMismatchError."""
+        found: list[_Report | None] = [None] * self.size
+        mine = _Report(digest, f"{type(error).__name__}: {error}" if error is not None else "")
+        dist.all_gather_object(found, mine, group=self.group)
+        if error is not None:
+            raise error
+        reports = [report for report in found if report is not None]
+        failed = [(rank, report.error) for rank, report in enumerate(reports) if report.error]
+        if failed:
+            raise PipelineMismatchError(f"rank {failed[0][0]} of the pipeline failed, so all stop; {failed[0][1]}")
+        if len({report.digest for report in reports}) > 1:
+            listed = ", ".join(f"rank {rank}: {report.digest}" for rank, report in enumerate(reports))
+            raise PipelineMismatchError(
+                f"the ranks do not run the same pipeline ({listed}); give all of them the same model, options and "
+                "input shapes, and the same versions of the code."
+            )
+
+    def on_step(self, digest: str, error: Exception | None) -> None:
+        """As ``on_words``, for two numbers in the usual case that there is nothing to say."""
+        number = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)
+        mine = torch.tensor([number, int(error is not None)], dtype=torch.int64, device=self.device)
+        all_ = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(all_, mine, group=self.group)
+        numbers = torch.stack(all_).cpu()
+        if bool((numbers[:, 1] != 0).any()) or bool((numbers[:, 0] != numbers[0, 0]).any()):
+            self.on_words(digest, error)
+
+
+@contextlib.contextmanager
+def named_peers(rank: int) -> Iterator[None]:
+    """Say of an error that reaches this rank through a connection that it began elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")):
+            raise PipelineMismatchError(
+                f"rank {rank} waited for another rank that has stopped or hangs; look at the output of the other ranks "
+                f"for the first error. torch says: {text.splitlines()[0]}"
+            ) from error
+        raise

@@ -1,0 +1,200 @@
+"""From a model and example inputs to one pure module per chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from attnres_compile.errors import GraphBreakError
+from attnres_compile.matching import match
+from attnres_compile.parameters import require_parameters
+from attnres_compile.pipelines.chunk_module import Argument, ChunkBody, Held
+from attnres_compile.pipelines.errors import StageError
+from attnres_compile.preparation import AnalysedGraph, analyse_model
+from attnres_passes import torch_compat
+from attnres_passes.config import AttnResConfig
+from attnres_passes.levels import Level, check_level
+from attnres_passes.pipeline import lower_chunk
+from attnres_passes.rewrite import rewrite
+from attnres_passes.split_stages import ChunkGraph, split
+from attnres_passes.stage_layout import StageLayout
+from attnres_passes.stages import StagedGraph, stage
+from attnres_passes.text import graph_text
+from attnres_passes.transfers import Key, StagePlan, Transfer
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """All chunks of a model.
+
+    bodies[c]: chunk c as captured in training and in evaluation mode; examples[c]: for each key that chunk c needs, a
+    tensor on "meta" of its shape and dtype per micro-batch; outputs: the same for what the model returns; digest: a
+    hash of the plan and of every graph, equal on two ranks if and only if they run the same pipeline.
+    """
+
+    plan: StagePlan
+    bodies: tuple[dict[bool, ChunkBody], ...]
+    examples: tuple[dict[Key, Tensor], ...]
+    outputs: tuple[Tensor, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """The model in one mode, split."""
+
+    staged: StagedGraph
+    graphs: tuple[ChunkGraph, ...]
+    bodies: tuple[ChunkBody, ...]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How to cut. device: where the chunks will run, for a model on "meta"; cut_points: as for ``stage``.
+
+    splits_backward: whether gradients of weights are made apart from those of inputs. torch then walks the graph behind
+    each weight by itself, so that no computation may be shared between weights: every read is the definition.
+    """
+
+    layout: StageLayout
+    transfer: Transfer | str = Transfer.CACHED
+    cut_points: tuple[str, ...] | None = None
+    device: torch.device | None = None
+    splits_backward: bool = False
+
+
+def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cutting: Cutting) -> Chunks:
+    """Capture a prepared ``model`` on one micro-batch, rewrite it and cut it into chunks. The model is not changed.
+
+    A model in training mode is captured in evaluation mode as well, cut at the same places.
+
+    Raises:
+        CaptureError, GraphBreakError, NotPreparedError, StalePlanError, StageError.
+    """
+    captured = {model.training: _captured(model, args, kwargs, cutting)}
+    plan = captured[model.training].staged.plan
+    if model.training:
+        with _evaluating(model):
+            captured[False] = _captured(model, args, kwargs, cutting, plan.cuts)
+        if captured[False].staged.plan != plan:
+            raise StageError(
+                f"{type(model).__name__} has other sublayers in evaluation mode than in training; call model.eval() "
+                "first, and the pipeline runs in that mode alone."
+            )
+    first = next(iter(captured.values()))
+    examples = tuple(
+        {key: _on_meta(torch_compat.example_value(node)) for key, node in keyed.items()}
+        for keyed in first.staged.sources
+    )
+    outputs = tuple(_on_meta(torch_compat.example_value(node)) for node in _returned(first.staged.gm))
+    texts = [plan.digest, str(require_parameters(model).plan.config)]
+    texts.extend(graph_text(graph.gm) for mode in captured.values() for graph in mode.graphs)
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    bodies = tuple({mode: found.bodies[c] for mode, found in captured.items()} for c in range(len(plan.chunks)))
+    return Chunks(plan, bodies, examples, outputs, digest)
+
+
+def _captured(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    cutting: Cutting,
+    cuts: Sequence[int] | None = None,
+) -> _Captured:
+    added = require_parameters(model)
+    graph = _whole(model, args, kwargs, added.plan.config)
+    analysis = graph.analysis
+    planned = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
+    rewritten = rewrite(graph.captured.gm, analysis)
+    check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
+    staged = stage(rewritten.gm, analysis.plan, cutting.layout, cutting.transfer, cutting.cut_points, cuts)
+    graphs = split(staged, cutting.device)
+    parameters = [added.slot(planned.slot(slot)) for slot in rewritten.slots]
+    origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
+    lowered_plan = analysis.plan
+    if cutting.splits_backward:
+        config = dataclasses.replace(lowered_plan.config, schedule="naive")
+        lowered_plan = dataclasses.replace(lowered_plan, config=config)
+    bodies = tuple(
+        ChunkBody(ChunkGraph(lower_chunk(chunk.gm, lowered_plan), chunk.chunk, chunk.given), origins)
+        for chunk in graphs
+    )
+    return _Captured(staged, graphs, bodies)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def leaves_by_name(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors among the inputs of the model, by the names that chunks know them by."""
+    found = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
+    return {f"input{pytree.keystr(path)}": leaf for path, leaf in found if isinstance(leaf, Tensor)}
+
+
+def _whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], config: AttnResConfig) -> AnalysedGraph:
+    """The model as one graph. Raises GraphBreakError."""
+    graphs = analyse_model(model, args, kwargs, config, static=True)
+    if len(graphs) != 1:
+        raise GraphBreakError(
+            f"{type(model).__name__} breaks into {len(graphs)} graphs, and only a model of one graph can be cut into "
+            "stages; torch.compile(model, fullgraph=True) names the line to take out."
+        )
+    return graphs[0]
+
+
+def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any]) -> dict[int, Held | Argument]:
+    """What each placeholder of the rewritten graph stands for, found by the identity of its value."""
+    arguments = {id(leaf): Argument(name) for name, leaf in leaves.items()}
+    names: dict[int, list[str]] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(tensor), []).append(name)
+    saved = set(model.state_dict())
+    origins: dict[int, Held | Argument] = {}
+    for index, value in enumerate(values):
+        if id(value) in arguments:
+            origins[index] = arguments[id(value)]
+        elif id(value) in names:
+            paths = tuple(names[id(value)])
+            origins[index] = Held(paths, value, persistent=paths[0] in saved)
+        elif isinstance(value, Tensor):
+            # A tensor that is no part of the module tree, such as one in a plain list.
+            origins[index] = Held((f"attnres_constant_{index}",), value, persistent=False)
+    return origins
+
+
+def _returned(gm: GraphModule) -> list[Node]:
+    """What the whole graph returns. Raises StageError if that is not tensors alone."""
+    given = next(iter(reversed(gm.graph.nodes))).args[0]
+    assert isinstance(given, (tuple, list))
+    nodes = [node for node in given if isinstance(node, Node)]
+    if len(nodes) != len(given) or not all(isinstance(torch_compat.example_value(node), Tensor) for node in nodes):
+        raise StageError(
+            "the model returns something that is no tensor, which a pipeline cannot hand back; return tensors alone."
+        )
+    return nodes
+
+
+def _on_meta(value: Any) -> Tensor:
+    """A tensor without data like ``value``; a floating one requires a gradient, as one that is sent back does."""
+    empty = torch.empty(tuple(int(size) for size in value.shape), dtype=value.dtype, device="meta")
+    return empty.requires_grad_(value.is_floating_point())

@@ -1,0 +1,175 @@
+"""The one place that touches private parts of torch.distributed.pipelining, tested by tests/pipeline.
+
+``PipelineStage`` knows tensors that come from the chunk before and go to the next one. A chunk under cached transfer
+also reads blocks that its rank has kept, and their gradients must reach the chunk of this rank that kept them, before
+that one's own backward. The order is a data dependency: the backward of an earlier chunk needs a gradient that comes
+through every later one. So it is enough to step in at these points, in every schedule of torch:
+
+- a forward is given the kept blocks as fresh leaves, in a keyword, and keeps what the plan says;
+- after the backward of the inputs, gradients of those leaves go to the store, and what the store holds for a block
+  that came over the wire is added to the gradient that goes back over it;
+- before a backward, what the store holds for a block that was made here is added to the gradient of that output.
+
+Checked with torch 2.13. Under an older torch, making a stage is an error that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.pipelining import PipelineStage
+
+from attnres_compile.pipelines.chunk_module import CACHED
+from attnres_compile.pipelines.errors import PipelineSupportError
+from attnres_compile.pipelines.store import BlockStore
+from attnres_passes import torch_compat
+from attnres_passes.transfers import ChunkPlan
+
+OLDEST_TORCH = (2, 13)
+HOOKS = (
+    "forward_one_chunk",
+    "backward_one_chunk",
+    "backward_maybe_with_nosync",
+    "forward_maybe_with_nosync",
+    "_retrieve_recv_grads",
+    "clear_runtime_states",
+)
+"""Methods of torch's stage that are overridden."""
+
+
+def check_torch() -> None:
+    """Raise PipelineSupportError under a torch whose stages this file does not know."""
+    missing = [name for name in HOOKS if not callable(getattr(PipelineStage, name, None))]
+    if torch_compat.torch_version() < OLDEST_TORCH or missing:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        lacking = f", and its PipelineStage has no {', '.join(missing)}" if missing else ""
+        raise PipelineSupportError(
+            f"pipelines were checked with torch {oldest}, and this is {torch.__version__}{lacking}; install torch "
+            f"{oldest}."
+        )
+
+
+class ChunkStage(PipelineStage):
+    """torch's stage for one chunk.
+
+    Args:
+        module: the chunk, or a wrapper such as DistributedDataParallel around it.
+        chunk: its plan.
+        store: of the rank, shared by its chunks.
+        arrives, sends: examples on "meta" of what is received and what is given, per micro-batch.
+        last_reads: blocks that no later chunk of the rank reads.
+        splits_backward: whether the schedule runs the backward of inputs and weights apart.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        chunk: ChunkPlan,
+        num_chunks: int,
+        device: torch.device,
+        store: BlockStore,
+        arrives: tuple[Tensor, ...],
+        sends: tuple[Tensor, ...],
+        last_reads: tuple[int, ...],
+        splits_backward: bool,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(module, chunk.index, num_chunks, device, input_args=arrives, output_args=sends, group=group)
+        self.chunk, self.store, self.last_reads, self.splits_backward = chunk, store, last_reads, splits_backward
+        self._leaves: dict[int, dict[int, int]] = {}
+        self._microbatch = -1
+
+    def forward_one_chunk(
+        self,
+        fwd_chunk_id: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        save_forward_output: bool = True,
+    ) -> Any:
+        records = bool(self.has_backward and torch.is_grad_enabled())
+        leaves = tuple(self.store.leaf(fwd_chunk_id, block, records) for block in self.chunk.cached)
+        given = {**(kwargs or {}), CACHED: leaves}
+        output = super().forward_one_chunk(fwd_chunk_id, args, given, save_forward_output)
+        outputs, inputs = self.fwd_cache[fwd_chunk_id]
+        for block in self.chunk.keeps:
+            arrived = block in self.chunk.arrives
+            value = inputs[self.chunk.arrives.index(block)] if arrived else outputs[self.chunk.sends.index(block)]
+            self.store.put(fwd_chunk_id, block, value)
+        # torch flattens positional arguments and keywords into one list, where leaves are found by identity.
+        position = {id(value): index for index, value in enumerate(inputs)}
+        self._leaves[fwd_chunk_id] = {
+            block: position[id(leaf)] for block, leaf in zip(self.chunk.cached, leaves, strict=True)
+        }
+        for block in self.last_reads:
+            self.store.drop(fwd_chunk_id, block)
+        return output
+
+    def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward_maybe_with_nosync(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.is_last:
+            return output
+        outputs = output if isinstance(output, tuple) else (output,)
+        return tuple(self._sendable(tensor) for tensor in outputs)
+
+    def _sendable(self, tensor: Tensor) -> Tensor:
+        """Contiguous; and a copy where the schedule detaches outputs in place: reads of this chunk saved the source."""
+        return tensor.clone(memory_format=torch.contiguous_format) if self.splits_backward else tensor.contiguous()
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> Any:
+        # The methods below are not told which micro-batch they are called for.
+        self._microbatch = bwd_chunk_id
+        return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> Any:
+        gradients = list(super()._retrieve_recv_grads(bwd_chunk_id))
+        for block in self.chunk.keeps:
+            if block not in self.chunk.arrives:
+                place = self.chunk.sends.index(block)
+                gradients[place] = _sum(gradients[place], self.store.take_gradient(bwd_chunk_id, block))
+        return tuple(gradients)
+
+    def backward_maybe_with_nosync(
+        self, backward_type: Any, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        gradients, groups = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        if backward_type == "weight" or self.is_first:
+            return gradients, groups
+        microbatch, summed = self._microbatch, list(gradients)
+        for block, place in self._leaves.pop(microbatch).items():
+            if (gradient := summed[place]) is not None:
+                self.store.add_gradient(microbatch, block, gradient)
+        for block in self.chunk.keeps:
+            if block in self.chunk.arrives:
+                place = self.chunk.arrives.index(block)
+                summed[place] = _sum(summed[place], self.store.take_gradient(microbatch, block))
+        return tuple(None if value is None else value.contiguous() for value in summed), groups
+
+    def clear_runtime_states(self) -> None:
+        super().clear_runtime_states()
+        self._leaves.clear()
+        self.store.clear()
+
+
+def _sum(gradient: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    """Out of place: a received gradient lies in a buffer that torch uses again."""
+    if gradient is None or kept is None:
+        return kept if gradient is None else gradient
+    return gradient + kept
+
+
+@contextlib.contextmanager
+def without_loss(schedule: Any) -> Iterator[None]:
+    """Run a schedule forward without computing a loss, for which torch wants a target."""
+    loss = schedule._loss_fn
+    schedule._loss_fn = None
+    try:
+        yield
+    finally:
+        schedule._loss_fn = loss
