@@ -102,7 +102,11 @@ def analyse_model(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
 ) -> tuple[AnalysedGraph, ...]:
     """Capture ``model`` and analyse each of its graphs. Changes nothing. Raises CaptureError."""
-    captured = capture(model, args, kwargs)
+    return analyse_capture(capture(model, args, kwargs), config)
+
+
+def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedGraph, ...]:
+    """Analyse each graph of a capture. Raises GraphBreakError under ``on_decline="error"``."""
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
     if not captured.is_whole and config.on_decline == "error":
         _check_pieces(captured, graphs)
@@ -140,10 +144,19 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
     return Plan(tuple(streams), tuple(declined), config)
 
 
+def first_cut(graphs: Sequence[AnalysedGraph]) -> Stream | None:
+    """The first stream that goes on after the break in which its graph ends; None if there is none."""
+    found = ((stream, graph.captured.end) for graph in graphs for stream in graph.analysis.plan.streams)
+    return next((stream for stream, end in found if _is_cut(stream, end)), None)
+
+
+def _is_cut(stream: Stream, end: GraphEnd) -> bool:
+    return end.is_break and any(not read.normed and read.state == len(stream.writes) for read in stream.reads)
+
+
 def check_not_cut(stream: Stream, end: GraphEnd) -> None:
     """Raise GraphBreakError if the graph ended in a break and the stream goes on after it."""
-    leaves = [read for read in stream.reads if not read.normed and read.state == len(stream.writes)]
-    if end.is_break and leaves:
+    if _is_cut(stream, end):
         raise GraphBreakError(
             f"a graph break cuts the residual stream {stream.name!r} after "
             f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten "
