@@ -17,7 +17,7 @@ from attnres_compile.errors import AlreadyPreparedError, GraphBreakError, NoStre
 from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig, ConfigError
-from attnres_passes.plan import Decline, Plan, Stream
+from attnres_passes.plan import Decline, Plan, Reason, Stream
 from attnres_passes.streams import Analysis, find_streams
 from attnres_passes.torch_compat import GraphEnd
 
@@ -141,6 +141,9 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
                 dataclasses.replace(stream, name=f"{stream.name}.{names[stream.name]}") if repeated else stream
             )
         declined.extend(plan.declined)
+    if streams:
+        # A piece of the model that holds no stream at all declines none.
+        declined = [decline for decline in declined if decline.reason is not Reason.NO_RESIDUAL]
     return Plan(tuple(streams), tuple(declined), config)
 
 

@@ -12,7 +12,7 @@ from attnres_compile.inspection.folding import check_expand
 from attnres_compile.inspection.strips import flat, strips_of
 from attnres_compile.inspection.text import stream_line
 
-_MARGIN, _NARROWEST, _LINE, _CHARACTERS = 20, 720, 18, 100
+_MARGIN, _NARROWEST, _LINE, _CHARACTERS = 20, 760, 18, 115
 
 
 def style(name: str) -> str:

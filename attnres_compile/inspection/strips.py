@@ -52,7 +52,7 @@ class StreamStrips:
 def strips_of(stream: StreamFacts, expand: Collection[str] = (), unfolds: bool = True) -> StreamStrips:
     """Draw a stream. unfolds: also draw each repetition of folded layers."""
     layers = fold(stream.sites, expand)
-    labels = [_relative(layer, row) for layer in layers for row in layer.rows]
+    labels = [_relative(layer, row) for layer in layers for row in layer.rows] + [layer.label for layer in layers]
     drawing = _Drawing(stream, Geometry.of(stream, labels))
     return StreamStrips(drawing.at.width, drawing.head(), tuple(drawing.layer(layer, unfolds) for layer in layers))
 
@@ -87,7 +87,9 @@ class _Drawing:
         rails += f'<circle class="root" cx="{at.rail(0)}" cy="{root_y}" r="4"/>'
         rails += _line(at.rail(0), root_y, at.rail(0), HEAD, "rail")
         words = _text(SPINE - 8, 16, "before", "panel") + _text(at.band, 16, "after", "panel")
-        words += _text(at.band, 36, "blocks", "small")
+        words += _text(
+            at.band, 36, "blocks" if at.blocks_per_rail == 1 else f"blocks, by {at.blocks_per_rail}", "small"
+        )
         words += _text(at.box, root_y + 4, root, "root-name") + _text(at.box_after, root_y + 4, root, "root-name")
         return Strip(f"{words}{names}{_group('root', tip, rails)}", HEAD)
 
@@ -112,7 +114,7 @@ class _Drawing:
             times = f'<tspan class="times" dx="8">x{layer.repeats}</tspan>'
         else:
             mark, times = "", ""
-        name = escape(layer.label)
+        name = escape(clipped(layer.label))
         label = f'<text class="layer" x="{at.box - 4}" y="19">{name}{times}</text>'
         return Strip(f"{lines}{mark}{label}", LAYER_HEAD)
 
