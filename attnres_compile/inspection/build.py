@@ -27,6 +27,9 @@ BREAK_FIX = (
     "take that line out of the forward, or out of the part between the root and the last norm; "
     "torch.compile(model, fullgraph=True) shows the stack"
 )
+DECAY = "0 (group 'attnres')"
+"""How ``param_groups`` decays them."""
+
 _DIRECT = (scheduled.direct_read, scheduled.fused_direct_read)
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
@@ -87,6 +90,7 @@ def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
 
 def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: Passed) -> Iterator[StreamFacts]:
     roles = {(role.stream, role.read): (name, role) for name, role in _scheduled_reads(passed.scheduled.gm)}
+    stages = _stages_of_writes(passed.rewritten)
     trace = graph.analysis.trace
     for index, (stream, sites) in enumerate(zip(planned, graph.analysis.sites, strict=True)):
         root = trace.nodes[sites.root]
@@ -102,7 +106,7 @@ def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: Passed) ->
             len(stream.reads),
             provenance.module_path(root) or str(root.name),
             provenance.source_line(root),
-            tuple(_sites(index, stream, sites, graph, roles)),
+            tuple(_sites(index, stream, sites, graph, roles, stages)),
         )
 
 
@@ -116,12 +120,19 @@ def _scheduled_reads(gm: GraphModule) -> Iterator[tuple[str, Role]]:
             yield "naive" if is_definition else "direct" if node.target in _DIRECT else "two_phase", role
 
 
+def _stages_of_writes(gm: GraphModule) -> dict[tuple[int, int | None], int | None]:
+    """The pipeline stage of each write, by stream and number; None without stages."""
+    roles = (role for node in gm.graph.nodes if (role := role_of(node)) is not None and role.kind == "write")
+    return {(role.stream, role.sublayer): role.stage for role in roles}
+
+
 def _sites(
     index: int,
     stream: Stream,
     sites: StreamSites,
     graph: AnalysedGraph,
     roles: Mapping[tuple[int, int | None], tuple[str, Role]],
+    stages: Mapping[tuple[int, int | None], int | None],
 ) -> Iterator[Site]:
     """Reads of the root, then each write and the reads of the state that it makes."""
     values = graph.analysis.trace.values
@@ -132,7 +143,8 @@ def _sites(
     for state in range(len(stream.writes) + 1):
         if state:
             write, value = stream.writes[state - 1], written[state - 1]
-            yield Site("write", write.module, write.source, write.block, state, tensor_text(value.shape, value.dtype))
+            shape, stage = tensor_text(value.shape, value.dtype), stages.get((index, state))
+            yield Site("write", write.module, write.source, write.block, state, shape, stage=stage)
         for k in reads.get(state, ()):
             read, value = stream.reads[k], values[sites.reads[k].uses[0][0]]
             schedule, role = roles.get((index, k), (None, None))
@@ -158,7 +170,7 @@ def _added(plan: Plan) -> Iterator[AddedParameter]:
             reads = f"0-{count - 1}" if count > 1 else "0"
             for name, init in (("query", "zeros"), ("key_norm.weight", "ones")):
                 path = f"attnres.streams.{index}.reads.{reads}.{name}"
-                yield AddedParameter(path, (stream.width,), count, init, "none")
+                yield AddedParameter(path, (stream.width,), count, init, DECAY)
 
 
 def _environment(graphs: Sequence[PassedGraph]) -> dict[str, str]:

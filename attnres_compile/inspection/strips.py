@@ -65,7 +65,7 @@ def _relative(layer: Layer, row: Row) -> str:
 
 @dataclass
 class _Drawing:
-    """Draws from top to bottom. begun: the last block that has a write so far."""
+    """Draws from top to bottom. begun: the last block that has a write so far; block: those named last."""
 
     stream: StreamFacts
     at: Geometry
@@ -97,10 +97,10 @@ class _Drawing:
         begun = self.begun
         unfolded: tuple[LayerStrips, ...] = ()
         if layer.is_folded and unfolds:
+            self.block = ""
             unfolded = tuple(self.layer(one, False) for one in layer.unfolded())
-            self.begun = begun
+            self.begun, self.block = begun, ""
         head = self._layer_head(layer) if layer.label else None
-        self.block = ""
         return LayerStrips(
             layer.label, layer.repeats, head, tuple(self._row(layer, row) for row in layer.rows), unfolded
         )

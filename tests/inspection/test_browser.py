@@ -76,8 +76,10 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
         one.page.close()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", ["deep_6", "toy_encoder_decoder", "mixed", "toy_post_norm", "named"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("deep_6", "light"), ("deep_6", "dark"), ("mixed", "dark"), ("toy_post_norm", "light"), ("named", "light")],
+)
 def test_it_renders(open_page: Any, name: str, scheme: str) -> None:
     page = open_page(name, scheme)
     explanation = explained(name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
 
 import attnres_compile as ac
+from attnres_compile.inspection.build import inspection_of
 from attnres_compile.inspection.facts import Inspection, Verdict
+from attnres_compile.inspection.text import inspection_text
 from attnres_passes.levels import SCHEDULED_READS, is_ours
+from attnres_passes.roles import role_of, set_role
 from tests.end_to_end.models import PreNorm, tokens
 from tests.inspection.models import explained
 from tests.zoo import toys
@@ -44,6 +48,31 @@ def test_schedules(schedule: str) -> None:
     sites = found.streams[0].sites
     assert {site.schedule for site in sites if (site.sources or 0) > 1} == {schedule}
     assert {site.schedule for site in sites if (site.sources or 0) < 2} == {None}
+
+
+def test_pipeline_stages_are_those_of_the_nodes() -> None:
+    """Without stages there is no such column; with them, a site has the stage of its node."""
+    explanation = ac.explain(PreNorm(), (tokens(),))
+    assert "stage" not in explanation.report()
+    for gm in (explanation.after, explanation.scheduled):
+        for node in gm.graph.nodes:
+            role = role_of(node)
+            if role is not None and role.sublayer is not None:
+                set_role(node, dataclasses.replace(role, stage=role.sublayer // 2))
+    found = inspection_of(explanation.plan, explanation.graphs, ())
+    placed = [(site.state, site.stage) for site in found.streams[0].sites if site.state]
+    assert placed == [(state, state // 2) for state, _ in placed]
+    lines = inspection_text(found).splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("write")] == ["0", "1"], (
+        "the last two layers are folded"
+    )
+
+
+def test_the_added_parameters_are_not_decayed() -> None:
+    model = PreNorm()
+    ac.prepare(model, (tokens(),))
+    *_, ours = ac.param_groups(model, lr=0.1, weight_decay=0.1)
+    assert {one.decay for one in facts("mixed").parameters} == {f"{ours['weight_decay']:g} (group {ours['name']!r})"}
 
 
 def test_kernels_are_the_calls_of_the_lowered_graph() -> None:
