@@ -49,17 +49,26 @@ class BrokenInside(PreNorm):
         return self.head(self.norm(self.blocks[2](x)))
 
 
+class NamedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x))
+
+
 class Named(nn.Module):
-    """Module names that HTML, XML, JSON and Graphviz would take for their own signs."""
+    """Module names that HTML and XML would take for their own signs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({f'<b>"{k}"&': nn.Linear(8, 8) for k in range(3)})
+        self.layers = nn.ModuleDict({f"<b>&{k}": NamedBlock() for k in range(3)})
         self.norm = nn.LayerNorm(8)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers.values():
-            x = x + layer(self.norm(x))
+            x = layer(x)
         return self.norm(x)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ import pytest
 
 import attnres_compile.inspection
 from attnres_compile.inspection.build import inspection_of
+from attnres_compile.inspection.dot import dot
 from attnres_compile.inspection.page import page
 from attnres_compile.inspection.picture import svg
 from attnres_compile.inspection.text import inspection_text
@@ -141,12 +143,24 @@ def test_html_is_one_file(name: str) -> None:
 
 def test_html_and_svg_escape_what_users_name() -> None:
     explanation = explained("named")
+    assert explanation.plan.streams[0].writes[0].module == "layers.<b>&0.linear"
     text = explanation.to_html()
     assert "alert(&" in text
     assert "<script>alert" not in text
-    assert '<b>"' not in text
-    assert "&lt;b&gt;" in text
-    assert '<b>"' not in explanation.to_svg()
+    assert "layers.&lt;b&gt;&amp;0.linear" in text
+    assert not [found for found in (text, explanation.to_svg()) if "<b>" in found]
+
+
+def test_dot_quotes_what_users_name() -> None:
+    pydot = pytest.importorskip("pydot")
+    stream = explained("deep_6").inspection.streams[0]
+    site = dataclasses.replace(stream.sites[0], module='a"b\\c')
+    renamed = dataclasses.replace(stream, name='say "x"', sites=(site, *stream.sites[1:]))
+    inspection = dataclasses.replace(explained("deep_6").inspection, streams=(renamed,))
+    [graph] = pydot.graph_from_dot_data(dot(inspection))
+    [cluster] = graph.get_subgraphs()
+    assert cluster.get_label() == '"say \\"x\\""'
+    assert '"a\\"b\\\\c"' in [node.get_label() for node in cluster.get_nodes()]
 
 
 def test_html_goes_to_a_file(tmp_path: Any) -> None:
