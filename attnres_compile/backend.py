@@ -74,7 +74,7 @@ def _compile(
     # Decide first, on frozen data.
     analysis = find_streams(trace_aten(gm), config)
     stages(gm, Level.CAPTURED, analysis.plan)
-    stages.write("plan.txt", f"{analysis.plan}\n")
+    stages.plan(analysis.plan)
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error
     if isinstance(owner, NoOwner) or not analysis.plan.streams:
@@ -84,7 +84,7 @@ def _compile(
     planned = _planned(owner, analysis, end)
     # Then build the new graph beside the old one.
     passed = run_passes(gm, analysis, stages)
-    stages.write("schedule.txt", f"{passed.schedule_text()}\n")
+    stages.schedule(passed.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
     slots = tuple(planned(slot) for slot in passed.slots)
     with _registered(owner, analysis.plan) as added:

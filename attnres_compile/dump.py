@@ -1,8 +1,9 @@
-"""What is kept of a compilation: numbered files per stage under ``ATTNRES_DUMP``, and checks of each level."""
+"""What is kept of a compilation: files under ``ATTNRES_DUMP``, artifacts in torch's trace; and checks of each level."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from attnres_kernels.load_triton import DUMP_VARIABLE
+from attnres_passes import torch_compat
 from attnres_passes.levels import Level, check_level
 from attnres_passes.plan import Plan
 from attnres_passes.text import graph_text
@@ -18,7 +20,7 @@ _numbers = itertools.count()
 
 
 class Stages:
-    """Called after each stage of one compilation: checks the level and, if asked, writes the graph's text."""
+    """Called after each stage of one compilation: checks the level and, if asked, keeps the graph's text."""
 
     def __init__(self) -> None:
         directory = os.environ.get(DUMP_VARIABLE)
@@ -29,11 +31,22 @@ class Stages:
 
     def __call__(self, gm: GraphModule, level: Level, plan: Plan) -> None:
         check_level(gm, level, plan)
+        torch_compat.trace_graph(f"attnres_{level.value}", lambda: graph_text(gm))
         seconds = time.perf_counter() - self.began
         self.write(
             f"{level.value}.py",
             f"# {level.value} graph, {seconds:.2f} s after the compilation began\n{graph_text(gm)}",
         )
+
+    def plan(self, plan: Plan) -> None:
+        """Keep the plan, as a table in a file and as JSON in torch's trace."""
+        self.write("plan.txt", f"{plan}\n")
+        torch_compat.trace_artifact("attnres_plan", "json", lambda: json.dumps(plan.to_dict()))
+
+    def schedule(self, text: str) -> None:
+        """Keep the cost model's tables, and what reads are bound to."""
+        self.write("schedule.txt", f"{text}\n")
+        torch_compat.trace_artifact("attnres_schedule", "string", lambda: text)
 
     def write(self, name: str, text: str) -> None:
         """Write ``<graph>_<stage>_<name>`` into the dump directory, if there is one."""

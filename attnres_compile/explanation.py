@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
-from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
+from attnres_compile.capture import capture
+from attnres_compile.inspection.build import PassedGraph, breaks_of, inspection_of
+from attnres_compile.inspection.dot import dot
+from attnres_compile.inspection.facts import Inspection
+from attnres_compile.inspection.page import page
+from attnres_compile.inspection.picture import svg
+from attnres_compile.inspection.skeleton import skeleton_diff
+from attnres_compile.inspection.text import inspection_text
+from attnres_compile.preparation import (
+    AnalysedGraph,
+    analyse_capture,
+    config_from,
+    first_cut,
+    plan_of,
+    settle_declined,
+)
 from attnres_passes.config import AttnResConfig
 from attnres_passes.levels import Level, check_level
 from attnres_passes.pipeline import Passed, run_passes
@@ -22,41 +39,88 @@ from attnres_passes.text import graph_text
 
 @dataclass(frozen=True)
 class Explanation:
-    """A plan and its graphs at each level.
+    """A plan, the graphs at each level, and all that there is to say about them; ``str()`` is a report in text.
 
-    plan: of the whole model; before: the captured graph; after: the rewritten one (``before`` where nothing is
-    rewritten); scheduled: its reads grouped; lowered: what the inner compiler is given; schedule: the cost model's
-    table, and what reads are bound to. Of a model with several graphs, they are those of the first graph with a stream.
+    plan, inspection: of the whole model; graphs: its graphs in the order they run, each with its levels; name: of the
+    model. ``before``, ``after``, ``scheduled`` and ``lowered`` are the levels of the first graph with a stream.
     """
 
     plan: Plan
-    before: GraphModule = field(repr=False)
-    after: GraphModule = field(repr=False)
-    scheduled: GraphModule = field(repr=False)
-    lowered: GraphModule = field(repr=False)
-    schedule: str = field(repr=False)
+    inspection: Inspection
+    graphs: tuple[PassedGraph, ...] = field(repr=False)
+    name: str
+
+    @property
+    def before(self) -> GraphModule:
+        """The captured graph."""
+        return self._levels[Level.CAPTURED]
+
+    @property
+    def after(self) -> GraphModule:
+        """The rewritten graph; ``before`` where nothing is rewritten."""
+        return self._levels[Level.REWRITTEN]
+
+    @property
+    def scheduled(self) -> GraphModule:
+        """The graph with its reads grouped."""
+        return self._levels[Level.SCHEDULED]
+
+    @property
+    def lowered(self) -> GraphModule:
+        """What the inner compiler is given."""
+        return self._levels[Level.LOWERED]
+
+    @property
+    def schedule(self) -> str:
+        """The cost model's table, and what reads are bound to."""
+        return self.inspection.schedule
+
+    @cached_property
+    def _levels(self) -> Mapping[Level, GraphModule]:
+        return next((graph for graph in self.graphs if graph.passed is not None), self.graphs[0]).levels()
 
     def text(self, level: str) -> str:
-        """The graph of a level ("captured", "rewritten", "scheduled", "lowered") as Python text."""
-        return graph_text(self._graphs()[Level(level)])
+        """The graphs of a level ("captured", "rewritten", "scheduled", "lowered") as Python text."""
+        texts = [graph_text(graph.levels()[Level(level)]) for graph in self.graphs]
+        if len(texts) == 1:
+            return texts[0]
+        return "\n".join(f"# graph {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, start=1))
 
-    def _graphs(self) -> dict[Level, GraphModule]:
-        return {
-            Level.CAPTURED: self.before,
-            Level.REWRITTEN: self.after,
-            Level.SCHEDULED: self.scheduled,
-            Level.LOWERED: self.lowered,
-        }
+    def report(self, expand: Collection[str] = ()) -> str:
+        """What is rewritten and what is not, as text. expand: layers that are not folded into their neighbours.
+
+        Raises ExpandError.
+        """
+        return inspection_text(self.inspection, expand)
+
+    def diff(self, expand: Collection[str] = ()) -> str:
+        """The residual streams before and after, as a unified diff. Raises ExpandError."""
+        return skeleton_diff(self.inspection, expand)
+
+    def to_svg(self, expand: Collection[str] = ()) -> str:
+        """The residual streams before and after, side by side, as an SVG document. Raises ExpandError."""
+        return svg(self.inspection, expand)
+
+    def to_dot(self, expand: Collection[str] = ()) -> str:
+        """The rewritten streams as Graphviz text. Raises ExpandError."""
+        return dot(self.inspection, expand)
+
+    def to_html(self, path: str | Path | None = None, expand: Collection[str] = ()) -> str:
+        """A page with pictures, tables and graphs that needs no other file; written to ``path`` if one is given.
+
+        Raises ExpandError.
+        """
+        text = page(self.name, self.inspection, {level.value: self.text(level.value) for level in Level}, expand)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the plan, and the number of nodes at each level."""
-        nodes = {level.value: len(gm.graph.nodes) for level, gm in self._graphs().items()}
-        return {**self.plan.to_dict(), "nodes": nodes}
+        """Plain data with a ``schema_version``; ``attnres_compile/inspection/inspection.schema.json`` describes it."""
+        return {**self.inspection.to_dict(), "model": self.name}
 
     def __str__(self) -> str:
-        nodes = self.to_dict()["nodes"]
-        sizes = ", ".join(f"{level} {count}" for level, count in nodes.items())
-        return f"{self.plan}\n\n{self.schedule}\n\nnodes: {sizes}"
+        return f"{self.report()}\n\nschedule\n{self.schedule}" if self.schedule else self.report()
 
 
 def explain(
@@ -65,26 +129,37 @@ def explain(
     kwargs: Mapping[str, Any] | None = None,
     *,
     config: AttnResConfig | None = None,
+    name: str | None = None,
     **options: Any,
 ) -> Explanation:
     """Analyse and rewrite ``model`` on example inputs and return plan and graphs; the model is not changed.
 
     Args:
-        model, args, kwargs, config, options: as for ``prepare``.
+        model, args, kwargs, config, options: as for ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
+            which nothing can be rewritten is explained too, also one whose stream a graph break cuts.
+        name: of the model in reports; by default its class's.
 
     Raises:
-        ConfigError, CaptureError, GraphBreakError, NoStreamError (unless ``on_decline`` is "warn" or "ignore").
+        ConfigError, CaptureError, GraphBreakError, NoStreamError.
     """
     chosen = config_from(config, options)
-    graphs = analyse_model(model, args, kwargs, chosen)
-    plan = plan_of(graphs, chosen)
-    if not plan.streams:
-        settle_declined(plan)
-    graph = next((graph for graph in graphs if graph.analysis.plan.streams), graphs[0])
-    passed = passed_under(graph, chosen)
-    return Explanation(
-        plan, graph.captured.gm, passed.rewritten, passed.scheduled.gm, passed.lowered, passed.schedule_text()
+    captured = capture(model, args, kwargs)
+    graphs = analyse_capture(captured, chosen)
+    cut = first_cut(graphs)
+    if cut is not None and chosen.on_decline != "error":
+        # Compilation stops at the break, so that nothing is rewritten.
+        declined = tuple(decline for graph in graphs for decline in graph.analysis.plan.declined)
+        plan = Plan((), declined, chosen)
+    else:
+        plan = plan_of(graphs, chosen)
+        if not plan.streams:
+            settle_declined(plan)
+    passed = tuple(
+        PassedGraph(graph, passed_under(graph, chosen) if plan.streams and graph.analysis.plan.streams else None)
+        for graph in graphs
     )
+    breaks = breaks_of(captured, "" if cut is None else cut.name)
+    return Explanation(plan, inspection_of(plan, passed, breaks), passed, name or type(model).__name__)
 
 
 def passed_under(graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False) -> Passed:

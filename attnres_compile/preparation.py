@@ -17,7 +17,7 @@ from attnres_compile.errors import AlreadyPreparedError, GraphBreakError, NoStre
 from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig, ConfigError
-from attnres_passes.plan import Decline, Plan, Stream
+from attnres_passes.plan import Decline, Plan, Reason, Stream
 from attnres_passes.streams import Analysis, find_streams
 from attnres_passes.torch_compat import GraphEnd
 
@@ -109,7 +109,11 @@ def analyse_model(
 
     Raises CaptureError.
     """
-    captured = capture(model, args, kwargs, static)
+    return analyse_capture(capture(model, args, kwargs, static), config)
+
+
+def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedGraph, ...]:
+    """Analyse each graph of a capture. Raises GraphBreakError under ``on_decline="error"``."""
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
     if not captured.is_whole and config.on_decline == "error":
         _check_pieces(captured, graphs)
@@ -144,13 +148,25 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
                 dataclasses.replace(stream, name=f"{stream.name}.{names[stream.name]}") if repeated else stream
             )
         declined.extend(plan.declined)
+    if streams:
+        # A piece of the model that holds no stream at all declines none.
+        declined = [decline for decline in declined if decline.reason is not Reason.NO_RESIDUAL]
     return Plan(tuple(streams), tuple(declined), config)
+
+
+def first_cut(graphs: Sequence[AnalysedGraph]) -> Stream | None:
+    """The first stream that goes on after the break in which its graph ends; None if there is none."""
+    found = ((stream, graph.captured.end) for graph in graphs for stream in graph.analysis.plan.streams)
+    return next((stream for stream, end in found if _is_cut(stream, end)), None)
+
+
+def _is_cut(stream: Stream, end: GraphEnd) -> bool:
+    return end.is_break and any(not read.normed and read.state == len(stream.writes) for read in stream.reads)
 
 
 def check_not_cut(stream: Stream, end: GraphEnd) -> None:
     """Raise GraphBreakError if the graph ended in a break and the stream goes on after it."""
-    leaves = [read for read in stream.reads if not read.normed and read.state == len(stream.writes)]
-    if end.is_break and leaves:
+    if _is_cut(stream, end):
         raise GraphBreakError(
             f"a graph break cuts the residual stream {stream.name!r} after "
             f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten "

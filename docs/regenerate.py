@@ -1,6 +1,7 @@
-"""Rewrite the generated parts of the pages in this folder, from what the compiler prints today.
+"""Rewrite the generated parts of the pages in this folder, and the pictures, from what the compiler prints today.
 
-A part begins with `<!-- generated: NAME -->`, the name of a function below, and ends with `<!-- end -->`.
+A part begins with `<!-- generated: NAME -->`, the name of a function below, and ends with `<!-- end -->`. A picture is
+a file of the folder `pictures`, made by the function of its name.
 
 python docs/regenerate.py            # rewrites them
 python docs/regenerate.py --check    # writes nothing; exits with 1 and shows the difference if one is stale
@@ -11,21 +12,25 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import importlib.metadata
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are shown, and neither compiled nor run
 
 import example_variants
 import torch
-from example_model import example
+from example_model import TinyGPT, example
 from tabulate import tabulate
 
 import attnres_compile
 from attnres_compile.capture import capture
+from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.source import load_model
 from attnres_kernels.depth_attention import cost
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.specs import ReadSpec
@@ -50,6 +55,12 @@ PART = re.compile(r"(?P<open><!-- generated: (?P<name>\S+) -->\n).*?(?P<close><!
 OPTIONS = {"num_blocks": 2}
 
 PARTS: dict[str, Callable[[], str]] = {}
+PICTURES: dict[str, Callable[[], str]] = {}
+
+
+def picture(function: Callable[[], str]) -> Callable[[], str]:
+    PICTURES[function.__name__.replace("_", "-")] = function
+    return function
 
 
 def part(function: Callable[[], str]) -> Callable[[], str]:
@@ -324,6 +335,67 @@ def kernel_text() -> str:
     return fenced(read_text(spec))
 
 
+@part
+def inspection_version() -> str:
+    torch_is, transformers_is = (
+        ".".join(importlib.metadata.version(name).split(".")[:2]) for name in ("torch", "transformers")
+    )
+    return f"The pictures and texts of this page were made with torch {torch_is} and transformers {transformers_is}.\n"
+
+
+@part
+def inspection_text() -> str:
+    return fenced(re.sub(r"^made with: .*$", "made with: ..", explained().report(), flags=re.MULTILINE))
+
+
+@part
+def inspection_diff() -> str:
+    return fenced(explained().diff(), "diff")
+
+
+@functools.cache
+def preset(name: str, seq: int | None = 64, **options: Any) -> attnres_compile.Explanation:
+    loaded = load_model(name, LoadOptions(seq=seq))
+    return attnres_compile.explain(loaded.model, loaded.args, loaded.kwargs, name=name, **options)
+
+
+@picture
+def gpt2() -> str:
+    return preset("gpt2").to_svg()
+
+
+@picture
+def gpt2_unfolded() -> str:
+    """The layers around the end of the first block and of the last one."""
+    return preset("gpt2").to_svg(["1", "2", "11"])
+
+
+@picture
+def llama_full() -> str:
+    return preset("llama-tiny", block_size=1).to_svg(["all"])
+
+
+@picture
+def whisper() -> str:
+    return preset("whisper-tiny").to_svg()
+
+
+@picture
+def vit() -> str:
+    return preset("vit-tiny", seq=None, num_blocks=3).to_svg(["all"])
+
+
+@picture
+def deep() -> str:
+    return attnres_compile.explain(TinyGPT(layers=48), (torch.zeros(1, 8, dtype=torch.long),)).to_svg()
+
+
+@picture
+def declined_model() -> str:
+    make, give, _ = example_variants.DECLINED["post_norm"]
+    return attnres_compile.explain(make(), (give(),), on_decline="ignore").to_svg()
+
+
 def regenerated(text: str) -> str:
     """A page with its generated parts made anew."""
     return PART.sub(lambda found: f"{found['open']}{PARTS[found['name']]()}{found['close']}", text)
@@ -362,23 +434,28 @@ def pipeline_costs() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, exit with 1 if a page or a picture is out of date"
+    )
     arguments = parser.parse_args()
     stale = False
-    for page in sorted(DOCS.glob("*.md")):
-        old = page.read_text()
-        new = regenerated(old)
+    pages = {page: lambda page=page: regenerated(page.read_text()) for page in sorted(DOCS.glob("*.md"))}
+    pictures = {DOCS / "pictures" / f"{name}.svg": make for name, make in PICTURES.items()}
+    for path, make in {**pages, **pictures}.items():
+        old = path.read_text() if path.exists() else ""
+        new = make()
         if old == new:
             continue
         stale = True
         if arguments.check:
             lines = difflib.unified_diff(
-                old.splitlines(), new.splitlines(), f"{page.name} as it is", "regenerated", lineterm=""
+                old.splitlines(), new.splitlines(), f"{path.name} as it is", "regenerated", lineterm=""
             )
             print("\n".join(lines))
         else:
-            page.write_text(new)
-            print(f"rewrote {page.name}")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(new)
+            print(f"rewrote {path.name}")
     return int(stale and arguments.check)
 
 

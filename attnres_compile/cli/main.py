@@ -94,8 +94,22 @@ def _add_model_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], i
 def _add_inspect(verbs: Any) -> None:
     text = "what is rewritten in a model, and what is not and why; exit code 0 all, 2 partly, 3 nothing"
     parser = _add_model_verb(verbs, "inspect", cli_verbs.run_inspect, text)
+    parser.add_argument(
+        "--format",
+        choices=("text", "html", "svg", "dot", "json"),
+        default="text",
+        help="html: one page with pictures, tables and graphs; svg: the picture; dot: for Graphviz (default text)",
+    )
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument("--diff", action="store_true", help="the streams before and after, as a unified diff")
     parser.add_argument("--level", choices=_LEVELS, help="also print the graph at this level")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--expand",
+        action="append",
+        metavar="LAYER",
+        help="do not fold this layer into its neighbours: a path (model.layers.3), its end, its number, or all; "
+        "may repeat",
+    )
     _add_output(parser)
 
 

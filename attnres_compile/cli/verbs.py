@@ -12,39 +12,49 @@ from attnres_compile.cli.options import load_options, rewrite_options
 from attnres_compile.cli.output import OutputError, check_writable, json_text, write_text
 from attnres_passes.config import ConfigError
 
-ALL_REWRITTEN, PARTLY_REWRITTEN, NOTHING_REWRITTEN = 0, 2, 3
 PASSED, FAILED = 0, 1
 BENCH_SEQ = 512
 VERIFICATION_SCHEMA = 1
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    """Print the plan, and the graph of one level; the exit code says how much is rewritten."""
+    """Print what is rewritten, in the format that is asked for; the exit code says how much."""
+    form = "json" if arguments.json else arguments.format
+    if form not in ("text", "json") and (arguments.level or arguments.diff):
+        raise ConfigError(
+            f"--level and --diff are text, and --format is {form}: leave it out, or take --format json; a page of "
+            "--format html holds the graphs of all levels and the difference."
+        )
     check_writable(arguments.output)
     loaded = _load(arguments)
     import attnres_compile as ac
 
     # Nothing to rewrite is what this verb reports, with its exit code, and so no error.
     options = rewrite_options(arguments) | {"on_decline": "ignore"}
-    explanation = ac.explain(loaded.model, loaded.args, loaded.kwargs, **options)
-    graph = explanation.text(arguments.level) if arguments.level else None
-    schedule = explanation.schedule if arguments.level == "scheduled" else None
-    code = inspect_exit_code(explanation.plan)
-    if arguments.json:
-        record = explanation.to_dict() | {"model": loaded.name, "exit_code": code}
-        shown = {name: text for name, text in (("schedule", schedule), ("graph", graph)) if text}
-        write_text(json_text(record | shown), arguments.output)
-    else:
-        write_text("\n\n".join(filter(None, (str(explanation.plan), schedule, graph))), arguments.output)
-    return code
+    explanation = ac.explain(loaded.model, loaded.args, loaded.kwargs, name=loaded.name, **options)
+    expand: list[str] = arguments.expand or []
+    asked = _asked(arguments, explanation, expand)
+    renderers: dict[str, Callable[[], str]] = {
+        "text": lambda: "\n\n".join([*([] if arguments.diff else [explanation.report(expand)]), *asked.values()]),
+        "json": lambda: json_text(explanation.to_dict() | asked),
+        "html": lambda: explanation.to_html(expand=expand),
+        "svg": lambda: explanation.to_svg(expand),
+        "dot": lambda: explanation.to_dot(expand),
+    }
+    write_text(renderers[form](), arguments.output)
+    return int(explanation.inspection.verdict)
 
 
-def inspect_exit_code(plan: Any) -> int:
-    """0 if all streams are rewritten, 2 if some are, 3 if none; one left out by --stream is no miss."""
-    if not plan.streams:
-        return NOTHING_REWRITTEN
-    missed = [decline for decline in plan.declined if str(decline.reason) != "not_selected"]
-    return PARTLY_REWRITTEN if missed else ALL_REWRITTEN
+def _asked(arguments: argparse.Namespace, explanation: Any, expand: list[str]) -> dict[str, str]:
+    """The texts beside the report, by their names in JSON."""
+    asked = {}
+    if arguments.diff:
+        asked["diff"] = explanation.diff(expand) or explanation.inspection.headline
+    if arguments.level == "scheduled":
+        asked["schedule"] = explanation.schedule
+    if arguments.level:
+        asked["graph"] = explanation.text(arguments.level)
+    return {name: text for name, text in asked.items() if text}
 
 
 def run_verify(arguments: argparse.Namespace) -> int:

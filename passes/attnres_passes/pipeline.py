@@ -44,10 +44,13 @@ class Passed:
         """What the appended placeholders of all levels stand for."""
         return self.result.slots
 
+    def bound_text(self) -> str:
+        """What reads are bound to, and why."""
+        return f"bound to {self.choice.implementation.value}: {self.choice.why}"
+
     def schedule_text(self) -> str:
         """The cost model's table for each stream, what reads are bound to, and what was fused."""
-        bound = f"bound to {self.choice.implementation.value}: {self.choice.why}"
-        parts = [str(self.scheduled), bound, *([] if self.fused is None else [str(self.fused)])]
+        parts = [str(self.scheduled), self.bound_text(), *([] if self.fused is None else [str(self.fused)])]
         return "\n".join(part for part in parts if part)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -50,8 +51,13 @@ def _annotation(node: Node) -> str:
     value = torch_compat.example_value(node)
     if not isinstance(value, torch.Tensor):
         return ""
-    sizes = ", ".join(str(size) for size in value.shape) or "()"
-    return f": {_DTYPES.get(value.dtype, str(value.dtype).removeprefix('torch.'))}[{sizes}]"
+    return f": {tensor_text(value.shape, value.dtype)}"
+
+
+def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
+    """Dtype and shape of a tensor: ``f32[2, s0, 768]``."""
+    sizes = ", ".join(str(size) for size in shape) or "()"
+    return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
 
 
 def _role_comment(node: Node) -> str:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
+import torch._logging
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -308,6 +309,22 @@ def without_recorded_shapes() -> Iterator[None]:
         yield
     finally:
         pgo._CODE_STATE = saved
+
+
+def trace_artifact(name: str, encoding: Literal["string", "json"], text: Callable[[], str]) -> None:
+    """Add a text to torch's structured trace (``TORCH_TRACE``), which tlparse shows; it is made only when traced."""
+    _trace("artifact", {"name": name, "encoding": encoding}, text)
+
+
+def trace_graph(name: str, text: Callable[[], str]) -> None:
+    """Add the text of a graph to torch's structured trace."""
+    _trace("graph_dump", {"name": name}, text)
+
+
+def _trace(event: str, metadata: dict[str, str], text: Callable[[], str]) -> None:
+    trace_structured = getattr(torch._logging, "trace_structured", None)
+    if trace_structured is not None:
+        trace_structured(event, metadata_fn=lambda: metadata, payload_fn=text)
 
 
 def as_backend_failure(error: Exception) -> Exception:

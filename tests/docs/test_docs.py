@@ -6,10 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -72,13 +72,19 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 
 def test_generated_parts_are_up_to_date(tmp_path: Path) -> None:
     """The text of a captured graph depends on torch, so pages are compared under the version they name."""
-    major, minor = torch.__version__.split(".")[:2]
-    made_with = re.search(r"made with torch (\d+\.\d+)", (DOCS / "how_it_works.md").read_text())
+    pytest.importorskip("transformers")
+    made_with = re.search(r"made with torch (\S+) and transformers (\d+\.\d+)", (DOCS / "inspection.md").read_text())
     assert made_with is not None
-    if made_with[1] != f"{major}.{minor}":
-        pytest.skip(f"the pages were generated with torch {made_with[1]}")
+    for package, found in zip(("torch", "transformers"), made_with.groups(), strict=True):
+        if version(package).split(".")[:2] != found.split("."):
+            pytest.skip(f"the pages were generated with {package} {found}")
     done = run_python(str(DOCS / "regenerate.py"), "--check", directory=tmp_path)
     assert done.returncode == 0, f"run `python docs/regenerate.py`\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_picture_is_on_a_page() -> None:
+    shown = {link["target"] for page in PAGES for link in LINK.finditer(page.read_text())}
+    assert {f"pictures/{path.name}" for path in (DOCS / "pictures").glob("*.svg")} <= shown
 
 
 def test_every_part_is_on_a_page() -> None:

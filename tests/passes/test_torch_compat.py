@@ -314,3 +314,18 @@ def test_in_backward() -> None:
     x.sum().backward()
     assert seen == [True]
     assert not torch_compat.in_backward()
+def test_what_is_traced_is_made_only_for_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[tuple[str, dict[str, str], str]] = []
+    monkeypatch.setattr(
+        torch._logging,
+        "trace_structured",
+        lambda event, *, metadata_fn, payload_fn: traced.append((event, metadata_fn(), payload_fn())),
+    )
+    torch_compat.trace_artifact("plan", "json", lambda: "{}")
+    torch_compat.trace_graph("after", lambda: "def forward(): ...")
+    assert traced == [
+        ("artifact", {"name": "plan", "encoding": "json"}, "{}"),
+        ("graph_dump", {"name": "after"}, "def forward(): ..."),
+    ]
+    monkeypatch.delattr(torch._logging, "trace_structured")
+    torch_compat.trace_graph("after", lambda: pytest.fail("made for nothing"))

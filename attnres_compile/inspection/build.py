@@ -1,0 +1,182 @@
+"""From analysed graphs and what the passes made of them to the facts of a model."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from attnres_compile.bench.environment import package_version
+from attnres_compile.capture import Capture
+from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, Site, StreamFacts
+from attnres_compile.inspection.kernels import kernels_of
+from attnres_compile.preparation import AnalysedGraph
+from attnres_kernels.depth_attention import scheduled
+from attnres_passes import provenance
+from attnres_passes.levels import SCHEDULED_READS, Level, is_depth_attention
+from attnres_passes.pipeline import Passed
+from attnres_passes.plan import Plan, Stream
+from attnres_passes.roles import Role, role_of
+from attnres_passes.sites import StreamSites, WriteSite
+from attnres_passes.text import tensor_text
+
+BREAK_FIX = (
+    "take that line out of the forward, or out of the part between the root and the last norm; "
+    "torch.compile(model, fullgraph=True) shows the stack"
+)
+DECAY = "0 (group 'attnres')"
+"""How ``param_groups`` decays them."""
+
+_DIRECT = (scheduled.direct_read, scheduled.fused_direct_read)
+_PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
+
+
+@dataclass(frozen=True)
+class PassedGraph:
+    """A graph of the model and, where it has streams, its levels."""
+
+    graph: AnalysedGraph
+    passed: Passed | None
+
+    def levels(self) -> Mapping[Level, GraphModule]:
+        """The graph at each level; as it was captured where nothing is rewritten."""
+        before = self.graph.captured.gm
+        if self.passed is None:
+            return dict.fromkeys(Level, before)
+        after = self.passed.rewritten, self.passed.scheduled.gm, self.passed.lowered
+        return dict(zip(Level, (before, *after), strict=True))
+
+
+def inspection_of(plan: Plan, graphs: Sequence[PassedGraph], breaks: tuple[GraphBreak, ...]) -> Inspection:
+    """The facts of a model. plan: of all of it; its streams come in the order of the graphs."""
+    streams: list[StreamFacts] = []
+    kernels: list[Kernel] = []
+    for graph in graphs:
+        if graph.passed is not None:
+            of_graph = plan.streams[len(streams) : len(streams) + len(graph.graph.analysis.plan.streams)]
+            found = tuple(_streams(of_graph, graph.graph, graph.passed))
+            kernels.extend(kernels_of(graph.passed, found))
+            streams.extend(found)
+    nodes: Counter[str] = Counter()
+    for graph in graphs:
+        nodes.update({level.value: len(gm.graph.nodes) for level, gm in graph.levels().items()})
+    passed = [graph.passed for graph in graphs if graph.passed is not None]
+    return Inspection(
+        plan,
+        tuple(streams),
+        breaks,
+        tuple(_added(plan)),
+        tuple(kernels),
+        "; ".join(dict.fromkeys(one.bound_text() for one in passed)),
+        "\n\n".join(one.schedule_text() for one in passed),
+        dict(nodes),
+        _environment(graphs),
+    )
+
+
+def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
+    """Where the graphs of a model end before it does. cuts: the stream that the first of them cuts."""
+    places = dict.fromkeys((end.source, end.reason) for end in (graph.end for graph in captured.graphs) if end.is_break)
+    if captured.break_source and captured.break_source not in [source for source, _ in places]:
+        places = dict.fromkeys([(captured.break_source, captured.break_reason), *places])
+    return tuple(
+        GraphBreak(source, reason, cuts if index == 0 else "", BREAK_FIX)
+        for index, (source, reason) in enumerate(places)
+    )
+
+
+def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: Passed) -> Iterator[StreamFacts]:
+    roles = {(role.stream, role.read): (name, role) for name, role in _scheduled_reads(passed.scheduled.gm)}
+    stages = _stages_of_writes(passed.rewritten)
+    trace = graph.analysis.trace
+    for index, (stream, sites) in enumerate(zip(planned, graph.analysis.sites, strict=True)):
+        root = trace.nodes[sites.root]
+        value = trace.values[trace.node_output[sites.root]]  # type: ignore[index]
+        yield StreamFacts(
+            stream.name,
+            stream.width,
+            str(value.dtype).removeprefix("torch."),
+            tensor_text(value.shape, value.dtype),
+            stream.block_size,
+            stream.num_blocks,
+            len(stream.writes),
+            len(stream.reads),
+            provenance.module_path(root) or str(root.name),
+            provenance.source_line(root),
+            tuple(_sites(index, stream, sites, graph, roles, stages)),
+        )
+
+
+def _scheduled_reads(gm: GraphModule) -> Iterator[tuple[str, Role]]:
+    """How each read of the plan is computed, with its role."""
+    for node in gm.graph.nodes:
+        is_definition = is_depth_attention(node)
+        if is_definition or node.target in SCHEDULED_READS:
+            role = role_of(node)
+            assert role is not None
+            yield "naive" if is_definition else "direct" if node.target in _DIRECT else "two_phase", role
+
+
+def _stages_of_writes(gm: GraphModule) -> dict[tuple[int, int | None], int | None]:
+    """The pipeline stage of each write, by stream and number; None without stages."""
+    roles = (role for node in gm.graph.nodes if (role := role_of(node)) is not None and role.kind == "write")
+    return {(role.stream, role.sublayer): role.stage for role in roles}
+
+
+def _sites(
+    index: int,
+    stream: Stream,
+    sites: StreamSites,
+    graph: AnalysedGraph,
+    roles: Mapping[tuple[int, int | None], tuple[str, Role]],
+    stages: Mapping[tuple[int, int | None], int | None],
+) -> Iterator[Site]:
+    """Reads of the root, then each write and the reads of the state that it makes."""
+    values = graph.analysis.trace.values
+    written = [values[step.after] for step in sites.steps if isinstance(step, WriteSite)]
+    reads: dict[int, list[int]] = {}
+    for k, read in enumerate(stream.reads):
+        reads.setdefault(read.state, []).append(k)
+    for state in range(len(stream.writes) + 1):
+        if state:
+            write, value = stream.writes[state - 1], written[state - 1]
+            shape, stage = tensor_text(value.shape, value.dtype), stages.get((index, state))
+            yield Site("write", write.module, write.source, write.block, state, shape, stage=stage)
+        for k in reads.get(state, ()):
+            read, value = stream.reads[k], values[sites.reads[k].uses[0][0]]
+            schedule, role = roles.get((index, k), (None, None))
+            yield Site(
+                "read",
+                read.module,
+                read.source,
+                read.block if read.block <= stream.num_blocks else None,
+                state,
+                tensor_text(value.shape, value.dtype),
+                read.num_sources,
+                read.normed,
+                schedule,
+                role.group if role else None,
+                role.stage if role else None,
+            )
+
+
+def _added(plan: Plan) -> Iterator[AddedParameter]:
+    for index, stream in enumerate(plan.streams):
+        count = len(stream.parametrized_reads)
+        if count:
+            reads = f"0-{count - 1}" if count > 1 else "0"
+            for name, init in (("query", "zeros"), ("key_norm.weight", "ones")):
+                path = f"attnres.streams.{index}.reads.{reads}.{name}"
+                yield AddedParameter(path, (stream.width,), count, init, DECAY)
+
+
+def _environment(graphs: Sequence[PassedGraph]) -> dict[str, str]:
+    versions = {name: version for name in _PACKAGES if (version := package_version(name)) is not None}
+    devices = dict.fromkeys(
+        str(value.device) for graph in graphs for value in graph.graph.captured.inputs if hasattr(value, "device")
+    )
+    system = f"{platform.system()} {platform.machine()}"
+    return {**versions, "python": platform.python_version(), "system": system, "device": ", ".join(devices) or "cpu"}

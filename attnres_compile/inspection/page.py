@@ -1,0 +1,81 @@
+"""One HTML page that needs no other file and no network: pictures, tables and graphs of an inspection."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from attnres_compile.inspection.facts import Inspection, StreamFacts, Verdict
+from attnres_compile.inspection.folding import check_expand
+from attnres_compile.inspection.picture import style
+from attnres_compile.inspection.skeleton import skeleton_diff
+from attnres_compile.inspection.strips import LayerStrips, Strip, strips_of
+from attnres_compile.inspection.text import (
+    added_elements,
+    kernel_table,
+    pairs,
+    parameter_table,
+    site_table,
+    stream_line,
+)
+from attnres_passes.plan import short_source
+
+
+def page(name: str, inspection: Inspection, graphs: Mapping[str, str], expand: Collection[str] = ()) -> str:
+    """The page of a model. graphs: their text, by level. Raises ExpandError."""
+    check_expand([stream.sites for stream in inspection.streams], expand)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["short"] = short_source
+    return environment.from_string(style("page.html.jinja")).render(
+        name=name,
+        inspection=inspection,
+        tone={Verdict.ALL: "all", Verdict.PARTLY: "partly", Verdict.NOTHING: "nothing"}[inspection.verdict],
+        streams=[_stream(stream, expand) for stream in inspection.streams],
+        parameters=parameter_table(inspection.parameters),
+        added=added_elements(inspection),
+        kernels=kernel_table(inspection.kernels),
+        diff=skeleton_diff(inspection, expand).splitlines(),
+        graphs=graphs,
+        pairs=pairs,
+        css=Markup(style("picture.css") + style("page.css")),
+        script=Markup(style("page.js")),
+    )
+
+
+def _stream(stream: StreamFacts, expand: Collection[str]) -> dict[str, object]:
+    """What the template shows of a stream; strips are SVG that escapes what it is given."""
+    drawn = strips_of(stream, expand)
+    return {
+        "name": stream.name,
+        "line": stream_line(stream),
+        "width": drawn.width,
+        "head": _svg(drawn.head, drawn.width),
+        "layers": [_layer(layer, drawn.width) for layer in drawn.layers],
+        "sites": site_table(stream, expand),
+    }
+
+
+def _layer(layer: LayerStrips, width: int) -> dict[str, object]:
+    return {
+        "label": layer.label,
+        "repeats": layer.repeats,
+        "head": _svg(layer.head, width) if layer.head is not None else Markup(),
+        "rows": _joined(layer.rows, width),
+        "unfolded": [_layer(one, width) for one in layer.unfolded],
+    }
+
+
+def _svg(strip: Strip, width: int) -> Markup:
+    return _joined((strip,), width)
+
+
+def _joined(strips: Collection[Strip], width: int) -> Markup:
+    """Strips under one another in one SVG element."""
+    parts, y = [], 0
+    for strip in strips:
+        parts.append(f'<g transform="translate(0 {y})">{strip.body}</g>' if y else strip.body)
+        y += strip.height
+    body = "".join(parts)
+    return Markup(f'<svg width="{width}" height="{y}" viewBox="0 0 {width} {y}">{body}</svg>')

@@ -1,0 +1,58 @@
+"""The residual streams alone, before and after, line by line, and their difference.
+
+Before, every sublayer reads and adds to one state ``x``; after, writes go to the blocks ``b1, b2, ..`` and reads attend
+over those there are. Layers are folded, so that a model of a hundred layers is a dozen lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from attnres_compile.inspection.facts import Inspection, StreamFacts
+from attnres_compile.inspection.folding import Row, check_expand, fold
+
+Pair = tuple[str, str]
+"""A line before and after the rewrite."""
+
+
+def skeleton_pairs(stream: StreamFacts, expand: Collection[str] = ()) -> Iterator[Pair]:
+    """The lines of one stream."""
+    yield f"x = {stream.root}", f"b0 = {stream.root}"
+    for layer in fold(stream.sites, expand):
+        if layer.is_folded:
+            line = f"# {layer.label}: {layer.repeats} times"
+            yield line, line
+        for row in layer.rows:
+            yield _row_pair(row)
+
+
+def _row_pair(row: Row) -> Pair:
+    if row.first.kind == "write":
+        return f"x += {row.module}", f"{_block(row.block)} += {row.module}"
+    deep = [site.sources for site in row.sites if (site.sources or 0) > 1]
+    if not deep:
+        return f"{row.module}(x)", f"{row.module}(b0)"
+    least, most = min(number - 1 for number in deep if number), max(number - 1 for number in deep if number)
+    last = f"b{most}" if least == most else _block(f"{least}-{most}")
+    return f"{row.module}(x)", f"{row.module}(depth_attention(b0{', ' if most == 1 else ' .. '}{last}))"
+
+
+def _block(number: str) -> str:
+    return f"b[{number}]" if "-" in number else f"b{number}"
+
+
+def skeleton_diff(inspection: Inspection, expand: Collection[str] = ()) -> str:
+    """A unified diff of the residual streams; '' if nothing is rewritten. Raises ExpandError.
+
+    Lines that replace each other stand together, which a unified diff allows.
+    """
+    check_expand([stream.sites for stream in inspection.streams], expand)
+    parts = []
+    for stream in inspection.streams:
+        pairs = list(skeleton_pairs(stream, expand))
+        lines = []
+        for before, after in pairs:
+            lines.extend([f" {before}"] if before == after else [f"-{before}", f"+{after}"])
+        head = f"--- {stream.name} as it was\n+++ {stream.name} rewritten\n@@ -1,{len(pairs)} +1,{len(pairs)} @@"
+        parts.append("\n".join([head, *lines]))
+    return "\n".join(parts)

@@ -1,0 +1,117 @@
+"""The text of an inspection, in the order in which people ask: is it rewritten, what, what not, at what price."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from tabulate import tabulate
+
+from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
+from attnres_compile.inspection.folding import Layer, check_expand, fold
+from attnres_passes.plan import Decline, short_source
+
+Table = tuple[list[str], list[list[str]]]
+"""Headers and rows."""
+
+
+def inspection_text(inspection: Inspection, expand: Collection[str] = ()) -> str:
+    """Verdict, streams, sites, declines, graph breaks, parameters, kernels, environment. Raises ExpandError."""
+    check_expand([stream.sites for stream in inspection.streams], expand)
+    return "\n\n".join(_sections(inspection, expand))
+
+
+def _sections(inspection: Inspection, expand: Collection[str]) -> Iterator[str]:
+    yield inspection.headline
+    for stream in inspection.streams:
+        yield f"stream {stream.name}: {stream_line(stream)}\n{_table(site_table(stream, expand))}"
+    if inspection.plan.declined:
+        yield "declined\n" + "\n".join(f"  - {decline_line(decline)}" for decline in inspection.plan.declined)
+    if inspection.breaks:
+        yield "graph breaks\n" + "\n".join(f"  - {break_line(found)}" for found in inspection.breaks)
+    if inspection.parameters:
+        yield f"parameters added: {added_elements(inspection):,}\n{_table(parameter_table(inspection.parameters))}"
+    if inspection.kernels:
+        yield f"kernels: {inspection.bound}\n{_table(kernel_table(inspection.kernels))}"
+    yield f"nodes: {pairs(inspection.nodes)}\nmade with: {pairs(inspection.environment)}"
+
+
+def stream_line(stream: StreamFacts) -> str:
+    """Width, shape and blocks of a stream."""
+    blocks = f"{stream.num_blocks} block{'s' if stream.num_blocks > 1 else ''} of {stream.block_size}"
+    root = ", ".join(part for part in (stream.root, short_source(stream.root_source)) if part)
+    counts = f"{stream.writes} writes in {blocks}, {stream.reads} reads"
+    return f"width {stream.width}, {counts}; {stream.shape} from {root}"
+
+
+def site_table(stream: StreamFacts, expand: Collection[str] = ()) -> Table:
+    """One row per site, repeated layers folded; the last column only if some site has a pipeline stage."""
+    headers = ["", "module", "source", "", "block", "sources", "normed", "schedule", "stage"]
+    rows = [row for layer in fold(stream.sites, expand) for row in _layer_rows(layer)]
+    if not any(row[-1] for row in rows):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
+    return headers, rows
+
+
+def _layer_rows(layer: Layer) -> Iterator[list[str]]:
+    times = f"x{layer.repeats}" if layer.is_folded else ""
+    for row in layer.rows:
+        site = row.first
+        normed = "" if site.normed is None else "yes" if site.normed else "no"
+        rest = [times, row.block, row.sources, normed, row.schedule, row.stage]
+        yield [site.kind, row.module, short_source(site.source), *rest]
+
+
+def decline_line(decline: Decline) -> str:
+    """Reason, what to do, and where."""
+    return str(decline)
+
+
+def break_line(found: GraphBreak) -> str:
+    """Where, why, what it cuts, and what to do."""
+    cuts = f"; it cuts the stream {found.cuts}" if found.cuts else ""
+    return f"{short_source(found.source)}: {found.reason}{cuts}; {found.fix}"
+
+
+def added_elements(inspection: Inspection) -> int:
+    """Numbers in all parameters that are added."""
+    return sum(added.elements for added in inspection.parameters)
+
+
+def parameter_table(parameters: Sequence[AddedParameter]) -> Table:
+    """One row per stream and kind."""
+    headers = ["name", "shape", "tensors", "parameters", "init", "weight decay"]
+    rows = [
+        [one.name, str(list(one.shape)), str(one.count), f"{one.elements:,}", one.init, one.decay] for one in parameters
+    ]
+    return headers, rows
+
+
+def kernel_table(kernels: Sequence[Kernel]) -> Table:
+    """One row per form of a call."""
+    headers = ["kernel", "on", "stream", "calls", "n sources", "reads", "d", "dtype", "takes in"]
+    rows = [
+        [
+            *(one.name, one.implementation, one.stream, str(one.calls), _extent(one.sources), _extent(one.reads)),
+            *(str(one.d), one.dtype, one.fused),
+        ]
+        for one in kernels
+    ]
+    return headers, rows
+
+
+def pairs(values: dict[str, int] | dict[str, str]) -> str:
+    """``captured 312, rewritten 350``."""
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _extent(numbers: tuple[int, int] | None) -> str:
+    if numbers is None:
+        return ""
+    return str(numbers[0]) if numbers[0] == numbers[1] else f"{numbers[0]}-{numbers[1]}"
+
+
+def _table(table: Table) -> str:
+    headers, rows = table
+    return tabulate(rows, headers=headers, disable_numparse=True)
