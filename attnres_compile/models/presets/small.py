@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from attnres_compile.models.presets.preset import Preset
 
 _DECODER = {
@@ -34,7 +37,7 @@ _VIT = {
 }
 
 
-def _small(name: str, architecture: str, config_class: str, model_class: str, values: dict[str, object]) -> Preset:
+def _small(name: str, architecture: str, config_class: str, model_class: str, values: Mapping[str, Any]) -> Preset:
     return Preset(name, f"small model of the {architecture} architecture", config_class, model_class, values)
 
 
