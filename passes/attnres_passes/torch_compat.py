@@ -125,6 +125,11 @@ def is_composite(operator: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(str(operator._name), "CompositeImplicitAutograd")
 
 
+def storage_id(tensor: torch.Tensor) -> int:
+    """The same for tensors that share memory, while one of them is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def size_token(size: Any) -> Any:
     """A size as an int or a sympy expression: comparing those adds no guard, as comparing symbolic sizes would."""
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
@@ -168,6 +173,11 @@ def mark_for_recompute(node: torch.fx.Node) -> None:
     """Have the partitioner of forward and backward make the node's results again in the backward, not keep them."""
     node.meta["recompute"] = torch.utils.checkpoint.CheckpointPolicy.MUST_RECOMPUTE
     node.meta["ac_graph_id"] = 0
+
+
+def is_made_again(node: torch.fx.Node) -> bool:
+    """Whether the backward makes the node's results again, by ``mark_for_recompute``."""
+    return node.meta.get("recompute") is torch.utils.checkpoint.CheckpointPolicy.MUST_RECOMPUTE
 
 
 def mark_as_added(placeholder: torch.fx.Node) -> None:
