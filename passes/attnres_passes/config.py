@@ -40,7 +40,7 @@ class AttnResConfig:
         queries give back the plain residual sum.
     schedule: how the reads of a block are computed; all schedules give the same numbers.
     inner: the compiler that the rewritten graph is handed to.
-    stages: number of pipeline stages, or None.
+    stages: number of pipeline chunks to mark the nodes of the rewritten graph with, balanced by FLOPs; None for none.
     on_decline: what to do about a model in which no stream can be rewritten.
     allow_unnormed: rewrite streams although reads that feed a write are not normed.
     streams: names of the streams to rewrite; None for all.

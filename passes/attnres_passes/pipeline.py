@@ -6,7 +6,7 @@ A new pass is one line in ``run_passes``: compilation, explanation and verificat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule
 
@@ -17,6 +17,8 @@ from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import ParameterSlot, rewrite
 from attnres_passes.schedule import Scheduled, schedule
+from attnres_passes.stage_layout import StageLayout
+from attnres_passes.stages import stage
 from attnres_passes.streams import Analysis
 
 AfterStage = Callable[[GraphModule, Level, Plan], None]
@@ -53,9 +55,12 @@ def run_passes(
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
+        StageError: ``stages`` of the config are asked for, and the graph cannot be cut so.
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
+    if plan.config.stages is not None and plan.streams:
+        rewritten = replace(rewritten, gm=stage(rewritten.gm, plan, StageLayout(plan.config.stages)).gm)
     after_stage(rewritten.gm, Level.REWRITTEN, plan)
     choice = choose(rewritten.gm, plan)
     uses_kernels = choice.implementation is Implementation.KERNELS

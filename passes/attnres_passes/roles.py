@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch.fx import Node
@@ -13,7 +13,7 @@ Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule",
 
 @dataclass(frozen=True)
 class Role:
-    """stream: its index in the plan; block and sublayer count from 1; stage: pipeline stage, once it is planned.
+    """stream: its index in the plan; block and sublayer count from 1; stage: pipeline chunk, once it is planned.
 
     sublayer: index of the write that the node belongs to, or of the read's state; read: index of the read in the
     stream, for reads, keys and parameters; group: of reads that share a pass over completed blocks, from 0 in each
@@ -37,11 +37,39 @@ class Role:
         return " ".join(parts)
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A node of the model itself in a pipeline. stage: the chunk that runs it; copies: others that run it too."""
+
+    stage: int
+    copies: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        copies = f" copies={','.join(map(str, self.copies))}" if self.copies else ""
+        return f"stage={self.stage}{copies}"
+
+
 def role_of(node: Node) -> Role | None:
     """The role of a node; None for nodes that the rewrite did not make."""
     role = node.meta.get(KEY)
-    assert role is None or isinstance(role, Role)
-    return role
+    assert role is None or isinstance(role, (Role, Staged))
+    return role if isinstance(role, Role) else None
+
+
+def stages_of(node: Node) -> tuple[int, ...]:
+    """The pipeline chunks that run a node, in their order; none before stages are planned."""
+    mark = node.meta.get(KEY)
+    if isinstance(mark, Staged):
+        return (mark.stage, *mark.copies)
+    return () if mark is None or mark.stage is None else (mark.stage,)
+
+
+def set_stages(node: Node, stages: tuple[int, ...]) -> None:
+    """Note the chunks that run a node, beside its role if it has one. One at least."""
+    role = role_of(node)
+    assert stages
+    assert role is None or len(stages) == 1, "what the rewrite adds runs in one chunk"
+    node.meta[KEY] = Staged(stages[0], stages[1:]) if role is None else replace(role, stage=stages[0])
 
 
 def set_role(node: Node, role: Role) -> Node:

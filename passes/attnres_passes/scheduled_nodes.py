@@ -108,4 +108,4 @@ def call(
             node.meta[name] = before.meta[name]
     role = role or role_of(before)
     assert role is not None
-    return set_role(node, Role("schedule", role.stream, block=role.block, group=role.group))
+    return set_role(node, Role("schedule", role.stream, block=role.block, stage=role.stage, group=role.group))

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from attnres_passes import provenance, torch_compat
 from attnres_passes.plan import short_source
-from attnres_passes.roles import role_of
+from attnres_passes.roles import KEY
 
 _DTYPES = {
     torch.float32: "f32",
@@ -55,7 +55,7 @@ def _annotation(node: Node) -> str:
 
 
 def _role_comment(node: Node) -> str:
-    role = role_of(node)
+    role = node.meta.get(KEY)
     return f"  # attnres: {role}" if role is not None else ""
 
 

@@ -366,3 +366,20 @@ def inductor_mode_options(mode: str) -> dict[str, Any]:
 
     options: dict[str, Any] = list_mode_options(mode)
     return options
+
+
+def flop_formula(target: Any) -> Callable[..., Any] | None:
+    """torch's formula for the FLOPs of an operator, called with shapes in place of tensors; None if it has none.
+
+    Imports Triton, if it is there.
+    """
+    from torch.utils.flop_counter import flop_registry
+
+    import attnres_kernels.depth_attention.flops  # noqa: F401  (formulas of our own operators)
+
+    packet = target.overloadpacket if is_operator(target) else target
+    found = flop_registry.get(packet)
+    if found is None and str(packet).startswith("aten._scaled_dot_product") and "backward" not in str(packet):
+        # The counter knows attention on GPUs only; the count is the same on a CPU.
+        found = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
+    return cast("Callable[..., Any] | None", found)
