@@ -21,7 +21,8 @@ def _scaled(value: float, unit: str, sign: str) -> str:
     while abs(value) >= 999.5 and step + 1 < len(_PREFIXES):
         value /= 1000
         step += 1
-    digits = 0 if step == 0 and float(value).is_integer() else max(0, 3 - len(f"{abs(value):.0f}"))
+    whole = step == 0 and float(value).is_integer()
+    digits = 0 if whole or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:{sign}.{digits}f} {_PREFIXES[step]}{unit}"
 
 

@@ -19,8 +19,8 @@ from torch.fx import GraphModule, Node
 
 from attnres_compile.errors import CaptureError, GraphBreakError
 from attnres_compile.preparation import AnalysedGraph, analyse_model, plan_of, settle_declined
-from attnres_compile.report.attention import ATTENTION
 from attnres_compile.report.execution import Counted, count, weightless
+from attnres_compile.report.formulas import ATTENTION
 from attnres_compile.weightless import weightless_copy, weightless_inputs
 from attnres_kernels.depth_attention.generated import tensors, tiling
 from attnres_kernels.depth_attention.generated.moved import Moved
@@ -111,8 +111,11 @@ def study(
     moved[FULL] = tuple(x for one in full for x in one.moved("auto"))
     plain, mechanism = None, None
     if not not_counted:
-        plain = tuple(count(graph.captured.gm, graph.captured.inputs) for graph in graphs)
-        mechanism = tuple(one.counted() for one in rewritten)
+        try:
+            plain = tuple(count(graph.captured.gm, graph.captured.inputs) for graph in graphs)
+            mechanism = tuple(one.counted() for one in rewritten)
+        except NotImplementedError as error:  # how torch says that an operator has no shapes without data
+            not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"
     return Study(
         plan=plan,
         shapes=shapes,
@@ -219,5 +222,3 @@ def _added_widths(gm: GraphModule, plan: Plan) -> dict[Node, int]:
 def total(counted: Sequence[Counted], field: str) -> Counter[str]:
     """The sum of a counter over graphs."""
     return sum((getattr(one, field) for one in counted), Counter())
-
-
