@@ -108,8 +108,8 @@ def shape_lines(found: Study) -> tuple[str, ...]:
     ]
     tokens = sorted({round(shape.rows * found.lengths.ratio) for shape in found.shapes})
     if tokens:
-        sizes = ", ".join(sorted({f"{8 * shape.element_bytes} bits" for shape in found.shapes}))
-        lines.append(f"{' and '.join(f'{number:,}' for number in tokens)} tokens, streams of {sizes}")
+        dtypes = " and ".join(sorted({shape.dtype for shape in found.shapes}))
+        lines.append(f"{' and '.join(f'{number:,}' for number in tokens)} tokens, {dtypes}")
     return tuple(lines)
 
 

@@ -7,7 +7,7 @@ _SCALED = ("B", "FLOP")
 
 
 def quantity(value: float | None, unit: str, sign: str = "") -> str:
-    """``value`` with its unit: bytes and FLOPs with a prefix (decimal: 1 kB is 1000 B), counts in full, else plainly."""
+    """``value`` with its unit: bytes and FLOPs with a prefix (1 kB is 1000 B), counts in full, all else plainly."""
     if value is None:
         return "n/a"
     if unit in _SCALED:
@@ -30,4 +30,6 @@ def percent(value: float) -> str:
     """With a sign; two decimals, or two digits where that would be nothing."""
     if value == 0:
         return "0 %"
-    return f"{value:+.2f} %" if abs(value) >= 0.01 else f"{value:+.1g} %"
+    if abs(value) < 0.01:
+        return f"{value:+.1g} %"
+    return f"{value:+.2f} %" if abs(value) < 10 else f"{value:+.1f} %" if abs(value) < 100 else f"{value:+,.0f} %"

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -24,7 +23,6 @@ from attnres_compile.report.formulas import ATTENTION
 from attnres_compile.weightless import weightless_copy, weightless_inputs
 from attnres_kernels.depth_attention.generated import tensors, tiling
 from attnres_kernels.depth_attention.generated.moved import Moved
-
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.config import AttnResConfig
 from attnres_passes.fuse import fuse
@@ -65,11 +63,12 @@ _OF_PAIRS = {str(operator) for operator in ATTENTION}
 
 @dataclass(frozen=True)
 class StreamShape:
-    """Of one stream of the plan. rows: tokens of all rows of the batch; element_bytes: of one number of it."""
+    """Of one stream of the plan. rows: tokens of all rows of the batch; element_bytes: of one number of ``dtype``."""
 
     width: int
     rows: int
     element_bytes: int
+    dtype: str
 
     @property
     def row_bytes(self) -> int:
@@ -99,37 +98,52 @@ def study(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig, lengths: Lengths
 ) -> Study:
     """Study ``model(*args, **kwargs)``; changes nothing. Raises what ``explain`` raises."""
-    graphs, not_counted = _graphs(model, args, kwargs, config)
+    graphs, not_counted = captured_graphs(model, args, kwargs, config)
+    return study_graphs(graphs, config, lengths, not_counted)
+
+
+def study_graphs(
+    graphs: Sequence[AnalysedGraph],
+    config: AttnResConfig,
+    lengths: Lengths,
+    not_counted: str = "",
+    with_model: bool = True,
+) -> Study:
+    """Study captured graphs, analysed under ``config``.
+
+    not_counted: why they cannot be executed; '' if they can. with_model: else the mechanism alone is studied, under its
+    own schedule alone.
+    """
     plan = plan_of(graphs, config)
     if not plan.streams:
         settle_declined(plan)
     rewritten = [_Rewritten(graph) for graph in graphs if graph.analysis.plan.streams]
-    shapes = tuple(shape for of_graph in rewritten for shape in of_graph.shapes())
-    kernels = next((reason for shape in rewritten if (reason := shape.without_kernels())), "")
-    moved = {name: tuple(x for one in rewritten for x in one.moved(name)) for name in SCHEDULES}
-    full = [_Rewritten(_under_full(graph)) for graph in graphs if graph.analysis.plan.streams]
-    moved[FULL] = tuple(x for one in full for x in one.moved("auto"))
+    schedules = SCHEDULES if with_model else (config.schedule,)
+    moved = {name: tuple(x for one in rewritten for x in one.moved(name)) for name in schedules}
+    if with_model:
+        full = [_Rewritten(under(graph, _full(config))) for graph in graphs if graph.analysis.plan.streams]
+        moved[FULL] = tuple(x for one in full for x in one.moved("auto"))
     plain, mechanism = None, None
     if not not_counted:
         try:
-            plain = tuple(count(graph.captured.gm, graph.captured.inputs) for graph in graphs)
+            plain = tuple(count(one.captured.gm, one.captured.inputs) for one in graphs) if with_model else None
             mechanism = tuple(one.counted() for one in rewritten)
         except NotImplementedError as error:  # how torch says that an operator has no shapes without data
             not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"
     return Study(
         plan=plan,
-        shapes=shapes,
+        shapes=tuple(shape for one in rewritten for shape in one.shapes()),
         plain_moved=tuple(plain_traffic(stream) for stream in plan.streams),
         moved=moved,
         plain=plain,
         mechanism=mechanism,
         not_counted=not_counted,
-        kernels=kernels,
+        kernels=next((reason for one in rewritten if (reason := one.without_kernels())), ""),
         lengths=lengths,
     )
 
 
-def _graphs(
+def captured_graphs(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
 ) -> tuple[tuple[AnalysedGraph, ...], str]:
     """The graphs of the model without data; of the model itself, and why, where it needs data to be captured."""
@@ -144,9 +158,13 @@ def _graphs(
         return graphs, f"the model is not captured without data, on the meta device, where this is counted: {first}"
 
 
-def _under_full(graph: AnalysedGraph) -> AnalysedGraph:
-    config = dataclasses.replace(graph.analysis.plan.config, num_blocks=None, block_size=1)
+def under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
+    """The same graph, analysed under another config."""
     return AnalysedGraph(graph.captured, find_streams(graph.analysis.trace, config))
+
+
+def _full(config: AttnResConfig) -> AttnResConfig:
+    return dataclasses.replace(config, num_blocks=None, block_size=1)
 
 
 class _Rewritten:
@@ -170,7 +188,8 @@ class _Rewritten:
             rows = 1
             for size in value.shape[:-1]:
                 rows *= int(size)
-            found.append(StreamShape(stream.width, rows, value.dtype.itemsize))
+            dtype = str(value.dtype).removeprefix("torch.")
+            found.append(StreamShape(stream.width, rows, value.dtype.itemsize, dtype))
         return found
 
     def without_kernels(self) -> str:

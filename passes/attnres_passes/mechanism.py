@@ -67,11 +67,7 @@ def is_residual_add(node: Node) -> bool:
 
 def _stand_in(graph: Graph, node: Node) -> Node:
     """A placeholder for a value that the mechanism takes, with its example value and its role."""
-    if node.op == "get_attr":
-        name = str(node.target).replace(".", "_")
-    else:
-        name = node.name
-    placeholder = graph.placeholder(name)
+    placeholder = graph.placeholder(node.name)
     value = torch_compat.example_value(node)
     if value is not None:
         placeholder.meta["example_value"] = value

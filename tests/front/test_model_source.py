@@ -29,8 +29,8 @@ from attnres_kernels.errors import AttnResError
 transformers = pytest.importorskip("transformers")
 
 TINY = ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "t5-tiny", "vit-tiny"]
-# Of the published checkpoints, tied weights counted once; gpt2-2048 has 1,024 positions more than gpt2, and the routers'
-# biases of mixtures of experts, one per expert in each such layer, are buffers in transformers and not parameters.
+# Of the published checkpoints, tied weights counted once; gpt2-2048 has 1,024 positions more than gpt2. The biases of
+# routers, one per expert in each layer with experts, are buffers in transformers and not parameters.
 PUBLISHED_PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt2-2048": 124_439_808 + 1_024 * 768,

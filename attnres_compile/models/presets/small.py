@@ -1,4 +1,4 @@
-"""Small models of common architectures, for trying things out and for tests: nothing was published with these values."""
+"""Small models of common architectures, to try things out and for tests; nothing was published with these values."""
 
 from __future__ import annotations
 
