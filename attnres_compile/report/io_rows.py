@@ -19,8 +19,9 @@ _COUNTED = (
 )
 _PAPER = (
     "Table 1 of the paper: 3 d, and N/S + 5 d for N blocks of S. It leaves the norm's output out, 1 d on both sides, "
-    "which a kernel that fuses addition and norm writes; it has every phase 1 read all N blocks, where that of the k-th "
-    "block reads the k there are; and it has every sublayer add to a partial sum, where the first of a block does not"
+    "which a kernel that fuses addition and norm writes; it has every phase 1 read all N blocks, where that of the "
+    "k-th block reads the k there are; and it has every sublayer add to a partial sum, where the first of a block does "
+    "not"
 )
 
 

@@ -47,8 +47,8 @@ def saved_rows(found: Study) -> list[OverheadRow]:
         return [_missing(metric, "B", found.not_counted) for metric in (SAVED, RECOMPUTED)]
     note = (
         "distinct storages in saved-tensor hooks over the graphs, parameters and inputs left out; attention as "
-        "FlashAttention keeps it; AttnRes: the plain number less the states, plus what the reads keep, with phase 1 made "
-        "again"
+        "FlashAttention keeps it; AttnRes: the plain number less the states, plus what the reads keep, with phase 1 "
+        "made again"
     )
     ratio = found.lengths.ratio
     plain = sum(one.saved_bytes for one in found.plain) * ratio

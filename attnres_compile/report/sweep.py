@@ -23,7 +23,8 @@ SCHEMA_VERSION = 1
 HEADERS = ("blocks", "writes a block", "sources", "parameters", "forward FLOPs", "residual I/O", "x plain", "stored")
 NOTE = (
     "parameters and FLOPs: added; residual I/O: bytes per token and sublayer, counted from the scheduled graph; "
-    "stored: bytes per token of the root, the completed blocks and the open partial sum at the deepest read; *: as configured"
+    "stored: bytes per token of the root, the completed blocks and the open partial sum at the deepest read; "
+    "*: as configured"
 )
 
 
