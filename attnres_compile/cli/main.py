@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from attnres_compile.cli import report_verb
 from attnres_compile.cli import verbs as cli_verbs
 from attnres_compile.cli.options import (
     add_bench_model_options,
     add_kernel_options,
     add_model_options,
+    add_report_options,
     add_rewrite_options,
 )
 from attnres_compile.models.presets import PRESETS
@@ -121,10 +123,12 @@ def _add_verify(verbs: Any) -> None:
 
 
 def _add_report(verbs: Any) -> None:
-    parser = _add_model_verb(verbs, "report", cli_verbs.run_report, "what AttnRes costs a model")
-    parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table")
-    parser.add_argument("--measure", action="store_true", help="also time the compiled models against each other")
-    parser.add_argument("--rounds", type=int, help="paired samples of each latency (default 20)")
+    text = (
+        "what AttnRes costs a model, of any size: counted without weights, in bfloat16 and at 4096 tokens if nothing "
+        "else is said; with --measure in float32 and at 512 tokens"
+    )
+    parser = _add_model_verb(verbs, "report", report_verb.run_report, text)
+    add_report_options(parser)
     _add_output(parser)
 
 

@@ -20,6 +20,10 @@ _CONFIG_FIELDS = (
     "eps",
 )
 
+REPORT_SEQ = 4096
+MEASURED_SEQ = 512
+"""Tokens per row of ``attnres report``, without and with ``--measure``."""
+
 # The grid that the project's goals are set on; 6 reads a block as in Kimi Linear 48B.
 _GRID = (
     ("--tokens", [8192, 32768], "T: rows of the stream"),
@@ -49,8 +53,9 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
     """The fields of AttnResConfig; what is left out keeps the default of the API."""
     group = parser.add_argument_group("rewrite")
     blocks = group.add_mutually_exclusive_group()
-    blocks.add_argument("--num-blocks", type=int, help=f"blocks per stream (default {DEFAULT_NUM_BLOCKS})")
+    blocks.add_argument("--num-blocks", "--blocks", type=int, help=f"blocks per stream (default {DEFAULT_NUM_BLOCKS})")
     blocks.add_argument("--block-size", type=int, help="writes per block; 1 is Full AttnRes")
+    blocks.add_argument("--full", action="store_const", const=1, dest="block_size", help="the same as --block-size 1")
     group.add_argument("--scale", choices=CHOICES["scale"], help="softmax average (mean) or times the sources (sum)")
     group.add_argument("--schedule", choices=CHOICES["schedule"], help="how the reads of a block are computed")
     group.add_argument("--inner", choices=CHOICES["inner"], help="compiler of the rewritten graph")
@@ -92,6 +97,30 @@ def add_bench_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="keep the record with its raw samples, cell by cell")
 
 
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """What ``attnres report`` shows, and how."""
+    parser.set_defaults(dtype=None)
+    parser.add_argument(
+        "--format",
+        choices=("table", "md", "csv", "json", "html", "svg", "png"),
+        help="(default by the output's name, else table)",
+    )
+    parser.add_argument("--details", action="store_true", help="all rows, and not the short table only")
+    parser.add_argument("--stages", type=int, metavar="P", help="also what a pipeline of P ranks sends")
+    parser.add_argument("--virtual", type=int, metavar="V", help="chunks of each of these ranks (default 1)")
+    parser.add_argument(
+        "--sweep", choices=("blocks",), help="the trade-off over the number of blocks, as table or plot"
+    )
+    parser.add_argument(
+        "--capture-seq",
+        type=int,
+        metavar="N",
+        help="capture at N tokens and scale, for models whose graph grows with the length; known for presets",
+    )
+    parser.add_argument("--measure", action="store_true", help="also time the compiled models against each other")
+    parser.add_argument("--rounds", type=int, help="paired samples of each latency (default 20)")
+
+
 def add_kernel_options(parser: argparse.ArgumentParser) -> None:
     """The grid of ``attnres bench kernels`` and how to measure it."""
     grid = parser.add_argument_group("grid: every combination is measured")
@@ -119,6 +148,21 @@ def load_options(arguments: argparse.Namespace, default_seq: int | None = None) 
     names = ("batch", "seq", "dtype", "device", "seed")
     values: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     return LoadOptions(**values) if default_seq is None else LoadOptions(**values, default_seq=default_seq)
+
+
+def report_load_options(arguments: argparse.Namespace) -> LoadOptions:
+    """Without weights, in bfloat16 and at REPORT_SEQ tokens, but for what is measured or asked for otherwise."""
+    measured = arguments.measure
+    return LoadOptions(
+        batch=arguments.batch,
+        seq=arguments.seq,
+        dtype=arguments.dtype or ("float32" if measured else "bfloat16"),
+        device=arguments.device,
+        seed=arguments.seed,
+        default_seq=MEASURED_SEQ if measured else REPORT_SEQ,
+        weightless=not measured,
+        capture_seq=arguments.capture_seq,
+    )
 
 
 def rewrite_options(arguments: argparse.Namespace) -> dict[str, Any]:

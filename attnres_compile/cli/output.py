@@ -53,5 +53,13 @@ def write_text(text: str, path: str | None) -> None:
         raise OutputError(_cannot_write(path, error)) from error
 
 
+def write_bytes(content: bytes, path: str) -> None:
+    """Write ``content`` to ``path``. Raises OutputError."""
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise OutputError(_cannot_write(path, error)) from error
+
+
 def _cannot_write(path: str, error: OSError) -> str:
     return f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"

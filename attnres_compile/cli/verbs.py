@@ -69,33 +69,6 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return PASSED if verification.passed else FAILED
 
 
-def run_report(arguments: argparse.Namespace) -> int:
-    """Print the overhead table."""
-    check_writable(arguments.output)
-    loaded = _load(arguments)
-    from attnres_compile.report.overhead import overhead
-
-    rounds = {} if arguments.rounds is None else {"rounds": arguments.rounds}
-    report = overhead(
-        loaded.model,
-        loaded.args,
-        loaded.kwargs,
-        measure=arguments.measure,
-        training_kwargs=loaded.training_kwargs,
-        name=loaded.name,
-        **rounds,
-        **rewrite_options(arguments),
-    )
-    renderers: dict[str, Callable[[], str]] = {
-        "table": lambda: f"{report.model}\n{report}",
-        "md": report.to_markdown,
-        "csv": report.to_csv,
-        "json": lambda: json_text(report.to_dict()),
-    }
-    write_text(renderers[arguments.format](), arguments.output)
-    return 0
-
-
 def run_plot(arguments: argparse.Namespace) -> int:
     """Draw a recording of depth weights into a file."""
     check_writable(arguments.output)

@@ -23,6 +23,10 @@ class LoadOptions:
     dtype: one of DTYPES, for the parameters and the floating inputs.
     device: any device string of torch.
     seed: of the random weights and inputs; the caller's generators are left alone.
+    weightless: models of presets and configurations are built on the meta device, with inputs there: shapes and no
+        data, whatever their size. A factory builds what it builds.
+    capture_seq: tokens per row of the guessed inputs where ``seq`` is more: for models that are captured without being
+        run and whose graph grows with the number of tokens. ``LoadedModel.asked_seq`` then holds ``seq``.
 
     Raises LoadOptionError.
     """
@@ -33,12 +37,16 @@ class LoadOptions:
     device: str = "cpu"
     seed: int = 0
     default_seq: int = DEFAULT_SEQ
+    weightless: bool = False
+    capture_seq: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise LoadOptionError(f"batch is {self.batch}: pass at least 1")
         if self.seq is not None and self.seq < 1:
             raise LoadOptionError(f"seq is {self.seq}: pass at least 1")
+        if self.capture_seq is not None and self.capture_seq < 1:
+            raise LoadOptionError(f"capture_seq is {self.capture_seq}: pass at least 1")
         if self.dtype not in DTYPES:
             raise LoadOptionError(f"dtype {self.dtype!r} is not supported: pass one of {', '.join(DTYPES)}")
 

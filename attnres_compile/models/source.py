@@ -6,8 +6,11 @@ MODEL is a preset (``gpt2``), a transformers configuration (a directory or a ``c
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ class LoadedModel:
 
     training_kwargs: ``kwargs`` and, where the model computes its own loss, ``labels``.
     source: where the shape of the model comes from, in one line.
+    rewrite: options of the rewrite that belong to its preset; guessed: whether the inputs were.
+    asked_seq: tokens per row that were asked for, where the inputs have only ``options.capture_seq``; None elsewhere.
     """
 
     name: str
@@ -37,6 +42,9 @@ class LoadedModel:
     kwargs: dict[str, Any] = field(default_factory=dict)
     training_kwargs: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    rewrite: Mapping[str, Any] = field(default_factory=dict)
+    asked_seq: int | None = None
+    guessed: bool = False
 
 
 def load_model(text: str, options: LoadOptions | None = None) -> LoadedModel:
@@ -49,29 +57,38 @@ def load_model(text: str, options: LoadOptions | None = None) -> LoadedModel:
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         loaded = _resolve(text, options)
-    move = _Mover(device, options.torch_dtype())
-    return LoadedModel(
-        name=loaded.name,
+    # What has no data cannot be moved to where data is.
+    move = _Mover(torch.device("meta") if is_weightless(loaded.model) else device, options.torch_dtype())
+    return dataclasses.replace(
+        loaded,
         model=loaded.model.to(device=move.device, dtype=move.dtype).eval(),
         args=move(loaded.args),
         kwargs=move(loaded.kwargs),
         training_kwargs=move(loaded.training_kwargs or loaded.kwargs),
-        source=loaded.source,
     )
+
+
+def is_weightless(model: nn.Module) -> bool:
+    """Whether the parameters of ``model`` are on the meta device: shapes without data."""
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def _resolve(text: str, options: LoadOptions) -> LoadedModel:
     preset = PRESETS.get(text)
     if preset is not None:
-        model = preset.build_model(_without_cache(preset.build_config()))
-        return _with_guessed_inputs(text, model, options, preset.source)
+        with _built_on(options):
+            model = preset.build_model(_without_cache(preset.build_config()))
+        if options.weightless and options.capture_seq is None:
+            options = dataclasses.replace(options, capture_seq=preset.capture_seq)
+        loaded = _with_guessed_inputs(text, model, options, preset.source)
+        return dataclasses.replace(loaded, rewrite=preset.rewrite)
     path = Path(text)
     if path.exists():
         config = _without_cache(load_config(path))
         name = config.name_or_path or path.resolve().stem
-        loaded = _with_guessed_inputs(name, model_from_config(config, text), options, text)
-        check_guess(loaded.model, loaded.kwargs)
-        return loaded
+        with _built_on(options):
+            model = model_from_config(config, text)
+        return _with_checked_inputs(name, model, options, text)
     if ":" in text:
         return _from_factory(text, options)
     raise UnknownPresetError(_unknown(text))
@@ -84,18 +101,36 @@ def _without_cache(config: Any) -> Any:
     return config
 
 
+def _built_on(options: LoadOptions) -> contextlib.AbstractContextManager[Any]:
+    """Where models of presets and configurations are built."""
+    return torch.device("meta") if options.weightless else contextlib.nullcontext()
+
+
 def _with_guessed_inputs(name: str, model: Any, options: LoadOptions, source: str) -> LoadedModel:
-    inputs = guess_inputs(model, options)
-    return LoadedModel(name, model, (), inputs, inputs | guess_labels(model, inputs), source)
+    asked_seq = None
+    with torch.device("meta") if is_weightless(model) else contextlib.nullcontext():
+        inputs = guess_inputs(model, options)
+        tokens = inputs.get("input_ids")
+        if options.capture_seq is not None and tokens is not None and tokens.shape[1] > options.capture_seq:
+            asked_seq = int(tokens.shape[1])
+            inputs = guess_inputs(model, dataclasses.replace(options, seq=options.capture_seq))
+        labels = guess_labels(model, inputs)
+    return LoadedModel(name, model, (), inputs, inputs | labels, source, asked_seq=asked_seq, guessed=True)
+
+
+def _with_checked_inputs(name: str, model: Any, options: LoadOptions, source: str) -> LoadedModel:
+    loaded = _with_guessed_inputs(name, model, options, source)
+    # Without data, whether the guess is right is seen when the model is captured.
+    if not is_weightless(loaded.model):
+        check_guess(loaded.model, loaded.kwargs)
+    return loaded
 
 
 def _from_factory(text: str, options: LoadOptions) -> LoadedModel:
     result = call_factory(text, options)
     match result.value:
         case nn.Module() as model if hasattr(model, "main_input_name"):
-            loaded = _with_guessed_inputs(text, model, options, text)
-            check_guess(loaded.model, loaded.kwargs)
-            return loaded
+            return _with_checked_inputs(text, model, options, text)
         case nn.Module() as model:
             raise FactoryError(
                 f"{text} returned a {type(model).__name__} without inputs, and only those of transformers "

@@ -1,89 +1,120 @@
-"""The rows of the overhead table that follow from the plan alone: nothing is run for them."""
+"""Rows on computation and on what training keeps, from a study of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections import Counter
 
-from attnres_compile.report.table import OverheadRow
-from attnres_kernels.depth_attention import cost
-from attnres_kernels.depth_attention.generated import tiling
-from attnres_passes.grouping import group_reads
+from attnres_compile.report.study import Lengths, Study, total
+from attnres_compile.report.table import (
+    FORWARD_FLOPS,
+    PARAMETERS,
+    SAVED,
+    TRAINING_FLOPS,
+    OverheadRow,
+)
+from attnres_passes.plan import Plan
 
-if TYPE_CHECKING:
-    from attnres_passes.plan import Plan, Read
+RECOMPUTED = "activations kept, sublayers made again"
+LAUNCHES, TRAINING_LAUNCHES = "launches of the residual path, forward", "launches of the residual path, both ways"
 
 
 def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
     """One pseudo-query and one key weight of the stream's width for each read with two sources or more."""
     added = sum(2 * stream.width * len(stream.parametrized_reads) for stream in plan.streams)
-    return [OverheadRow("parameters", plain, plain + added, "", "exact")]
+    return [OverheadRow(PARAMETERS, plain, plain + added, "", "exact")]
 
 
-def io_rows(plan: Plan, element_bytes: int) -> list[OverheadRow]:
-    """Bytes that one read moves per token, on average over the reads, for each schedule."""
-    reads = sum(len(stream.parametrized_reads) for stream in plan.streams)
-    if not reads:
-        reason = "no read has two sources: nothing was rewritten"
-        return [_io_row(schedule, None, None, reason) for schedule in _SCHEDULES]
+def flop_rows(found: Study) -> list[OverheadRow]:
+    """FLOPs of a forward, and of forward and backward: the executed graph, and with the executed mechanism added."""
+    if found.plain is None or found.mechanism is None:
+        return [_missing(metric, "FLOP", found.not_counted) for metric in (FORWARD_FLOPS, TRAINING_FLOPS)]
+    rows = [_flop_row(FORWARD_FLOPS, total(found.plain, "forward"), total(found.mechanism, "forward"), found.lengths)]
+    if any(one.training is None for one in found.plain):
+        return [*rows, _missing(TRAINING_FLOPS, "FLOP", "no parameter or no output of the model wants a gradient")]
+    both = total(found.plain, "training"), total(found.mechanism, "training")
+    return [*rows, _flop_row(TRAINING_FLOPS, *both, found.lengths)]
+
+
+def _flop_row(metric: str, plain: Counter[str], added: Counter[str], lengths: Lengths) -> OverheadRow:
+    before, more = lengths.flops(plain), lengths.flops(added)
+    note = "by torch.utils.flop_counter, a multiplication and an addition being 2; additions and norms count as 0"
+    return OverheadRow(metric, before, before + more, "FLOP", "counted", _scaled(note, lengths, pairs=True))
+
+
+def saved_rows(found: Study) -> list[OverheadRow]:
+    """What autograd keeps; and what is kept where every sublayer is made again in the backward."""
+    if found.plain is None or found.mechanism is None:
+        return [_missing(metric, "B", found.not_counted) for metric in (SAVED, RECOMPUTED)]
     note = (
-        f"mean over the {reads} reads with two sources or more; a read counts with the residual add before "
-        "it and the norm after it"
+        "distinct storages in saved-tensor hooks over the graphs, parameters and inputs left out; attention as "
+        "FlashAttention keeps it; AttnRes: the plain number less the states, plus what the reads keep, with phase 1 "
+        "made again"
     )
-    widths = sum(stream.width * len(stream.parametrized_reads) for stream in plan.streams)
-    plain = widths * cost.standard_residual() * element_bytes / reads
+    ratio = found.lengths.ratio
+    plain = sum(one.saved_bytes for one in found.plain) * ratio
+    states = sum(_states_bytes(found)) * ratio
+    reads = sum(one.saved_bytes for one in found.mechanism) * ratio
+    if any(one.training is None for one in found.plain):
+        kept = _missing(SAVED, "B", "no parameter or no output of the model wants a gradient")
+    else:
+        note = _scaled(note, found.lengths)
+        kept = OverheadRow(SAVED, plain, plain - states + reads, "B", "counted", note)
+    return [kept, _recomputed_row(found)]
+
+
+def _states_bytes(found: Study) -> list[int]:
+    """Of each stream, the states that norms read, which a norm keeps for its backward."""
     return [
-        _io_row(schedule, plain, elements(plan) * element_bytes / reads, note)
-        for schedule, elements in _SCHEDULES.items()
+        len({read.state for read in stream.reads}) * shape.rows * shape.row_bytes
+        for stream, shape in zip(found.plan.streams, found.shapes, strict=True)
     ]
 
 
-def storage_rows(plan: Plan, element_bytes: int) -> list[OverheadRow]:
-    """Bytes of residual state alive at the deepest read of each stream, per token."""
-    note = "the state alone against the completed blocks and the open partial sum, at the deepest read"
-    rows = []
-    for stream in plan.streams:
-        deepest = max((read.num_sources for read in stream.reads), default=1)
-        state = stream.width * element_bytes
-        name = f", {stream.name}" if len(plan.streams) > 1 else ""
-        metric = f"stored block representations per token{name}"
-        rows.append(OverheadRow(metric, state, deepest * state, "B", "closed form", note))
-    return rows
-
-
-def _io_row(schedule: str, plain: float | None, attnres: float | None, note: str) -> OverheadRow:
-    metric = f"residual I/O per token and read, {schedule}"
-    return OverheadRow(metric, plain, attnres, "B", "n/a" if plain is None else "closed form", note)
-
-
-def _naive(plan: Plan) -> float:
-    reads = [(stream.width, read) for stream in plan.streams for read in stream.parametrized_reads]
-    return sum(
-        width * cost.naive(_completed(read), has_partial=_completed(read) < read.num_sources) for width, read in reads
+def _recomputed_row(found: Study) -> OverheadRow:
+    """A state per write, against a partial sum per write: the last one of a block is the block."""
+    kept = sum(
+        (1 + len(stream.writes)) * shape.rows * shape.row_bytes
+        for stream, shape in zip(found.plan.streams, found.shapes, strict=True)
     )
+    kept_at_length = kept * found.lengths.ratio
+    note = _scaled(
+        "only the stream is kept: the root and one tensor per sublayer, its state or its open partial sum; the last "
+        "partial sum of a block is the block",
+        found.lengths,
+    )
+    return OverheadRow(RECOMPUTED, kept_at_length, kept_at_length, "B", "closed form", note)
 
 
-def _grouped(schedule: str) -> Callable[[Plan], float]:
-    def elements(plan: Plan) -> float:
-        total = 0.0
-        for stream in plan.streams:
-            completed = [_completed(read) for read in stream.parametrized_reads]
-            grouping = group_reads(completed, schedule, tiling.most_in_place(stream.width))
-            total += stream.width * sum(group.moved for group in grouping.groups)
-        return total
+def launch_rows(found: Study) -> list[OverheadRow]:
+    """Kernels that the residual path launches: one per addition and norm, against those of the reads."""
+    reason = found.not_counted or (found.kernels and f"no generated kernels: {found.kernels}")
+    if reason or found.mechanism is None:
+        return [_missing(LAUNCHES, "", reason)]
+    plain = sum(max(1, len({read.state for read in stream.reads})) for stream in found.plan.streams)
+    forward = sum(one.launches[0] for one in found.mechanism)
+    both = sum(one.launches[1] for one in found.mechanism)
+    note = "plain: one kernel for each addition with the norm behind it; AttnRes: of the generated kernels"
+    return [
+        OverheadRow(LAUNCHES, plain, forward, "", "counted", note),
+        OverheadRow(
+            TRAINING_LAUNCHES,
+            None,
+            both,
+            "",
+            "counted",
+            "plain: how the inner compiler fuses the backward of norms is known only after it has compiled",
+            is_detail=True,
+        ),
+    ]
 
-    return elements
+
+def _missing(metric: str, unit: str, reason: str) -> OverheadRow:
+    return OverheadRow(metric, None, None, unit, "n/a", reason)
 
 
-_SCHEDULES: dict[str, Callable[[Plan], float]] = {
-    "naive": _naive,
-    "direct": _grouped("direct"),
-    "two-phase": _grouped("two_phase"),
-    "auto on kernels": _grouped("auto"),
-}
-"""Elements per token of all reads together."""
-
-
-def _completed(read: Read) -> int:
-    """Completed blocks at a read: the root and all blocks before the open one."""
-    return min(read.block, read.num_sources)
+def _scaled(note: str, lengths: Lengths, pairs: bool = False) -> str:
+    """The note, with how numbers were scaled if they were."""
+    if lengths.ratio == 1:
+        return note
+    rule = "attention by the square of the length, all else by the length" if pairs else "by the length"
+    return f"{note}; counted at {lengths.captured:,} tokens a row and scaled to {lengths.asked:,}, {rule}"

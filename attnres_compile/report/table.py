@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from tabulate import tabulate
 
 from attnres_compile.bench.measure import Comparison
+from attnres_compile.report.quantities import percent, quantity
 
-SCHEMA_VERSION = 1
-How = Literal["exact", "closed form", "measured", "n/a"]
+SCHEMA_VERSION = 2
+How = Literal["exact", "closed form", "counted", "measured", "n/a"]
 HEADERS = ("metric", "plain", "attnres", "delta", "delta %", "how")
+ALIGN = ("left", "right", "right", "right", "right", "left")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class OverheadRow:
     """One metric of the plain and of the AttnRes model, in ``unit``.
 
     A number that is missing is None; ``how`` is then "n/a" or the note says why one side has none.
-    ``comparison`` holds the samples of a measured row. Raises ValueError for a row that does not say why a
+    is_detail: left out of the short table. unit_size: of one ``d``, the width of the stream, in ``unit``, for rows that
+    are shown in both. comparison: the samples of a measured row. Raises ValueError for a row that does not say why a
     number is missing.
     """
 
@@ -32,6 +36,8 @@ class OverheadRow:
     unit: str
     how: How
     note: str = ""
+    is_detail: bool = False
+    unit_size: float | None = None
     comparison: Comparison | None = None
 
     def __post_init__(self) -> None:
@@ -56,20 +62,20 @@ class OverheadRow:
 
     def cells(self) -> tuple[str, ...]:
         """Text of the columns HEADERS."""
-        return (
-            f"{self.metric} [{self.unit}]" if self.unit else self.metric,
-            _number(self.plain),
-            _number(self.attnres),
-            _number(self.delta, sign="+"),
-            self._percent_cell(),
-            self.how,
-        )
+        shown = (self._quantity(self.plain), self._quantity(self.attnres), self._quantity(self.delta, "+"))
+        return self.metric, *shown, self._percent_cell(), self.how
+
+    def _quantity(self, value: float | None, sign: str = "") -> str:
+        text = quantity(value, self.unit, sign)
+        if value is None or self.unit_size is None:
+            return text
+        return f"{text} = {value / self.unit_size:{sign}.2f} d"
 
     def _percent_cell(self) -> str:
         if self.delta_percent is None:
             return "n/a"
         same = self.comparison is not None and not self.comparison.ratio.resolved
-        return f"{'≈ ' if same else ''}{self.delta_percent:+.2f} %"
+        return f"{'≈ ' if same else ''}{percent(self.delta_percent)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a missing number is null."""
@@ -80,22 +86,49 @@ class OverheadRow:
 
 @dataclass(frozen=True)
 class OverheadReport:
-    """What Block Attention Residuals cost one model. ``str()`` is the table with its notes."""
+    """What Block Attention Residuals cost one model. ``str()`` is the short table with its notes.
+
+    shape: of the model and of what it was called with, in lines for people. uncounted: calls of operators whose FLOPs
+    nobody counts, on both sides.
+    """
 
     model: str
     rows: tuple[OverheadRow, ...]
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[str, ...] = ()
+    uncounted: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return self._table("simple")
+        return self.to_text()
 
-    def to_markdown(self) -> str:
+    def to_text(self, details: bool = False) -> str:
+        """The table for a terminal, with its heading; details: all rows, and not the short table only."""
+        return "\n".join((*self.heading(), "", self._table("simple", details)))
+
+    def heading(self) -> tuple[str, ...]:
+        """The model, its shape, and what AttnRes adds in one sentence."""
+        return (self.model, *self.shape, *filter(None, [self.summary()]))
+
+    def summary(self) -> str:
+        """What a reader in a hurry wants to know; '' if nothing of it was counted."""
+        parts = []
+        for metric, text in _SUMMARY.items():
+            row = next((row for row in self.rows if row.metric == metric), None)
+            if row is not None and row.delta_percent is not None:
+                parts.append(f"{percent(row.delta_percent)} {text}")
+        return f"AttnRes: {', '.join(parts)}." if parts else ""
+
+    def shown(self, details: bool) -> tuple[OverheadRow, ...]:
+        """The rows of the short or of the long table."""
+        return tuple(row for row in self.rows if details or not row.is_detail)
+
+    def to_markdown(self, details: bool = False) -> str:
         """The table and its notes as GitHub markdown."""
-        return self._table("github")
+        return self._table("github", details)
 
     def to_csv(self) -> str:
-        """One line per row, numbers in full; a missing number is "n/a"."""
+        """One line per row, details too, numbers in full; a missing number is "n/a"."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("metric", "unit", "plain", "attnres", "delta", "delta_percent", "how", "note"))
@@ -106,32 +139,44 @@ class OverheadReport:
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with ``schema_version``."""
+        """Plain data for JSON, with ``schema_version``; ``overhead.schema.json`` beside this file describes it."""
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "overhead",
             "model": self.model,
+            "shape": list(self.shape),
+            "summary": self.summary(),
             "config": self.config,
             "environment": self.environment,
             "rows": [row.to_dict() for row in self.rows],
+            "uncounted": self.uncounted,
         }
 
-    def _table(self, style: str) -> str:
-        notes = list(dict.fromkeys(row.note for row in self.rows if row.note))
-        body = []
-        for row in self.rows:
-            metric, *rest = row.cells()
-            body.append((f"{metric} ({notes.index(row.note) + 1})" if row.note else metric, *rest))
-        align = ("left", "right", "right", "right", "right", "left")
-        table = tabulate(body, HEADERS, tablefmt=style, colalign=align, disable_numparse=True)
+    def _table(self, style: str, details: bool) -> str:
+        body, notes = numbered(self.shown(details))
+        table = tabulate(body, HEADERS, tablefmt=style, colalign=ALIGN, disable_numparse=True)
         lines = [f"({number}) {note}" for number, note in enumerate(notes, 1)]
         separator = "\n\n" if style == "github" else "\n"
         return separator.join((table, *lines))
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    if value is None:
-        return "n/a"
-    if value == int(value):
-        return f"{int(value):{sign},}"
-    return f"{value:{sign},.4g}" if abs(value) < 1000 else f"{value:{sign},.1f}"
+PARAMETERS, FORWARD_FLOPS, TRAINING_FLOPS = "parameters", "forward FLOPs", "training FLOPs"
+RESIDUAL_IO, SAVED = "residual I/O per token and sublayer", "activations kept for the backward"
+_SUMMARY = {
+    PARAMETERS: "parameters",
+    FORWARD_FLOPS: "forward FLOPs",
+    TRAINING_FLOPS: "training FLOPs",
+    SAVED: "activations kept",
+    RESIDUAL_IO: "memory traffic of the residual path alone",
+}
+
+
+def numbered(rows: Iterable[OverheadRow]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The cells of each row, its metric with the number of its note, and the notes."""
+    rows = list(rows)
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    body = []
+    for row in rows:
+        metric, *rest = row.cells()
+        body.append((f"{metric} ({notes.index(row.note) + 1})" if row.note else metric, *rest))
+    return body, notes

@@ -128,6 +128,11 @@ def is_composite(operator: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
+def storage_id(tensor: torch.Tensor) -> int:
+    """The same for tensors that share memory, while one of them is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def size_token(size: Any) -> Any:
     """A size as an int or a sympy expression: comparing those adds no guard, as comparing symbolic sizes would."""
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
@@ -176,6 +181,11 @@ def mark_for_recompute(node: torch.fx.Node) -> None:
 def mark_as_unknown(placeholder: torch.fx.Node) -> None:
     """A placeholder that Dynamo knows nothing of."""
     placeholder._dynamo_source = None
+
+
+def is_made_again(node: torch.fx.Node) -> bool:
+    """Whether the backward makes the node's results again, by ``mark_for_recompute``."""
+    return node.meta.get("recompute") is torch.utils.checkpoint.CheckpointPolicy.MUST_RECOMPUTE
 
 
 def mark_as_added(placeholder: torch.fx.Node) -> None:

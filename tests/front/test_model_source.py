@@ -29,7 +29,8 @@ from attnres_kernels.errors import AttnResError
 transformers = pytest.importorskip("transformers")
 
 TINY = ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "t5-tiny", "vit-tiny"]
-# Of the published checkpoints, tied weights counted once; gpt2-2048 has 1,024 positions more than gpt2.
+# Of the published checkpoints, tied weights counted once; gpt2-2048 has 1,024 positions more than gpt2. The biases of
+# routers, one per expert in each layer with experts, are buffers in transformers and not parameters.
 PUBLISHED_PARAMETERS = {
     "gpt2": 124_439_808,
     "gpt2-2048": 124_439_808 + 1_024 * 768,
@@ -37,11 +38,25 @@ PUBLISHED_PARAMETERS = {
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
     "llama-3.2-1b": 1_235_814_400,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
     "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "gemma3-4b": 4_300_079_472,
+    "mixtral-8x7b": 46_702_792_704,
+    "deepseek-v3": 671_026_419_200 - 58 * 256,
+    "kimi-linear-48b": 49_122_681_728 - 26 * 256,
     "t5-small": 60_506_624,
+    "t5-3b": 2_851_598_336,
     "whisper-tiny": 37_760_640,
+    "whisper-large": 1_543_304_960,
     "vit-b-16": 86_567_656,
+    "vit-l-16": 304_326_632,
+    "dinov2-l": 304_368_640,
 }
 
 
@@ -83,7 +98,7 @@ def test_every_preset_names_its_source_in_one_line():
         assert preset.name == name
         assert preset.source
         assert "\n" not in preset.source
-    assert set(PRESETS) == {*TINY, *PUBLISHED_PARAMETERS}
+    assert set(PRESETS) == {*TINY, *PUBLISHED_PARAMETERS, "kimi-k3-shape"}
 
 
 def test_shape_dtype_and_seed_are_honoured():

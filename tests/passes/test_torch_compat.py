@@ -314,6 +314,8 @@ def test_in_backward() -> None:
     x.sum().backward()
     assert seen == [True]
     assert not torch_compat.in_backward()
+
+
 def test_what_is_traced_is_made_only_for_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[tuple[str, dict[str, str], str]] = []
     monkeypatch.setattr(

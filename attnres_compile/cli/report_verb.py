@@ -1,0 +1,116 @@
+"""``attnres report``: the overhead table of a model, or its trade-off over the number of blocks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attnres_compile.cli.options import report_load_options, rewrite_options
+from attnres_compile.cli.output import check_writable, json_text, write_bytes, write_text
+from attnres_passes.config import ConfigError
+
+PICTURES = ("svg", "png")
+_SUFFIXES = {"md": "md", "csv": "csv", "json": "json", "html": "html", "htm": "html", "svg": "svg", "png": "png"}
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Print the table, or the sweep, in the format that is asked for."""
+    form = _format(arguments)
+    pipeline = _pipeline(arguments)
+    check_writable(arguments.output)
+    options = report_load_options(arguments)
+    from attnres_compile.models.source import load_model
+
+    loaded = load_model(arguments.model, options)
+    given = rewrite_options(arguments)
+    published = {} if {"num_blocks", "block_size"} & given.keys() else dict(loaded.rewrite)
+    text = ", ".join(f"{name}={value}" for name, value in published.items())
+    note = f"{text} as this model was published with; --blocks or --block-size take another" if published else ""
+    common: dict[str, Any] = {"lengths": _lengths(loaded), "name": loaded.name, **published, **given}
+    if arguments.sweep:
+        shown = _explained(loaded, lambda: _sweep(loaded, form, common))
+    else:
+        measured = {"measure": arguments.measure, "training_kwargs": loaded.training_kwargs, "pipeline": pipeline}
+        rounds = {} if arguments.rounds is None else {"rounds": arguments.rounds}
+        keywords = common | measured | rounds | {"note": note}
+        shown = _explained(loaded, lambda: _report(loaded, form, arguments.details, keywords))
+    if isinstance(shown, bytes):
+        write_bytes(shown, arguments.output)
+    else:
+        write_text(shown, arguments.output)
+    return 0
+
+
+def _format(arguments: argparse.Namespace) -> str:
+    """What is asked for, or what the name of the output says. Raises ConfigError for what cannot be."""
+    suffix = Path(arguments.output or "").suffix.lstrip(".").lower()
+    form: str = arguments.format or _SUFFIXES.get(suffix, "table")
+    if form in PICTURES and not arguments.sweep:
+        raise ConfigError(f"{form} is a plot, which only --sweep blocks has: add it, or take another --format")
+    if form == "png" and arguments.output is None:
+        raise ConfigError("png is no text: name a file with -o")
+    if arguments.sweep and arguments.measure:
+        raise ConfigError("--sweep counts and does not measure: leave --measure out, or measure one --blocks at a time")
+    return form
+
+
+def _pipeline(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    if arguments.stages is None and arguments.virtual is not None:
+        raise ConfigError("--virtual is of the ranks of a pipeline: give their number with --stages")
+    return None if arguments.stages is None else (arguments.stages, arguments.virtual or 1)
+
+
+def _lengths(loaded: Any) -> tuple[int, int] | None:
+    return None if loaded.asked_seq is None else (int(loaded.kwargs["input_ids"].shape[1]), loaded.asked_seq)
+
+
+def _explained(loaded: Any, make: Callable[[], str | bytes]) -> str | bytes:
+    """``make()``; a model that does not run on inputs that were guessed for it is not the fault of its code."""
+    from attnres_compile.errors import CaptureError
+    from attnres_compile.models.errors import InputGuessError
+    from attnres_compile.models.example_inputs import HOW_TO_GIVE_INPUTS, first_line
+
+    try:
+        return make()
+    except CaptureError as error:
+        if not loaded.guessed:
+            raise
+        raise InputGuessError(
+            f"{loaded.name} does not run on the guessed inputs {', '.join(loaded.kwargs)} ({first_line(error)}); "
+            f"{HOW_TO_GIVE_INPUTS}"
+        ) from error
+
+
+def _report(loaded: Any, form: str, details: bool, keywords: dict[str, Any]) -> str:
+    from attnres_compile.report.html import report_page
+    from attnres_compile.report.overhead import overhead
+
+    report = overhead(loaded.model, loaded.args, loaded.kwargs, **keywords)
+    renderers: dict[str, Callable[[], str]] = {
+        "table": lambda: report.to_text(details),
+        "md": lambda: report.to_markdown(details),
+        "csv": report.to_csv,
+        "json": lambda: json_text(report.to_dict()),
+        "html": lambda: report_page(report),
+    }
+    return renderers[form]()
+
+
+def _sweep(loaded: Any, form: str, keywords: dict[str, Any]) -> str | bytes:
+    from attnres_compile.report.html import sweep_page
+    from attnres_compile.report.plot import sweep_png, sweep_svg
+    from attnres_compile.report.sweep import sweep_blocks
+
+    found = sweep_blocks(loaded.model, loaded.args, loaded.kwargs, **keywords)
+    renderers: dict[str, Callable[[], str | bytes]] = {
+        "table": lambda: str(found),
+        "md": found.to_markdown,
+        "csv": found.to_csv,
+        "json": lambda: json_text(found.to_dict()),
+        "html": lambda: sweep_page(found),
+        "svg": lambda: sweep_svg(found),
+        "png": lambda: sweep_png(found),
+    }
+    return renderers[form]()

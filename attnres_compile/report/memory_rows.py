@@ -1,0 +1,86 @@
+"""Rows on block representations: what is alive per token, in a long prefill, and what a pipeline sends."""
+
+from __future__ import annotations
+
+from attnres_compile.report.study import Study
+from attnres_compile.report.table import OverheadRow
+from attnres_passes.stage_layout import StageLayout
+from attnres_passes.stage_partition import even_cuts
+from attnres_passes.transfer_cost import TransferCost, transfer_cost
+from attnres_passes.transfers import Transfer, plan_stages
+
+PREFILL_TOKENS = 128 * 1024
+"""Of the paper's example (section 4.2)."""
+
+TENSOR_RANKS = (1, 2, 4, 8)
+
+
+def sources_alive(found: Study) -> list[int]:
+    """Of each stream, the tensors alive at its deepest read: the root, completed blocks, the open partial sum."""
+    return [max((read.num_sources for read in stream.reads), default=1) for stream in found.plan.streams]
+
+
+def storage_rows(found: Study) -> list[OverheadRow]:
+    """Bytes of residual state alive at the deepest read of each stream, per token."""
+    note = "the state alone, against the root, the completed blocks and the open partial sum at the deepest read"
+    rows = []
+    for stream, shape, alive in zip(found.plan.streams, found.shapes, sources_alive(found), strict=True):
+        name = f", {stream.name}" if len(found.plan.streams) > 1 else ""
+        metric = f"stored block representations per token{name}"
+        state = shape.row_bytes
+        rows.append(OverheadRow(metric, state, alive * state, "B", "closed form", note, unit_size=state))
+    return rows
+
+
+def prefill_bytes(tokens: int, sources: int, row_bytes: int, ranks: int) -> float:
+    """Per device, with the sources of a prompt sharded along its tokens over tensor-parallel ranks (section 4.2)."""
+    return tokens * sources * row_bytes / ranks
+
+
+def prefill_rows(found: Study) -> list[OverheadRow]:
+    """Memory of a long prompt's sources per device, by the number of ranks that share its tokens."""
+    note = (
+        f"a prompt of {PREFILL_TOKENS:,} tokens; the sources are sharded along the tokens over tensor-parallel ranks, "
+        "as the state is on the plain side"
+    )
+    alive = list(zip(found.shapes, sources_alive(found), strict=True))
+    return [
+        OverheadRow(
+            f"sources in a 128K prefill, {ranks} tensor-parallel rank{'s' if ranks > 1 else ''}",
+            sum(prefill_bytes(PREFILL_TOKENS, 1, shape.row_bytes, ranks) for shape, _ in alive),
+            sum(prefill_bytes(PREFILL_TOKENS, sources, shape.row_bytes, ranks) for shape, sources in alive),
+            "B",
+            "closed form",
+            note,
+            is_detail=True,
+        )
+        for ranks in TENSOR_RANKS
+    ]
+
+
+def pipeline_rows(found: Study, layout: StageLayout) -> list[OverheadRow]:
+    """What the fullest hop and a whole step send, every hop carrying all blocks, and with what ranks keep left out.
+
+    Raises StageError if a stream has fewer sublayers than the layout has chunks.
+    """
+    rows = []
+    for stream, shape in zip(found.plan.streams, found.shapes, strict=True):
+        cuts = even_cuts(len(stream.writes), layout.chunks)
+        unit = shape.row_bytes * shape.rows * found.lengths.ratio
+        name = f", {stream.name}" if len(found.plan.streams) > 1 else ""
+        hops = sum(not layout.is_local(chunk) for chunk in range(1, layout.chunks))
+        for rule in Transfer:
+            found_cost = transfer_cost(plan_stages(layout, cuts, stream.block_size, rule))
+            rows += _transfer_rows(found_cost, f", {rule.value}{name}", unit, hops, layout)
+    return rows
+
+
+def _transfer_rows(sent: TransferCost, name: str, unit: float, hops: int, layout: StageLayout) -> list[OverheadRow]:
+    note = (
+        f"{layout.ranks} ranks with {layout.virtual} chunks each, equally many sublayers a chunk, the batch as one "
+        "micro-batch; counted from the stage plan; plain: the state alone on every hop"
+    )
+    return [
+        OverheadRow(f"pipeline, fullest hop{name}", unit if hops else 0.0, sent.peak * unit, "B", "counted", note),
+        OverheadRow(f"pipeline, training step{name}", 2 * hops * unit, 2 * sent.units * unit, "B", "counted", note),
+    ]

@@ -1,0 +1,163 @@
+"""The trade-off over the number of blocks: what AttnRes costs a model from one block to Full AttnRes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+
+from attnres_compile.preparation import config_from
+from attnres_compile.report.memory_rows import sources_alive
+from attnres_compile.report.quantities import quantity
+from attnres_compile.report.study import Lengths, Study, captured_graphs, study_graphs, total, under
+from attnres_passes.blocks import block_size_for, num_blocks_for
+from attnres_passes.config import AttnResConfig
+
+SCHEMA_VERSION = 1
+HEADERS = ("blocks", "writes a block", "sources", "parameters", "forward FLOPs", "residual I/O", "x plain", "stored")
+NOTE = (
+    "parameters and FLOPs: added; residual I/O: bytes per token and sublayer, counted from the scheduled graph; "
+    "stored: bytes per token of the root, the completed blocks and the open partial sum at the deepest read; "
+    "*: as configured"
+)
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One partition; where a model has several streams, num_blocks and block_size are those of the longest one.
+
+    sources: at the deepest read; parameters, forward_flops: added to the plain model, the last None where the model
+    cannot be executed without data; io_bytes: per token and sublayer; plain_io_bytes: of the plain model;
+    stored_bytes: per token.
+    """
+
+    num_blocks: int
+    block_size: int
+    sources: int
+    parameters: int
+    forward_flops: float | None
+    io_bytes: float
+    plain_io_bytes: float
+    stored_bytes: int
+    is_chosen: bool
+
+    def cells(self) -> tuple[str, ...]:
+        """Text of the columns HEADERS."""
+        return (
+            f"{self.num_blocks}{'*' if self.is_chosen else ''}",
+            str(self.block_size),
+            str(self.sources),
+            f"+{self.parameters:,}",
+            quantity(self.forward_flops, "FLOP", "+"),
+            quantity(self.io_bytes, "B"),
+            f"{self.io_bytes / self.plain_io_bytes:.2f}",
+            quantity(self.stored_bytes, "B"),
+        )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The points of one model, by rising number of blocks; ``str()`` is the table."""
+
+    model: str
+    points: tuple[SweepPoint, ...]
+
+    def __str__(self) -> str:
+        return f"{self.model}\n\n{self._table('simple')}\n{NOTE}"
+
+    def to_markdown(self) -> str:
+        """The table and its note as GitHub markdown."""
+        return f"{self._table('github')}\n\n{NOTE.replace('*', '&ast;')}"
+
+    def to_csv(self) -> str:
+        """One line per point, numbers in full; a missing number is "n/a"."""
+        text = io.StringIO()
+        names = [field.name for field in dataclasses.fields(SweepPoint)]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        for point in self.points:
+            values = (getattr(point, name) for name in names)
+            writer.writerow("n/a" if value is None else value for value in values)
+        return text.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        points = [dataclasses.asdict(point) for point in self.points]
+        return {"schema_version": SCHEMA_VERSION, "kind": "overhead sweep", "model": self.model, "points": points}
+
+    def _table(self, style: str) -> str:
+        body = [point.cells() for point in self.points]
+        return tabulate(body, HEADERS, tablefmt=style, disable_numparse=True, colalign=("right",) * len(HEADERS))
+
+
+def sweep_blocks(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    lengths: tuple[int, int] | None = None,
+    config: AttnResConfig | None = None,
+    **options: Any,
+) -> Sweep:
+    """Sweep ``model``, which is captured once; arguments and errors as for ``overhead``."""
+    chosen = config_from(config, options)
+    graphs, not_counted = captured_graphs(model, tuple(args), dict(kwargs or {}), chosen)
+    base = study_graphs(graphs, chosen, Lengths(), "not needed", with_model=False)
+    own = _longest(base)[1]
+    points = []
+    for size in sorted({*_sizes(_longest(base)[0]), own}, reverse=True):
+        blocks = num_blocks_for(_longest(base)[0], size)
+        # The number of blocks, so that streams of other lengths are cut alike; or the size, where it is configured.
+        partition = (None, size) if size == own and chosen.block_size is not None else (blocks, None)
+        changed = dataclasses.replace(chosen, num_blocks=partition[0], block_size=partition[1])
+        found = study_graphs(
+            [under(graph, changed) for graph in graphs],
+            changed,
+            Lengths(*(lengths or (1, 1))),
+            not_counted,
+            with_model=False,
+        )
+        points.append(_point(found, size == own))
+    return Sweep(name or type(model).__name__, tuple(points))
+
+
+def _longest(found: Study) -> tuple[int, int]:
+    """Writes and block size of the longest stream."""
+    stream = max(found.plan.streams, key=lambda stream: len(stream.writes))
+    return len(stream.writes), stream.block_size
+
+
+def _sizes(writes: int) -> Iterator[int]:
+    """Block sizes for 1, 2, 4, .. blocks, and for one write each: what the number of blocks comes to, once each."""
+    blocks = 1
+    while blocks < writes:
+        yield block_size_for(writes, AttnResConfig(num_blocks=blocks))
+        blocks *= 2
+    yield 1
+
+
+def _point(found: Study, is_chosen: bool) -> SweepPoint:
+    streams, shapes = found.plan.streams, found.shapes
+    writes = sum(len(stream.writes) for stream in streams)
+    moved = found.moved[found.plan.config.schedule]
+    longest = max(streams, key=lambda stream: len(stream.writes))
+    added = None if found.mechanism is None else found.lengths.flops(total(found.mechanism, "forward"))
+    return SweepPoint(
+        num_blocks=longest.num_blocks,
+        block_size=longest.block_size,
+        sources=max(sources_alive(found)),
+        parameters=sum(2 * stream.width * len(stream.parametrized_reads) for stream in streams),
+        forward_flops=added,
+        io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(moved, shapes, strict=True)) / writes,
+        plain_io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(found.plain_moved, shapes, strict=True))
+        / writes,
+        stored_bytes=sum(alive * shape.row_bytes for alive, shape in zip(sources_alive(found), shapes, strict=True)),
+        is_chosen=is_chosen,
+    )
