@@ -17,6 +17,8 @@ from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import ParameterSlot, Rewritten, rewrite
 from attnres_passes.schedule import Scheduled, schedule
+from attnres_passes.sequence import Shards
+from attnres_passes.shard_sequence import shard_sequence
 from attnres_passes.streams import Analysis
 
 AfterStage = Callable[[GraphModule, Level, Plan], None]
@@ -26,20 +28,16 @@ AfterStage = Callable[[GraphModule, Level, Plan], None]
 class Passed:
     """The graph at the levels after the captured one.
 
-    result: of the rewrite; choice: what the reads are bound to, and why; fused: what was fused with them, None where
-    the inner compiler fuses.
+    result: of the rewrite; rewritten: its graph, cut along the sequence if the plan says so; choice: what the reads are
+    bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
     """
 
     result: Rewritten
+    rewritten: GraphModule
     scheduled: Scheduled
     lowered: GraphModule
     choice: Choice
     fused: Fused | None
-
-    @property
-    def rewritten(self) -> GraphModule:
-        """The graph at the rewritten level."""
-        return self.result.gm
 
     @property
     def slots(self) -> tuple[ParameterSlot, ...]:
@@ -63,6 +61,7 @@ def run_passes(
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
+        SequenceError: a stream cannot be cut along the sequence, or the process group is not there.
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
@@ -73,12 +72,14 @@ def run_later_passes(
     rewritten: Rewritten, plan: Plan, after_stage: AfterStage = check_level, keeps_values: bool = False
 ) -> Passed:
     """Take a rewritten graph of ``plan`` through the levels that follow; as ``run_passes``."""
-    after_stage(rewritten.gm, Level.REWRITTEN, plan)
-    choice = choose(rewritten.gm, plan)
+    group = plan.config.sequence_group
+    gm = rewritten.gm if group is None else shard_sequence(rewritten, Shards.of(group))
+    after_stage(gm, Level.REWRITTEN, plan)
+    choice = choose(gm, plan)
     uses_kernels = choice.implementation is Implementation.KERNELS
-    scheduled = schedule(rewritten.gm, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    scheduled = schedule(gm, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
     fused = fuse(scheduled.gm, plan) if uses_kernels else None
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, choice.implementation, keeps_values)
     after_stage(lowered, Level.LOWERED, plan)
-    return Passed(rewritten, scheduled, lowered, choice, fused)
+    return Passed(rewritten, gm, scheduled, lowered, choice, fused)
