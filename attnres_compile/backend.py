@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from attnres_compile import model_status, optimizers, parameters
@@ -69,6 +70,7 @@ def _compile(
 ) -> Callable[..., Any]:
     config = _config(owner, options)
     _check_mode(mode, config)
+    _check_inference(config)
     end = torch_compat.graph_end()
     stages = Stages()
     # Decide first, on frozen data.
@@ -121,6 +123,14 @@ def _check_mode(mode: str | None, config: AttnResConfig) -> None:
     known = torch_compat.inductor_modes()
     if mode not in known:
         raise ConfigError(f"mode={mode!r} is unknown to Inductor; it has {', '.join(map(repr, known))}.")
+
+
+def _check_inference(config: AttnResConfig) -> None:
+    if config.sequence_group is not None and torch.is_grad_enabled():
+        raise ConfigError(
+            "sequence_group is for inference, as its collectives pass no gradients on; call the model under "
+            "torch.no_grad() or torch.inference_mode(), or leave the option out."
+        )
 
 
 def _planned(owner: Owner, analysis: Analysis, end: torch_compat.GraphEnd) -> Callable[[ParameterSlot], ParameterSlot]:

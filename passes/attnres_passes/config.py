@@ -45,6 +45,8 @@ class AttnResConfig:
     allow_unnormed: rewrite streams although reads that feed a write are not normed.
     streams: names of the streams to rewrite; None for all.
     eps: added to the mean square in the key norm (paper equation 3).
+    sequence_group: name of a process group, ``group.group_name``, over whose ranks the stored blocks are cut along the
+        sequence (paper section 4.2); None keeps all of them on every rank. For inference.
 
     Raises ConfigError.
     """
@@ -59,6 +61,7 @@ class AttnResConfig:
     allow_unnormed: bool = False
     streams: tuple[str, ...] | None = None
     eps: float = 1e-6
+    sequence_group: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.block_size is not None:
@@ -81,6 +84,13 @@ class AttnResConfig:
             raise ConfigError(f"allow_unnormed={self.allow_unnormed!r} is not True or False; give one of them.")
         if not isinstance(self.eps, (int, float)) or not 0 <= self.eps < math.inf:
             raise ConfigError(f"eps={self.eps!r} is not a number >= 0; give a small one such as 1e-6.")
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        if self.sequence_group is not None and not isinstance(self.sequence_group, str):
+            raise ConfigError(f"sequence_group={self.sequence_group!r} is no name; give group.group_name, or None.")
+        if self.sequence_group is not None and self.stages is not None:
+            raise ConfigError("sequence_group and stages are both given, and are two ways to use ranks; give one.")
 
     def _check_names(self) -> None:
         names = self.streams

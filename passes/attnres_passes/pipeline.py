@@ -17,6 +17,8 @@ from attnres_passes.lower import lower
 from attnres_passes.plan import Plan
 from attnres_passes.rewrite import ParameterSlot, Rewritten, rewrite
 from attnres_passes.schedule import Scheduled, schedule
+from attnres_passes.sequence import Shards
+from attnres_passes.shard_sequence import shard_sequence
 from attnres_passes.stage_layout import StageLayout
 from attnres_passes.stages import stage
 from attnres_passes.streams import Analysis
@@ -28,8 +30,8 @@ AfterStage = Callable[[GraphModule, Level, Plan], None]
 class Passed:
     """The graph at the levels after the captured one.
 
-    result: of the rewrite; rewritten: its graph, placed on pipeline stages if the plan says so; choice: what the reads
-    are bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
+    result: of the rewrite; rewritten: its graph, over several ranks if the plan says so; choice: what the reads are
+    bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
     """
 
     result: Rewritten
@@ -81,6 +83,7 @@ def run_passes(
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
         StageError: ``stages`` of the config are asked for, and the graph cannot be cut so.
+        SequenceError: a stream cannot be cut along the sequence, or the process group is not there.
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
@@ -88,10 +91,13 @@ def run_passes(
 
 
 def _placed(rewritten: Rewritten, plan: Plan) -> GraphModule:
-    """The graph of ``rewritten`` with its pipeline stages, if the plan asks for them."""
-    if plan.config.stages is None or not plan.streams:
-        return rewritten.gm
-    return stage(rewritten.gm, plan, StageLayout(plan.config.stages)).gm
+    """The graph of ``rewritten`` as the config wants it over several ranks: cut along the sequence, or in stages."""
+    config = plan.config
+    if config.sequence_group is not None:
+        return shard_sequence(rewritten, Shards.of(config.sequence_group))
+    if config.stages is not None and plan.streams:
+        return stage(rewritten.gm, plan, StageLayout(config.stages)).gm
+    return rewritten.gm
 
 
 def run_later_passes(

@@ -14,6 +14,13 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<functio
 _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
+def copy(old: Node, new: Node) -> None:
+    """Let a node of ours say where the node that it stands for comes from."""
+    for key in ("stack_trace", "nn_module_stack"):
+        if key in old.meta:
+            new.meta[key] = old.meta[key]
+
+
 def module_path(node: Node) -> str:
     """Path of the innermost module that the node was traced in, relative to the traced root ('' for the root)."""
     stack = node.meta.get("nn_module_stack")

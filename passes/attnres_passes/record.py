@@ -31,13 +31,11 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_kernels.depth_attention import statistics
-from attnres_passes import torch_compat
+from attnres_passes import provenance, torch_compat
 from attnres_passes.levels import is_depth_attention
 from attnres_passes.rewrite import Rewritten
 from attnres_passes.rewrite_stream import RewrittenStream, RewrittenWrite
 from attnres_passes.roles import Role, role_of, set_role
-
-_PROVENANCE = ("stack_trace", "nn_module_stack")
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,5 @@ class _Recorder:
 
     def _call(self, target: Any, arguments: tuple[Any, ...], origin: Node, role: Role, name: str | None = None) -> Node:
         node = self.graph.create_node("call_function", target, arguments, name=name)
-        for key in _PROVENANCE:
-            if key in origin.meta:
-                node.meta[key] = origin.meta[key]
+        provenance.copy(origin, node)
         return set_role(node, role)

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from attnres_kernels.depth_attention import key_vector
-from attnres_passes import blocks, torch_compat
+from attnres_passes import blocks, provenance, torch_compat
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.chains import Carry
 from attnres_passes.config import AttnResConfig
@@ -20,7 +20,6 @@ from attnres_passes.roles import Role, role_of, set_role
 from attnres_passes.sites import CarrySite, StreamSites, WriteSite
 
 Resolve = Callable[[int, Node], Node]
-_PROVENANCE = ("stack_trace", "nn_module_stack")
 
 
 @dataclass(frozen=True)
@@ -287,9 +286,7 @@ class StreamRewriter:
         """A node of ours, with the provenance of the node that it stands for."""
         op = "call_method" if isinstance(target, str) else "call_function"
         node = self.graph.create_node(op, target, arguments, name=name)
-        for key in _PROVENANCE:
-            if key in origin.meta:
-                node.meta[key] = origin.meta[key]
+        provenance.copy(origin, node)
         if self.example is not None:
             node.meta["example_value"] = self.example
         return set_role(node, Role(kind, self.index, sublayer=self.written))

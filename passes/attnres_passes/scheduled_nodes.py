@@ -12,6 +12,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.depth_attention import scheduled
+from attnres_passes import provenance
 from attnres_passes.levels import SCHEDULED_READS
 from attnres_passes.roles import Role, role_of, set_role
 
@@ -103,9 +104,7 @@ def call(
     """
     with before.graph.inserting_before(before):
         node = before.graph.create_node("call_function", function, args, name=name)
-    for name in ("stack_trace", "nn_module_stack"):
-        if name in before.meta:
-            node.meta[name] = before.meta[name]
+    provenance.copy(before, node)
     role = role or role_of(before)
     assert role is not None
     return set_role(node, Role("schedule", role.stream, block=role.block, stage=role.stage, group=role.group))
