@@ -1,9 +1,9 @@
 """Analysis: which sublayers mix tokens (attention, convolution, recurrence), and which work token by token (MLP, MoE).
 
 The rewritten graph is run once. What each read gives is made NaN at one token, and a write shows how far that has
-spread: to one token, then no token depends on another; to several, then the sublayer mixes them. The write is then
-freed of NaN, so that each sublayer is judged by itself. No operator and no name of a module plays a part, and zero
-weights hide nothing, since NaN times zero is NaN.
+spread: to one token, then no token depends on another; to several, then the sublayer mixes them. The next read is
+freed of NaN first, so that each sublayer is judged by itself. No operator and no name of a module plays a part, and
+zero weights hide nothing, since NaN times zero is NaN.
 """
 
 from __future__ import annotations
@@ -108,11 +108,6 @@ class _Spread(Interpreter):
             value = result if branch is n else self.env[branch]
             if math.prod(value.shape[:-1]) > 1:
                 self.reach[place] = int(value.isnan().any(-1).sum())
-            cured = value.nan_to_num()
-            if branch is n:
-                result = cured
-            else:
-                self.env[branch] = cured
         return result
 
 

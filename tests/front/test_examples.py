@@ -72,3 +72,12 @@ def test_demo(child_environment, tmp_path):
     rows = [line for line in out.splitlines() if line.rstrip().endswith("measured")]
     assert len(rows) == 2
     assert all("n/a" not in row for row in rows)
+
+
+def test_depth_weights(child_environment, tmp_path):
+    out = run_example(
+        "depth_weights.py", "--steps", "3", "--recorded", "2", environment=child_environment, directory=tmp_path
+    )
+    assert "stream transformer.h of GPT2LMHeadModel: 1,024 tokens, 2 backward passes" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("transformer.h.")]
+    assert [row[1] for row in rows if "ln_" in row[0]] == ["mlp", *["attention", "mlp"] * 5]

@@ -16,9 +16,19 @@ from tests.passes.helpers import WIDTH, Function, placeholders, sample
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-def test_a_copy_can_be_compiled_when_it_is_called(inner: str) -> None:
+def test_a_copy_can_be_compiled_when_it_is_called(inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With sizes that Dynamo left dynamic, an added input, and an input whose recorded value tracing has changed."""
     late: list[Callable[..., Any]] = []
+    honest = torch_compat.compile_inner
+
+    def look(gm: GraphModule, examples: list[Any], *rest: Any) -> Any:
+        *own, added = [value for value in examples if isinstance(value, torch.Tensor)]
+        # The weight and the bias need gradients; the cache, which is changed in place, and x do not.
+        assert [value.requires_grad for value in own] == [value.dim() < 3 for value in own]
+        assert not added.requires_grad
+        return honest(gm, examples, *rest)
+
+    monkeypatch.setattr(torch_compat, "compile_inner", look)
 
     def backend(gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         copy = torch_compat.copied(gm)

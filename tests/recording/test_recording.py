@@ -177,11 +177,15 @@ def test_what_checkpointing_computes_again_is_counted_once(how: str) -> None:
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_every_so_many_steps() -> None:
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_every_so_many_steps(checkpointed: bool) -> None:
+    """The first length has a graph of its own, all others share one; what is computed again is no step."""
     model = prepared()
     with ac.depth_weights(model, every=3) as w:
         for length in (3, 4, 5, 6, 7):
-            model(tokens(length=length)).sum().backward()
+            ids = tokens(length=length)
+            out = checkpoint(model, ids, use_reentrant=False) if checkpointed else model(ids)
+            out.sum().backward()
     assert w.reads[0].tokens == 2 * (3 + 6)
     assert w.writes[0].backwards == 2
 
