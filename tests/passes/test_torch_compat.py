@@ -305,3 +305,17 @@ def test_no_other_file_uses_more_private_parts_of_torch() -> None:
         "torch_compat.py"
     )
     assert not {name: names - KNOWN for name, names in used.items() if names - KNOWN}
+
+
+def test_flop_formulas_of_torch_and_ours() -> None:
+    matrix = torch_compat.flop_formula(torch.ops.aten.mm.default)
+    assert matrix is not None
+    assert matrix([2, 3], [3, 5], out_val=[2, 5]) == 2 * 2 * 3 * 5
+    on_cpu = torch_compat.flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default)
+    assert on_cpu is not None
+    shape = [2, 4, 6, 8]
+    assert on_cpu(shape, shape, shape, out_val=shape) == 2 * (2 * 2 * 4 * 6 * 6 * 8)
+    ours = torch_compat.flop_formula(torch.ops.attnres.depth_attention.default)
+    assert ours is not None
+    assert ours([shape, shape], [8], out_val=shape) == 3 * 2 * 2 * 2 * 4 * 6 * 8
+    assert torch_compat.flop_formula(torch.ops.aten.add.Tensor) is None
