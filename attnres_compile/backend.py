@@ -21,7 +21,7 @@ from attnres_compile.preparation import check_not_cut, settle_declined
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_compile.runtime import CompiledGraph
 from attnres_kernels.errors import AttnResError
-from attnres_passes import torch_compat
+from attnres_passes import torch_compat, torch_frames
 from attnres_passes.aten_trace import trace_aten
 from attnres_passes.compile_later import unseen_by_checkpoints
 from attnres_passes.config import AttnResConfig, ConfigError
@@ -71,7 +71,7 @@ def _compile(
     config = _config(owner, options)
     _check_mode(mode, config)
     _check_inference(config)
-    end = torch_compat.graph_end()
+    end = torch_frames.graph_end()
     stages = Stages()
     # Decide first, on frozen data.
     analysis = find_streams(trace_aten(gm), config)
@@ -92,7 +92,7 @@ def _compile(
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.slot(slot) for slot in slots]
         compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
-        torch_compat.guard_identity(owner.frame)
+        torch_frames.guard_identity(owner.frame)
     model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
     _log_rewritten(analysis.plan, config, passed.choice)
     recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
@@ -133,7 +133,7 @@ def _check_inference(config: AttnResConfig) -> None:
         )
 
 
-def _planned(owner: Owner, analysis: Analysis, end: torch_compat.GraphEnd) -> Callable[[ParameterSlot], ParameterSlot]:
+def _planned(owner: Owner, analysis: Analysis, end: torch_frames.GraphEnd) -> Callable[[ParameterSlot], ParameterSlot]:
     """From places in this graph to places in the plan of the model. Raises StalePlanError."""
     if owner.parameters is None:
         return lambda slot: slot
@@ -148,7 +148,7 @@ def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
     path = _path_in_model(owner)
     if not path:
         return error
-    caller = torch_compat.uncompiled_caller(owner.frame.module)
+    caller = torch_frames.uncompiled_caller(owner.frame.module)
     around = f", called at {caller} outside of any graph" if caller else ""
     return PartOfPreparedModelError(
         f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
@@ -168,7 +168,7 @@ def _compile_unchanged(
     inputs: list[Any],
     owner: Owner | NoOwner,
     analysis: Analysis,
-    end: torch_compat.GraphEnd,
+    end: torch_frames.GraphEnd,
     config: AttnResConfig,
     mode: str | None,
 ) -> Callable[..., Any]:
@@ -178,7 +178,7 @@ def _compile_unchanged(
         _planned(owner, analysis, end)
     elif isinstance(owner, Owner) and not end.is_break:
         # Before a break, the streams of an unprepared model may still come.
-        caller = torch_compat.uncompiled_caller(owner.frame.module)
+        caller = torch_frames.uncompiled_caller(owner.frame.module)
         settle_declined(analysis.plan, _piece_note(owner, caller) if caller else "")
         model_status.note_declined(owner.model, analysis.plan)
     log.info("attnres: no residual stream in this graph, compiled as it is")

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_compile.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.parameters import unwrapped
-from attnres_passes import torch_compat
-from attnres_passes.torch_compat import GraphEnd
+from attnres_passes import torch_compat, torch_frames
+from attnres_passes.torch_frames import GraphEnd
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _capture_whole(
     found: list[Captured] = []
 
     def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
-        found.append(Captured(gm, tuple(inputs), torch_compat.graph_end()))
+        found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
         raise _Done
 
     problem: Exception | None = None
@@ -108,7 +108,7 @@ def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     found: list[Captured] = []
 
     def keep_and_run(gm: GraphModule, inputs: list[Any]) -> Any:
-        found.append(Captured(gm, tuple(inputs), torch_compat.graph_end()))
+        found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
         return gm.forward
 
     with _undisturbed(model), buffers_restored(model), torch.random.fork_rng():

@@ -15,7 +15,7 @@ from attnres_passes import provenance
 from attnres_passes.aten_trace import AtenTrace
 from attnres_passes.plan import Plan, Read, Stream
 from attnres_passes.rewrite import ParameterSlot
-from attnres_passes.torch_compat import GraphEnd
+from attnres_passes.torch_frames import GraphEnd
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from attnres_compile.parameters import (
     prepared_root_of,
     prepared_within,
 )
-from attnres_passes import torch_compat
-from attnres_passes.torch_compat import FrameModule
+from attnres_passes import torch_frames
+from attnres_passes.torch_frames import FrameModule
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class NoOwner:
 
 def find_owner(gm: GraphModule) -> Owner | NoOwner:
     """The owner of the graph that Dynamo is handing to the backend."""
-    frames = torch_compat.frame_modules(gm)
+    frames = torch_frames.frame_modules(gm)
     if not frames:
         return _no_owner(
             "the compiled function reaches its parameters through no torch.nn.Module, so that the parameters of the "

@@ -19,7 +19,7 @@ from attnres_passes.aten_trace import trace_aten
 from attnres_passes.config import AttnResConfig, ConfigError
 from attnres_passes.plan import Decline, Plan, Reason, Stream
 from attnres_passes.streams import Analysis, find_streams
-from attnres_passes.torch_compat import GraphEnd
+from attnres_passes.torch_frames import GraphEnd
 
 
 @dataclass(frozen=True)

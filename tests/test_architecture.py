@@ -88,6 +88,17 @@ def test_shipped_code_never_imports_tests() -> None:
     assert not [path for path in ALL_MODULES if "tests" in imported_roots(syntax(path))]
 
 
+def test_torch_pipelining_is_reached_from_two_files() -> None:
+    """What is private of it is in one of them; the other names schedules."""
+    using = {
+        path.name
+        for path in ALL_MODULES
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.distributed.pipelining")
+    }
+    assert using == {"stage_compat.py", "schedules.py"}
+
+
 def test_no_oversized_files() -> None:
     sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in ALL_MODULES}
     assert not {name: lines for name, lines in sizes.items() if lines > MAX_LINES}

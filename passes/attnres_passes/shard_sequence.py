@@ -29,12 +29,12 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes import provenance, sequence, torch_compat
+from attnres_passes import provenance, sequence, torch_collectives, torch_compat
 from attnres_passes.levels import is_depth_attention
 from attnres_passes.rewrite import Rewritten
 from attnres_passes.roles import Role, role_of, set_role
 from attnres_passes.sequence import SequenceError, Shards
-from attnres_passes.torch_compat import AllReduced
+from attnres_passes.torch_collectives import AllReduced
 
 _TOKEN_BY_TOKEN = ("to", "detach")
 """Methods that carry a stream on without moving a token."""
@@ -93,7 +93,7 @@ class _Sharder:
 
     def _cut(self, stream: int, value: Node) -> None:
         role = role_of(value) or Role("carry", stream)
-        reduced = torch_compat.all_reduced(value, self.shards.group)
+        reduced = torch_collectives.all_reduced(value, self.shards.group)
         name = f"{value.name}_shard"
         if reduced is None or self._is_read_whole(value, reduced):
             arguments: tuple[object, ...] = self.whole[value], self.shards.size, self.shards.rank

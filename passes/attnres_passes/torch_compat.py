@@ -1,4 +1,5 @@
-"""The one place that touches private parts of torch; each function is covered by tests/passes/test_torch_compat.py.
+"""The place that touches private parts of torch, with ``torch_frames`` for the frames that Dynamo is in and
+``torch_collectives`` for process groups; each function is covered by tests/passes/test_torch_compat.py.
 
 (``_pytree`` and ``_python_dispatch`` of ``torch.utils`` are used elsewhere: they are how torch is extended.)
 
@@ -10,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, cast
@@ -197,112 +196,6 @@ def mark_as_added(placeholder: torch.fx.Node) -> None:
     placeholder.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
 
 
-@dataclass(frozen=True)
-class FrameModule:
-    """A module of the frame that is being compiled, and how Dynamo reaches it."""
-
-    module: torch.nn.Module
-    source: Any
-
-
-def frame_modules(gm: torch.fx.GraphModule) -> list[FrameModule]:
-    """The outermost modules that the parameters of a graph were reached through, while Dynamo calls the backend.
-
-    Each placeholder's source is a chain such as ``L['self']._modules['h']._parameters['weight']``; its first link
-    that is a module is what the user compiled, or what the compiled function calls.
-    """
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    frame = InstructionTranslator.current_tx().output.root_tx
-    scope = {"G": frame.f_globals, "L": frame.f_locals}
-    found: dict[int, FrameModule] = {}
-    bases: set[str] = set()
-    for node in gm.graph.nodes:
-        source = getattr(node, "_dynamo_source", None) if node.op == "placeholder" else None
-        if source is None:
-            continue
-        for link in _links_from_base(source):
-            name = link.name if isinstance(link.name, str) else link.name()
-            if name in bases:
-                break
-            value = _evaluated(name, scope)
-            if isinstance(value, torch.nn.Module):
-                bases.add(name)
-                found.setdefault(id(value), FrameModule(value, link))
-                break
-    return list(found.values())
-
-
-def guard_identity(module: FrameModule) -> None:
-    """Make the graph being compiled valid for this very module only.
-
-    Dynamo reuses a graph for another module of the same structure, with that one's parameters as inputs; it cannot
-    know of parameters that a backend adds.
-    """
-    from torch._dynamo.guards import GuardBuilder, install_guard
-
-    install_guard(module.source.make_guard(GuardBuilder.ID_MATCH))
-
-
-def _links_from_base(source: Any) -> list[Any]:
-    links = [source]
-    while getattr(links[-1], "base", None) is not None:
-        links.append(links[-1].base)
-    return links[::-1]
-
-
-def _evaluated(name: str, scope: dict[str, Any]) -> Any:
-    """The value of a source by its name, as guards evaluate it; None for links that only guards can evaluate."""
-    try:
-        return eval(name, scope)
-    except (NameError, KeyError, AttributeError, IndexError, TypeError, SyntaxError):
-        return None
-
-
-@dataclass(frozen=True)
-class GraphEnd:
-    """Where a graph stands in its frame.
-
-    is_break: whether the frame goes on after it, in another graph; reason and source: of that break.
-    """
-
-    is_break: bool
-    reason: str = ""
-    source: str = ""
-
-
-def graph_end() -> GraphEnd:
-    """Why the graph that Dynamo is handing to the backend ends where it does."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    reason: Any = InstructionTranslator.current_tx().output.compile_subgraph_reason
-    if reason is None:
-        return GraphEnd(False)
-    last = reason.user_stack[-1] if reason.user_stack else None
-    source = f"{last.filename}:{last.lineno}" if last is not None else ""
-    first_line = str(reason.reason).strip().splitlines()[0] if str(reason.reason).strip() else ""
-    return GraphEnd(bool(reason.graph_break), first_line, source)
-
-
-def uncompiled_caller(module: torch.nn.Module) -> str:
-    """``file:line`` of the forward of a module around ``module`` that runs uncompiled now; '' if there is none.
-
-    A graph break in a loop makes Dynamo leave the whole frame to Python and compile what it calls piece by piece.
-    """
-    frame = sys._getframe()
-    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        caller = frame.f_locals.get("self")
-        if (
-            not isinstance(caller, torch.nn.Module)
-            or caller is module
-            or frame.f_code.co_filename.startswith(TORCH_FOLDER)
-        ):
-            continue
-        if any(part is module for part in caller.modules()):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    return ""
-
-
 def copy_each(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """Copy each source into its target in place; on a GPU that is one kernel for small tensors."""
     torch._foreach_copy_(targets, sources)
@@ -417,63 +310,3 @@ def flop_formula(target: Any) -> Callable[..., Any] | None:
         # The counter knows attention on GPUs only; the count is the same on a CPU.
         found = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
     return cast("Callable[..., Any] | None", found)
-
-
-# Collectives: what torch.distributed calls become in a captured graph
-
-
-def group_place(name: str) -> tuple[int, int]:
-    """Size of the process group with this name, and the rank of this process in it.
-
-    Raises LookupError if there is no such group here.
-    """
-    from torch.distributed import distributed_c10d
-
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        raise LookupError("torch.distributed is not initialised")
-    try:
-        group = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]
-    except (ValueError, RuntimeError) as error:
-        raise LookupError(f"no process group has this name ({error})") from error
-    return group.size(), group.rank()
-
-
-def all_gather(part: torch.Tensor, size: int, group: str) -> torch.Tensor:
-    """The parts of all ranks, one behind the other along the first dimension."""
-    operators = torch.ops._c10d_functional
-    return cast(torch.Tensor, operators.wait_tensor(operators.all_gather_into_tensor(part, size, group)))
-
-
-def reduce_scatter(whole: torch.Tensor, size: int, group: str) -> torch.Tensor:
-    """The own part, along the first dimension, of the sum over all ranks."""
-    operators = torch.ops._c10d_functional
-    return cast(torch.Tensor, operators.wait_tensor(operators.reduce_scatter_tensor(whole, "sum", size, group)))
-
-
-@dataclass(frozen=True)
-class AllReduced:
-    """given: what was summed over the ranks; nodes: what does so, from the first one on."""
-
-    given: torch.fx.Node
-    nodes: tuple[torch.fx.Node, ...]
-
-
-def all_reduced(value: torch.fx.Node, group: str) -> AllReduced | None:
-    """How ``value`` is a sum over the ranks of a group, made out of place or in place; None if it is none."""
-    summed = value
-    copy: tuple[torch.fx.Node, ...] = ()
-    for user in value.users:
-        if user.target == "copy_" and user.args[0] is value and isinstance(user.args[1], torch.fx.Node):
-            summed, copy = user.args[1], (user,)
-    reduced = summed.args[0] if _calls(summed, "wait_tensor") else None
-    if not isinstance(reduced, torch.fx.Node) or not _calls(reduced, "all_reduce"):
-        return None
-    given, kind, of_group = reduced.args
-    if (kind, of_group) != ("sum", group) or not isinstance(given, torch.fx.Node) or (copy and given is not value):
-        return None
-    return AllReduced(given, (reduced, summed, *copy))
-
-
-def _calls(node: torch.fx.Node, name: str) -> bool:
-    operator = getattr(torch.ops._c10d_functional, name)
-    return node.op == "call_function" and node.target in (operator, operator.default)

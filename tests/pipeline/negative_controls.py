@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import sys
 
-from tests.pipeline.cases import CASES
-from tests.pipeline.test_processes import SEEN, of
+from tests.pipeline.cases import CASES, SABOTAGES
+from tests.pipeline.test_processes import SEEN, results
 
 
 def main() -> int:
     unseen = 0
+    ranks = results(2, ",".join(SABOTAGES))
     for case in CASES[2]:
         if case.sabotage:
-            errors = {name: max(result[name] for result in of(case, 2)) for name in ("loss", "gradient", "parameter")}
+            errors = {
+                name: max(found[str(case)][name] for found in ranks) for name in ("loss", "gradient", "parameter")
+            }
             unseen += max(errors.values()) <= SEEN
             print(f"{case.sabotage:18}", "  ".join(f"{name} {error:.1e}" for name, error in errors.items()))
     return int(unseen > 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from attnres_kernels.errors import AttnResError
-from attnres_passes import torch_compat
+from attnres_passes import torch_compat, torch_frames
 from tests.passes.helpers import Backend, Part, double, line_of, placeholders, sample, seen_by
 
 VISION = str(Path(torch.__file__).parent.with_name("torchvision") / "model.py")
@@ -45,7 +45,7 @@ class Loop(nn.Module):
 
 
 def frames(model: Callable[..., Any], *args: Any) -> list[list[nn.Module]]:
-    return seen_by(lambda gm: [frame.module for frame in torch_compat.frame_modules(gm)], model, *args)
+    return seen_by(lambda gm: [frame.module for frame in torch_frames.frame_modules(gm)], model, *args)
 
 
 MODEL, PARTS = nn.Sequential(Part(), nn.Sequential(Part())), [Part(), Part()]
@@ -81,9 +81,9 @@ def test_frame_module_is_the_same_on_both_sides_of_a_break() -> None:
 @pytest.mark.parametrize(("guarded", "graphs"), [(False, 1), (True, 2)])
 def test_guard_keeps_a_graph_from_another_module_of_the_class(guarded: bool, graphs: int) -> None:
     def look(gm: GraphModule) -> None:
-        (frame,) = torch_compat.frame_modules(gm)
+        (frame,) = torch_frames.frame_modules(gm)
         if guarded:
-            torch_compat.guard_identity(frame)
+            torch_frames.guard_identity(frame)
 
     backend = Backend(look)
     models = [Part(), Part()]
@@ -94,7 +94,7 @@ def test_guard_keeps_a_graph_from_another_module_of_the_class(guarded: bool, gra
 
 
 def test_end_of_a_graph_at_a_break_and_at_the_return() -> None:
-    first, second = seen_by(lambda gm: torch_compat.graph_end(), Broken(), sample())
+    first, second = seen_by(lambda gm: torch_frames.graph_end(), Broken(), sample())
     assert first.is_break
     assert first.source == f"{__file__}:{line_of(Broken, '# the break')}"
     assert "graph_break" in first.reason
@@ -105,10 +105,10 @@ def test_end_of_a_graph_at_a_break_and_at_the_return() -> None:
 def test_caller_is_a_module_around_that_runs_uncompiled() -> None:
     model = Loop()
     asked = [model.part, model, Part()]
-    callers = seen_by(lambda gm: [torch_compat.uncompiled_caller(module) for module in asked], model, sample())
+    callers = seen_by(lambda gm: [torch_frames.uncompiled_caller(module) for module in asked], model, sample())
     assert callers[0] == [f"{__file__}:{line_of(Loop, '# the call')}", "", ""]
     whole = nn.Sequential(Part())
-    assert seen_by(lambda gm: torch_compat.uncompiled_caller(whole[0]), whole, sample()) == [""]
+    assert seen_by(lambda gm: torch_frames.uncompiled_caller(whole[0]), whole, sample()) == [""]
 
 
 def test_caller_may_be_a_file_of_torchvision() -> None:
@@ -116,7 +116,7 @@ def test_caller_may_be_a_file_of_torchvision() -> None:
         forward = types.FunctionType(Loop.forward.__code__.replace(co_filename=VISION), globals())
 
     model = VisionLoop()
-    callers = seen_by(lambda gm: torch_compat.uncompiled_caller(model.part), model, sample())
+    callers = seen_by(lambda gm: torch_frames.uncompiled_caller(model.part), model, sample())
     assert callers[0] == f"{VISION}:{line_of(Loop, '# the call')}"
 
 
