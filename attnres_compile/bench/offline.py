@@ -69,24 +69,27 @@ def digest_of(entry: Entry) -> str:
 
 
 def bench_offline(
-    targets: Sequence[str] = tuple(TARGETS), widths: Sequence[int] = WIDTHS, command: Sequence[str] = ()
+    targets: Sequence[str] = tuple(TARGETS),
+    widths: Sequence[int] = WIDTHS,
+    command: Sequence[str] = (),
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compile the kernels of these widths for these targets, and return the record for JSON.
 
-    A kernel that does not compile has an ``error`` in place of its facts. Raises MeasureError for no or an unknown
-    target, and for no or a non-positive width.
+    A kernel that does not compile has an ``error`` in place of its facts. earlier: a record, made with the same
+    Triton, whose facts are taken over for kernels that have not changed since. Raises MeasureError for no or an
+    unknown target, for no or a non-positive width, and for an earlier record of another Triton.
     """
     if unknown := set(targets) - set(TARGETS):
         raise MeasureError(f"{', '.join(sorted(unknown))} is no target: pass some of {', '.join(TARGETS)}")
     if not targets or not widths or min(widths) < 1:
         raise MeasureError("there is nothing to compile: pass at least 1 target, and widths of at least 1")
     kernels = distinct_kernels(sorted(set(widths)))
-    jobs = [(kernel.entry, target) for target in targets for kernel in kernels]
+    known = {} if earlier is None else _facts_of(earlier)
+    missing = [(kernel, target) for target in targets for kernel in kernels if (kernel.digest, target) not in known]
     with _no_interpreter(), ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
-        compiled = iter(list(pool.map(_compile, jobs)))
-    facts: dict[str, dict[str, Any]] = {kernel.digest: {} for kernel in kernels}
-    for target, kernel in product(targets, kernels):
-        facts[kernel.digest][target] = next(compiled)
+        compiled = pool.map(_compile, [(kernel.entry, target) for kernel, target in missing])
+        known |= {(kernel.digest, target): facts for (kernel, target), facts in zip(missing, compiled, strict=True)}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -98,7 +101,23 @@ def bench_offline(
             "sources": list(SOURCES),
             "reads": list(READS),
         },
-        "kernels": [_described(kernel) | {"compiled": facts[kernel.digest]} for kernel in kernels],
+        "kernels": [
+            _described(kernel) | {"compiled": {target: known[kernel.digest, target] for target in targets}}
+            for kernel in kernels
+        ],
+    }
+
+
+def _facts_of(earlier: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Facts by digest and target. Raises MeasureError if the record was made with another Triton."""
+    _check_kind(earlier)
+    then, now = (of["versions"]["triton"] for of in (earlier["environment"], describe_environment("cpu")))
+    if then != now:
+        raise MeasureError(f"the earlier record was made with Triton {then}, and here is {now}: leave --earlier out")
+    return {
+        (kernel["digest"], target): facts
+        for kernel in earlier["kernels"]
+        for target, facts in kernel["compiled"].items()
     }
 
 
@@ -153,13 +172,17 @@ def record_text(record: dict[str, Any]) -> str:
     return head.replace('"kernels": []', f'"kernels": [\n    {kernels}\n  ]')
 
 
+def _check_kind(record: dict[str, Any]) -> None:
+    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
+        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: compile again")
+
+
 def offline_table(record: dict[str, Any]) -> str:
     """Per kind and target how many kernels compiled and the most that one of them needs; then each failure.
 
     Raises MeasureError for a record of another kind or version.
     """
-    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: compile again")
+    _check_kind(record)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for kind, target, facts in sorted(_results(record), key=lambda result: _place(record, result[0], result[1])):
         groups.setdefault((kind, target), []).append(facts)

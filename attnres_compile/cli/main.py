@@ -168,6 +168,9 @@ def _add_bench(benchmarks: Any) -> None:
     )
     offline.add_argument("--targets", nargs="+", metavar="NAME", help="some of sm_80 sm_90 sm_100 gfx942 (default all)")
     offline.add_argument("--widths", type=int, nargs="+", metavar="D", help="of the stream (default 768 to 7168)")
+    offline.add_argument(
+        "--earlier", metavar="FILE", help="a record of the same Triton: kernels that are in it are not compiled again"
+    )
     offline.add_argument("-o", "--output", metavar="FILE", help="keep the record")
     analysis = _add_verb(
         benchmarks,

@@ -151,7 +151,8 @@ def run_bench_offline(arguments: argparse.Namespace) -> int:
     from attnres_kernels.offline import TARGETS
 
     targets, widths = arguments.targets or tuple(TARGETS), arguments.widths or offline.WIDTHS
-    record = offline.bench_offline(targets, widths, arguments.command)
+    earlier = None if arguments.earlier is None else _read_record(arguments.earlier)
+    record = offline.bench_offline(targets, widths, arguments.command, earlier)
     if arguments.output is not None:
         write_text(offline.record_text(record), arguments.output)
     write_text(offline.offline_table(record), None)
@@ -175,12 +176,7 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
     from attnres_compile.bench.kernels.table import kernels_table
     from attnres_compile.bench.model_table import bench_table
 
-    try:
-        record = json.loads(Path(arguments.file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{arguments.file} is not a readable record ({error}): pass a file that --json wrote"
-        ) from error
+    record = _read_record(arguments.file)
     tables = {
         bench_analysis.KIND: bench_analysis.analysis_table,
         bench_kernels.KIND: kernels_table,
@@ -188,6 +184,13 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
     }
     kind = str(record.get("kind")) if isinstance(record, dict) else ""
     return _show_record(record, tables.get(kind, bench_table), None)
+
+
+def _read_record(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} is not a readable record ({error}): pass a file that --json wrote") from error
 
 
 def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:

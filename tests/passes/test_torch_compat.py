@@ -271,6 +271,7 @@ def test_without_modes_nothing_is_fake() -> None:
 
 
 KNOWN = {
+    "torch.utils._pytree",
     "torch.utils._pytree.tree_leaves",
     "torch.utils._pytree.tree_map_only",
     "torch.utils._python_dispatch.TorchDispatchMode",

@@ -7,6 +7,8 @@ memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attnres_kernels.depth_attention.generated.specs import ReadSpec
 from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, load_vector, store
 
@@ -36,8 +38,8 @@ def load_logits(spec: ReadSpec) -> list[str]:
     ]
 
 
-def merged_values(spec: ReadSpec) -> list[str]:
-    """``merged``, the sum of all parts, each with its weight; each is loaded at its use."""
+def merged_values(spec: ReadSpec, behind_loads: Sequence[str] = ()) -> list[str]:
+    """``merged``, the sum of all parts, each with its weight. behind_loads: statements between loads and sum."""
     text = []
     terms = ["weight_partial * state"] if spec.has_partial else []
     if spec.has_inter:
@@ -46,7 +48,7 @@ def merged_values(spec: ReadSpec) -> list[str]:
     for i in range(spec.sources):
         text.append(load(f"source_{i}", f"source_stride_{i}", f"block_{i}"))
         terms.append(f"weight_source_{i} * block_{i}")
-    return [*text, f"merged = {terms[0]}", *(f"merged += {term}" for term in terms[1:])]
+    return [*text, *behind_loads, f"merged = {terms[0]}", *(f"merged += {term}" for term in terms[1:])]
 
 
 def read_name(spec: ReadSpec, kind: str = "read") -> str:
@@ -83,12 +85,14 @@ def read_text(spec: ReadSpec) -> str:
         *(["partial_stride"] if spec.has_partial else []),
         *(["branch_stride"] if spec.adds else []),
     ]
+    # Stores stand behind loads and sums, which do not wait for them; where they do, ptxas spills registers, too.
+    new_partial = [store("new_partial", "rounded")] if spec.adds else []
+    kept = _KEPT_OF_PARTIAL if spec.has_partial else []
     body = [*load_logits(spec), *(_partial(spec) if spec.has_partial else []), *_softmax(parts_of(spec))]
-    body += [*merged_values(spec), "merged = merged * factor"]
+    body += [*merged_values(spec, new_partial), "merged = merged * factor"]
     if spec.returns_value:
         body.append(store("value", "merged"))
-    if spec.norm:
-        body += _norm(spec)
+    body += _norm(spec, kept) if spec.norm else kept
     return f"""\
 @triton.jit
 def {read_name(spec)}(
@@ -110,7 +114,6 @@ def _partial(spec: ReadSpec) -> list[str]:
             load("branch", "branch_stride", "added"),
             "# The sum is rounded before it is read, as it is where the add is a kernel of its own.",
             "rounded = (state + added).to(new_partial.dtype.element_ty)",
-            store("new_partial", "rounded"),
             "state = rounded.to(tl.float32)",
         ]
     return [
@@ -118,9 +121,13 @@ def _partial(spec: ReadSpec) -> list[str]:
         load_vector("key", "key_row"),
         "inverse_rms = tl.rsqrt(tl.sum(state * state) / width + eps)",
         "logit_partial = tl.sum(state * key_row) * inverse_rms",
-        "tl.store(statistics + row * 5 + 1, logit_partial)",
-        "tl.store(statistics + row * 5 + 2, inverse_rms)",
     ]
+
+
+_KEPT_OF_PARTIAL = [
+    "tl.store(statistics + row * 5 + 1, logit_partial)",
+    "tl.store(statistics + row * 5 + 2, inverse_rms)",
+]
 
 
 def _softmax(parts: list[str]) -> list[str]:
@@ -133,7 +140,8 @@ def _softmax(parts: list[str]) -> list[str]:
     return text + [f"weight_{part} = weight_{part} / total" for part in parts]
 
 
-def _norm(spec: ReadSpec) -> list[str]:
+def _norm(spec: ReadSpec, kept: Sequence[str]) -> list[str]:
+    """``normed``. kept: statements that store what the backward needs of the partial sum."""
     # Loaded before the sums over the row, which it does not wait for; behind them ptxas spills registers, too.
     text = [load_vector("norm_weight", "weight")] if spec.has_weight else []
     if spec.norm == "layer":
@@ -148,6 +156,7 @@ def _norm(spec: ReadSpec) -> list[str]:
         "inverse_deviation = tl.rsqrt(tl.sum(centered * centered) / width + norm_eps)",
         "tl.store(statistics + row * 5 + 4, inverse_deviation)",
         "out = centered * inverse_deviation",
+        *kept,
     ]
     if spec.has_weight:
         text.append("out *= weight")
