@@ -144,8 +144,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def leaves_by_name(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors among the inputs of the model, by the names that chunks know them by."""
-    found = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
-    return {f"input{pytree.keystr(path)}": leaf for path, leaf in found if isinstance(leaf, Tensor)}
+    named = (("args", tuple(args)), ("kwargs", dict(kwargs)))
+    return {
+        f"{name}{pytree.keystr(path)}": leaf
+        for name, tree in named
+        for path, leaf in pytree.tree_flatten_with_path(tree)[0]
+        if isinstance(leaf, Tensor)
+    }
 
 
 def _whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], config: AttnResConfig) -> AnalysedGraph:
