@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from attnres_compile.errors import GraphBreakError
 from attnres_compile.matching import match
 from attnres_compile.parameters import require_parameters
+from attnres_compile.pipelines.checkpoints import check_checkpoints
 from attnres_compile.pipelines.chunk_module import Argument, ChunkBody, Held
 from attnres_compile.pipelines.errors import StageError
 from attnres_compile.preparation import AnalysedGraph, analyse_model
@@ -63,6 +64,8 @@ class Cutting:
 
     splits_backward: whether gradients of weights are made apart from those of inputs. torch then walks the graph behind
     each weight by itself, so that no computation may be shared between weights: every read is the definition.
+
+    inner: what compiles the chunks.
     """
 
     layout: StageLayout
@@ -70,6 +73,7 @@ class Cutting:
     cut_points: tuple[str, ...] | None = None
     device: torch.device | None = None
     splits_backward: bool = False
+    inner: str = "eager"
 
 
 def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cutting: Cutting) -> Chunks:
@@ -78,7 +82,7 @@ def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     A model in training mode is captured in evaluation mode as well, cut at the same places.
 
     Raises:
-        CaptureError, GraphBreakError, NotPreparedError, StalePlanError, StageError.
+        CaptureError, GraphBreakError, NotPreparedError, StalePlanError, StageError, PipelineSupportError.
     """
     captured = {model.training: _captured(model, args, kwargs, cutting)}
     plan = captured[model.training].staged.plan
@@ -113,6 +117,7 @@ def _captured(
     added = require_parameters(model)
     graph = _whole(model, args, kwargs, added.plan.config)
     analysis = graph.analysis
+    check_checkpoints(analysis.trace, cutting.inner, cutting.splits_backward)
     planned = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
     rewritten = rewrite(graph.captured.gm, analysis)
     check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
@@ -144,8 +149,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def leaves_by_name(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors among the inputs of the model, by the names that chunks know them by."""
-    found = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
-    return {f"input{pytree.keystr(path)}": leaf for path, leaf in found if isinstance(leaf, Tensor)}
+    named = (("args", tuple(args)), ("kwargs", dict(kwargs)))
+    return {
+        f"{name}{pytree.keystr(path)}": leaf
+        for name, tree in named
+        for path, leaf in pytree.tree_flatten_with_path(tree)[0]
+        if isinstance(leaf, Tensor)
+    }
 
 
 def _whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], config: AttnResConfig) -> AnalysedGraph:

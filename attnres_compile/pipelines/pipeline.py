@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,18 +10,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from attnres_compile.backend import MEANING
 from attnres_compile.errors import SavedStateError
 from attnres_compile.parameters import parameters_of, unwrapped
 from attnres_compile.pipelines.agreement import Agreement, check_distributed, named_peers
 from attnres_compile.pipelines.build import Chunks, Cutting, build_chunks, leaves_by_name
 from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
-from attnres_compile.pipelines.errors import AttnResError, PipelineBatchError, PipelineSupportError
+from attnres_compile.pipelines.errors import AttnResError, PipelineBatchError, PipelineSupportError, StageError
 from attnres_compile.pipelines.microbatches import Batch, batch_of
 from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, make_schedule, schedule_kind
 from attnres_compile.pipelines.stage_compat import ChunkStage, check_torch, without_loss
 from attnres_compile.pipelines.store import BlockStore
 from attnres_compile.preparation import config_from, prepare
-from attnres_passes.config import AttnResConfig
+from attnres_passes.config import AttnResConfig, ConfigError
 from attnres_passes.stage_layout import StageLayout
 from attnres_passes.stage_text import stage_picture, stage_table
 from attnres_passes.transfers import StagePlan, Transfer
@@ -235,7 +237,8 @@ def pipeline(
         scale_grads: divide gradients by the number of micro-batches, for losses that are means.
         device: where the chunks run; that of the model by default, and needed for a model on "meta".
         wrap: called with each chunk's module, such as for DistributedDataParallel over replicas of the pipeline.
-        config, options: as for ``prepare``, if the model is not prepared; ``inner`` compiles each chunk.
+        config, options: as for ``prepare``; ``inner`` compiles each chunk. For a model that is prepared, all others
+            must agree with its plan. (``schedule`` is the pipeline's here; that of the reads can be given in a config.)
 
     Raises:
         PipelineSupportError, PipelineBatchError, StageError, and what ``prepare`` raises, on the ranks they concern;
@@ -253,14 +256,12 @@ def pipeline(
         layout = StageLayout(ranks, virtual, kind.order)
         batch = batch_of(leaves_by_name(args, kwargs or {}), microbatches)
         micro_args, micro_kwargs = batch.first(args, kwargs or {}, _own_device(model))
-        if parameters_of(model) is None:
-            prepare(model, micro_args, micro_kwargs, config=config, **options)
-        inner = _inner(model, config, options)
+        inner: str = _prepared(model, micro_args, micro_kwargs, config, options).inner
         check_schedule(kind, layout, microbatches, inner)
         points = None if cut_points is None else tuple(cut_points)
-        cutting = Cutting(layout, transfer, points, target_device, kind.splits_backward)
+        cutting = Cutting(layout, transfer, points, target_device, kind.splits_backward, inner)
         made = build_chunks(model, micro_args, micro_kwargs, cutting), kind, batch, inner
-    except AttnResError as caught:
+    except Exception as caught:  # raised again below, when the other ranks know
         error = caught
     words = "" if made is None else f"{made[0].digest} {kind.name} {microbatches} {made[3]} {scale_grads}"
     agreement.on_words(words, error)
@@ -287,10 +288,29 @@ def _own_device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _inner(model: nn.Module, config: AttnResConfig | None, options: Mapping[str, Any]) -> str:
-    """The compiler of the chunks: that of the options given now, or of the plan."""
-    if config is not None or "inner" in options:
-        return config_from(config, options).inner
+def _prepared(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    config: AttnResConfig | None,
+    options: Mapping[str, Any],
+) -> AttnResConfig:
+    """Prepare the model, or check that its plan is what the options say. Gives the config of the pipeline."""
     added = parameters_of(model)
-    assert added is not None
-    return added.plan.config.inner
+    if added is None:
+        prepare(model, args, kwargs, config=config, **options)
+        added = parameters_of(model)
+        if added is None:
+            raise StageError(
+                f"{type(model).__name__} has no residual stream that is rewritten, so there is none to cut."
+            )
+        return added.plan.config
+    planned, given = added.plan.config, config_from(config, options)
+    named = (*MEANING, "schedule", "inner") if config is not None else tuple(options)
+    for name in named:
+        if name in (*MEANING, "schedule") and getattr(given, name) != getattr(planned, name):
+            raise ConfigError(
+                f"{name}={getattr(given, name)!r} contradicts the plan that the model was prepared with "
+                f"({name}={getattr(planned, name)!r}); leave it out, or unprepare the model and prepare it anew."
+            )
+    return dataclasses.replace(planned, inner=given.inner) if "inner" in named else planned

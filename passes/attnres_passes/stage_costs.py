@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.fx import Node
+from torch.utils._pytree import tree_map_only
 
 from attnres_passes import torch_compat
-from attnres_passes.aten_trace import AtenTrace, Op, Ref, trace_aten
+from attnres_passes.aten_trace import AtenTrace, Op, Ref
 from attnres_passes.stage_layout import StageError
 
 
@@ -35,13 +35,7 @@ def sublayer_flops(
 
 
 def op_flops(trace: AtenTrace, op: Op) -> int:
-    """FLOPs of one operation, by torch's formulas; 0 for those that have none, such as elementwise ones.
-
-    An operation that takes a graph, such as that of activation checkpointing, costs what the graph costs.
-    """
-    if torch_compat.is_higher_order(op.target):
-        inside = [trace_aten(leaf) for leaf in tree_leaves((op.args, op.kwargs)) if isinstance(leaf, GraphModule)]
-        return sum(op_flops(inner, of_inner) for inner in inside for of_inner in inner.ops)
+    """FLOPs of one operation, by torch's formulas; 0 for those that have none, such as elementwise ones."""
     formula = torch_compat.flop_formula(op.target)
     if formula is None:
         return 0

@@ -73,6 +73,8 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(fault="uneven batch", raises="drop or pad the last batch"),
         Case(fault="uneven example", raises="cannot be split into 4 equal micro-batches"),
         Case(fault="different plans", raises="the ranks do not run the same pipeline"),
+        Case(fault="contradiction", raises="contradicts the plan that the model was prepared with (num_blocks=None)"),
+        Case(fault="bad forward", raises="no such forward"),
         Case(fault="tied", raises="is a parameter that chunks 0, 3 use"),
         Case(fault="no target", raises="target is missing on the rank with the last chunk"),
         Case(sublayers=3, fault="few sublayers", raises="4 chunks for 3 sublayers that can be cut apart"),

@@ -161,16 +161,27 @@ def test_several_outputs_and_no_tensor() -> None:
     assert [tensor.requires_grad for tensor in chunks.outputs] == [True, False]
 
 
+class Checkpointed(Toy):
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = x + checkpoint(layer, x, use_reentrant=False)
+        return self.head(self.norm(x))
+
+
+def test_checkpoints_that_would_recompute_something_else() -> None:
+    """In torch's eager checkpoint of a captured graph, dropout draws anew; and it is recomputed once at most."""
+    random, plain = prepared(Checkpointed(6, dropout=0.5)), prepared(Checkpointed(6))
+    with pytest.raises(PipelineSupportError, match="draws random numbers, and eager stages would draw others"):
+        chunks_of(random, inner="eager")
+    chunks_of(random, inner="inductor")
+    chunks_of(random.eval(), inner="eager")
+    with pytest.raises(PipelineSupportError, match="cannot be recomputed for inputs and weights apart"):
+        chunks_of(plain, splits_backward=True)
+
+
 def test_activation_checkpointing_inside_chunks() -> None:
     """Sublayers under torch.utils.checkpoint stay so; they cost what they cost without, and have the same gradients."""
-
-    class Checkpointed(Toy):
-        def forward(self, tokens: Tensor) -> Tensor:
-            x = self.embedding(tokens)
-            for layer in self.layers:
-                x = x + checkpoint(layer, x, use_reentrant=False)
-            return self.head(self.norm(x))
-
     torch.manual_seed(0)
     model = prepared(Checkpointed(6).double())
     reference = copy.deepcopy(model)
