@@ -387,7 +387,7 @@ def vit() -> str:
 
 @picture
 def deep() -> str:
-    return attnres_compile.explain(TinyGPT(layers=48), (torch.zeros(1, 8, dtype=torch.long),)).to_svg()
+    return attnres_compile.explain(TinyGPT(layers=32), (torch.zeros(1, 8, dtype=torch.long),)).to_svg()
 
 
 @picture

@@ -11,97 +11,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from attnres_compile.inspection.facts import Site
-from attnres_compile.inspection.ranges import progression, span
+from attnres_compile.inspection.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
 from attnres_kernels.errors import AttnResError
-from attnres_passes.provenance import common_prefix
 
-EXPAND_ALL = "all"
 LONGEST_UNIT = 256
 """Rows of a unit; more are not folded."""
 
 
 class ExpandError(AttnResError, ValueError):
     """No stream has a layer of this name."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One site of each repetition of a layer."""
-
-    sites: tuple[Site, ...]
-
-    @property
-    def first(self) -> Site:
-        return self.sites[0]
-
-    @property
-    def module(self) -> str:
-        """Path with the range of its layers: ``h.1-11.ln_1``."""
-        return _joined_path([site.module for site in self.sites])
-
-    @property
-    def block(self) -> str:
-        return span(site.block for site in self.sites)
-
-    @property
-    def sources(self) -> str:
-        return span(site.sources for site in self.sites)
-
-    @property
-    def stage(self) -> str:
-        return span(site.stage for site in self.sites)
-
-    @property
-    def schedule(self) -> str:
-        return ", ".join(dict.fromkeys(site.schedule for site in self.sites if site.schedule))
-
-    @property
-    def shape(self) -> str:
-        return ", ".join(dict.fromkeys(site.shape for site in self.sites))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Consecutive rows. repeats: layers folded into them; label: their paths, ``transformer.h.1-11``, '' of others."""
-
-    rows: tuple[Row, ...]
-    repeats: int = 1
-    label: str = ""
-
-    @property
-    def is_folded(self) -> bool:
-        return self.repeats > 1
-
-    def unfolded(self) -> tuple[Layer, ...]:
-        """Each repetition by itself."""
-        return tuple(self.part(index, index + 1) for index in range(self.repeats))
-
-    def part(self, first: int, end: int) -> Layer:
-        """Repetitions ``first .. end``."""
-        label = _label([(row, slice(first, end)) for row in self.rows])
-        return Layer(tuple(Row(row.sites[first:end]) for row in self.rows), end - first, label)
-
-    def split(self, expand: Collection[str]) -> tuple[Layer, ...]:
-        """With the repetitions that ``expand`` names by themselves."""
-        if not self.is_folded:
-            return (self,)
-        parts: list[Layer] = []
-        first = 0
-        for index in range(self.repeats):
-            if any(self._is_named(index, name) for name in expand):
-                parts.extend(self.part(*ends) for ends in ((first, index), (index, index + 1)) if ends[0] < ends[1])
-                first = index + 1
-        return (*parts, *([self.part(first, self.repeats)] if first < self.repeats else []))
-
-    def _is_named(self, index: int, name: str) -> bool:
-        if name == EXPAND_ALL:
-            return True
-        if name.isdecimal():
-            return any(_prefixes(row)[index].split(".")[-1] == name for row in self.rows if _moving(row) is not None)
-        return any(_lies_in(row.sites[index].module, name) for row in self.rows)
 
 
 def fold(sites: Sequence[Site], expand: Collection[str] = ()) -> tuple[Layer, ...]:
@@ -150,16 +70,11 @@ def check_expand(streams: Sequence[Sequence[Site]], expand: Collection[str]) -> 
     """Raise ExpandError for a layer that no stream has."""
     for name in expand:
         sites = (site for stream in streams for site in stream)
-        if name == EXPAND_ALL or any(_lies_in(site.module, name) for site in sites):
+        if name == EXPAND_ALL or any(lies_in(site.module, name) for site in sites):
             continue
         labels = [layer.label for stream in streams for layer in fold(stream) if layer.is_folded]
         known = f"folded are {', '.join(labels)}" if labels else "nothing is folded"
         raise ExpandError(f"--expand {name}: no stream goes through a layer of that name; {known}, or give 'all'.")
-
-
-def _lies_in(module: str, name: str) -> bool:
-    """Whether the components of ``name`` follow one another in a path."""
-    return f".{name}." in f".{module}."
 
 
 def _runs(sites: Sequence[Site], accepts: Callable[[Sequence[Row]], bool], shortest: bool) -> list[Layer]:
@@ -191,7 +106,7 @@ def _runs(sites: Sequence[Site], accepts: Callable[[Sequence[Row]], bool], short
 
 def _layers_of(rows: tuple[Row, ...]) -> Iterator[Layer]:
     """A unit as a folded layer, the first repetition apart if its reads differ from the others'."""
-    layer = Layer(rows, len(rows[0].sites), _label([(row, slice(None)) for row in rows]))
+    layer = Layer(rows, len(rows[0].sites), label_of([(row, slice(None)) for row in rows]))
     differs = layer.is_folded and any(_is_deep(row.sites[0]) != _is_deep(row.sites[1]) for row in rows)
     if differs:
         yield layer.part(0, 1)
@@ -211,12 +126,12 @@ def _covered(rows: Sequence[Row]) -> int:
 def _repeated(sites: Sequence[Site], keys: Sequence[object], first: int, period: int) -> tuple[Row, ...]:
     """The rows of the unit ``first .. first + period``, as long as it repeats."""
     unit = range(first, first + period)
-    steps = [_step(sites[k].module, sites[k + period].module) for k in unit]
+    steps = [step(sites[k].module, sites[k + period].module) for k in unit]
     end = first + period
     while end + period <= len(sites) and None not in steps:
         before = end - period
         same = all(
-            keys[before + k] == keys[end + k] and _step(sites[before + k].module, sites[end + k].module) == steps[k]
+            keys[before + k] == keys[end + k] and step(sites[before + k].module, sites[end + k].module) == steps[k]
             for k in range(period)
         )
         if not same:
@@ -227,8 +142,8 @@ def _repeated(sites: Sequence[Site], keys: Sequence[object], first: int, period:
 
 def _is_one_layer(rows: Sequence[Row]) -> bool:
     """Whether the paths that move on hold the same numbers: those of one layer."""
-    prefixes = [_prefixes(row) for row in rows if _moving(row) is not None]
-    numbers = {tuple(prefix.rpartition(".")[2] for prefix in of_row) for of_row in prefixes}
+    paths = [prefixes(row) for row in rows if moving(row) is not None]
+    numbers = {tuple(path.rpartition(".")[2] for path in of_row) for of_row in paths}
     return len(numbers) == 1
 
 
@@ -242,41 +157,9 @@ def _key(site: Site) -> tuple[object, ...]:
     return site.kind, site.source, site.normed, _template(site.module)
 
 
-def _step(one: str, other: str) -> tuple[int, int] | None:
-    """Which part of a path moves on, and by how much; (-1, 0) of equal paths; None if several parts differ."""
-    if one == other:
-        return -1, 0
-    pairs = zip(one.split("."), other.split("."), strict=True)
-    differing = [(index, int(b) - int(a)) for index, (a, b) in enumerate(pairs) if a != b]
-    return differing[0] if len(differing) == 1 else None
-
-
-def _moving(row: Row) -> int | None:
-    """The part of the path that differs between the repetitions of a row."""
-    if len(row.sites) < 2:
-        return None
-    step = _step(row.sites[0].module, row.sites[1].module)
-    return None if step is None or step[0] < 0 else step[0]
-
-
-def _prefixes(row: Row) -> list[str]:
-    """Each repetition's path up to the number that differs."""
-    at = _moving(row)
-    assert at is not None
-    return [".".join(site.module.split(".")[: at + 1]) for site in row.sites]
-
-
-def _label(parts: Sequence[tuple[Row, slice]]) -> str:
-    """The paths of some repetitions of a folded layer."""
-    if len(parts[0][0].sites) < 2:
-        return ""
-    paths = dict.fromkeys(_joined_path(_prefixes(row)[part]) for row, part in parts if _moving(row) is not None)
-    return ", ".join(paths) or common_prefix([row.first.module for row, _ in parts])
-
-
 def _container(row: Row) -> tuple[str, ...] | None:
     """The path of a layer without its numbers: ``layers.#.blocks.#``."""
-    return None if _moving(row) is None else _template(_prefixes(row)[0])
+    return None if moving(row) is None else _template(prefixes(row)[0])
 
 
 def _within(module: str, container: tuple[str, ...]) -> str:
@@ -287,11 +170,3 @@ def _within(module: str, container: tuple[str, ...]) -> str:
 
 def _template(path: str) -> tuple[str, ...]:
     return tuple("#" if part.isdecimal() else part for part in path.split("."))
-
-
-def _joined_path(paths: Sequence[str]) -> str:
-    parts = []
-    for column in zip(*(path.split(".") for path in paths), strict=True):
-        differs = len(set(column)) > 1
-        parts.append(progression([int(part) for part in column]) if differs else column[0])
-    return ".".join(parts)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from html import escape
 
 from attnres_compile.inspection.facts import Site, StreamFacts
-from attnres_compile.inspection.folding import Layer, Row, fold
+from attnres_compile.inspection.folding import fold
 from attnres_compile.inspection.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
+from attnres_compile.inspection.layers import Layer, Row
 from attnres_passes.plan import short_source
 
 COLOURS = 6

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from tabulate import tabulate
 
 from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
-from attnres_compile.inspection.folding import Layer, check_expand, fold
-from attnres_passes.plan import Decline, short_source
+from attnres_compile.inspection.folding import check_expand, fold
+from attnres_compile.inspection.layers import Layer
+from attnres_passes.plan import short_source
 
 Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""
@@ -25,7 +26,7 @@ def _sections(inspection: Inspection, expand: Collection[str]) -> Iterator[str]:
     for stream in inspection.streams:
         yield f"stream {stream.name}: {stream_line(stream)}\n{_table(site_table(stream, expand))}"
     if inspection.plan.declined:
-        yield "declined\n" + "\n".join(f"  - {decline_line(decline)}" for decline in inspection.plan.declined)
+        yield "declined\n" + "\n".join(f"  - {decline}" for decline in inspection.plan.declined)
     if inspection.breaks:
         yield "graph breaks\n" + "\n".join(f"  - {break_line(found)}" for found in inspection.breaks)
     if inspection.parameters:
@@ -59,11 +60,6 @@ def _layer_rows(layer: Layer) -> Iterator[list[str]]:
         normed = "" if site.normed is None else "yes" if site.normed else "no"
         rest = [times, row.block, row.sources, normed, row.schedule, row.stage]
         yield [site.kind, row.module, short_source(site.source), *rest]
-
-
-def decline_line(decline: Decline) -> str:
-    """Reason, what to do, and where."""
-    return str(decline)
 
 
 def break_line(found: GraphBreak) -> str:

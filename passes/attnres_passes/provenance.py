@@ -11,6 +11,7 @@ from attnres_passes import torch_compat
 
 # Frames of torch and of third-party decorators around a forward say nothing about the user's line.
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+_GETATTR = re.compile(r"getattr\((?P<base>[^()]*), (?P<quote>['\"])(?P<name>[^()'\"]*)(?P=quote)\)")
 _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
@@ -31,7 +32,11 @@ def module_path(node: Node) -> str:
 
 @lru_cache(maxsize=65536)
 def _relative(path: str) -> str:
-    """``L['self'].transformer.h.0`` -> ``transformer.h.0``; indexing as attribute access."""
+    """``L['self'].transformer.h.0`` -> ``transformer.h.0``; indexing and getattr as attribute access."""
+    replaced = 1
+    while replaced:
+        # Names that are no identifiers (layer-0), the innermost first.
+        path, replaced = _GETATTR.subn(r"\g<base>.\g<name>", path)
     path = _ROOT.sub("", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
     path = re.sub(r"\b(_modules|_orig_mod)\.?", "", path)

@@ -97,7 +97,8 @@ def test_it_renders(open_page: Any, name: str, scheme: str) -> None:
 @pytest.mark.parametrize("name", ["deep_6", "toy_encoder_decoder", "named"])
 def test_names_stay_in_their_boxes_and_strips_have_no_gaps(open_page: Any, name: str) -> None:
     page = open_page(name)
-    page.click("button.all")
+    for button in page.query_selector_all("button.all"):
+        button.click()
     outside = page.evaluate(
         """() => [...document.querySelectorAll('.skeleton text.name')].filter(text => {
             const name = text.getBoundingClientRect(), box = text.previousElementSibling.getBoundingClientRect();

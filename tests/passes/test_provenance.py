@@ -30,6 +30,8 @@ def node_with(**meta: object) -> Node:
         ("G['model'].blocks[0]", "blocks.0"),
         ("L['self']._orig_mod.h.0", "h.0"),
         ("L['self'].my_modules.0", "my_modules.0"),
+        ("getattr(L['self'], 'layer-0').linear", "layer-0.linear"),
+        ("getattr(getattr(L['self'].h[3], 'sub-layer'), 'norm-1')", "h.3.sub-layer.norm-1"),
     ],
 )
 def test_module_path_is_relative_to_the_traced_root(recorded: str, path: str) -> None:

@@ -1,0 +1,134 @@
+"""Layers of a stream as they are shown: rows of sites, and how several repetitions are written as one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from attnres_compile.inspection.facts import Site
+from attnres_compile.inspection.ranges import progression, span
+from attnres_passes.provenance import common_prefix
+
+EXPAND_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site of each repetition of a layer."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def first(self) -> Site:
+        return self.sites[0]
+
+    @property
+    def module(self) -> str:
+        """Path with the range of its layers: ``h.1-11.ln_1``."""
+        return _joined_path([site.module for site in self.sites])
+
+    @property
+    def block(self) -> str:
+        return span(site.block for site in self.sites)
+
+    @property
+    def sources(self) -> str:
+        return span(site.sources for site in self.sites)
+
+    @property
+    def stage(self) -> str:
+        return span(site.stage for site in self.sites)
+
+    @property
+    def schedule(self) -> str:
+        return ", ".join(dict.fromkeys(site.schedule for site in self.sites if site.schedule))
+
+    @property
+    def shape(self) -> str:
+        return ", ".join(dict.fromkeys(site.shape for site in self.sites))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Consecutive rows. repeats: layers folded into them; label: their paths, ``transformer.h.1-11``, '' of others."""
+
+    rows: tuple[Row, ...]
+    repeats: int = 1
+    label: str = ""
+
+    @property
+    def is_folded(self) -> bool:
+        return self.repeats > 1
+
+    def unfolded(self) -> tuple[Layer, ...]:
+        """Each repetition by itself."""
+        return tuple(self.part(index, index + 1) for index in range(self.repeats))
+
+    def part(self, first: int, end: int) -> Layer:
+        """Repetitions ``first .. end``."""
+        label = label_of([(row, slice(first, end)) for row in self.rows])
+        return Layer(tuple(Row(row.sites[first:end]) for row in self.rows), end - first, label)
+
+    def split(self, expand: Collection[str]) -> tuple[Layer, ...]:
+        """With the repetitions that ``expand`` names by themselves."""
+        if not self.is_folded:
+            return (self,)
+        parts: list[Layer] = []
+        first = 0
+        for index in range(self.repeats):
+            if any(self._is_named(index, name) for name in expand):
+                parts.extend(self.part(*ends) for ends in ((first, index), (index, index + 1)) if ends[0] < ends[1])
+                first = index + 1
+        return (*parts, *([self.part(first, self.repeats)] if first < self.repeats else []))
+
+    def _is_named(self, index: int, name: str) -> bool:
+        if name == EXPAND_ALL:
+            return True
+        if name.isdecimal():
+            return any(prefixes(row)[index].split(".")[-1] == name for row in self.rows if moving(row) is not None)
+        return any(lies_in(row.sites[index].module, name) for row in self.rows)
+
+
+def lies_in(module: str, name: str) -> bool:
+    """Whether the components of ``name`` follow one another in a path."""
+    return f".{name}." in f".{module}."
+
+
+def step(one: str, other: str) -> tuple[int, int] | None:
+    """Which part of a path moves on, and by how much; (-1, 0) of equal paths; None if several parts differ."""
+    if one == other:
+        return -1, 0
+    pairs = zip(one.split("."), other.split("."), strict=True)
+    differing = [(index, int(b) - int(a)) for index, (a, b) in enumerate(pairs) if a != b]
+    return differing[0] if len(differing) == 1 else None
+
+
+def moving(row: Row) -> int | None:
+    """The part of the path that differs between the repetitions of a row."""
+    if len(row.sites) < 2:
+        return None
+    found = step(row.sites[0].module, row.sites[1].module)
+    return None if found is None or found[0] < 0 else found[0]
+
+
+def prefixes(row: Row) -> list[str]:
+    """Each repetition's path up to the number that differs."""
+    at = moving(row)
+    assert at is not None
+    return [".".join(site.module.split(".")[: at + 1]) for site in row.sites]
+
+
+def label_of(parts: Sequence[tuple[Row, slice]]) -> str:
+    """The paths of some repetitions of a folded layer."""
+    if len(parts[0][0].sites) < 2:
+        return ""
+    paths = dict.fromkeys(_joined_path(prefixes(row)[part]) for row, part in parts if moving(row) is not None)
+    return ", ".join(paths) or common_prefix([row.first.module for row, _ in parts])
+
+
+def _joined_path(paths: Sequence[str]) -> str:
+    parts = []
+    for column in zip(*(path.split(".") for path in paths), strict=True):
+        differs = len(set(column)) > 1
+        parts.append(progression([int(part) for part in column]) if differs else column[0])
+    return ".".join(parts)
