@@ -208,11 +208,13 @@ def test_report_formats(capsys, in_directory):
     assert "closed form" in table
     _, markdown, _ = attnres(capsys, *words, "--format", "md")
     assert markdown.startswith("| metric")
+    _, page, _ = attnres(capsys, *words, "--format", "html")
+    assert page.startswith("<!DOCTYPE html>")
     _, text, _ = attnres(capsys, *words, "--format", "csv")
     assert next(csv.DictReader(io.StringIO(text)))["metric"] == "parameters"
     _, text, _ = attnres(capsys, *words, "--format", "json")
     record = json.loads(text)
-    assert (record["schema_version"], record["kind"], record["model"]) == (1, "overhead", "toys:pre_norm")
+    assert (record["schema_version"], record["kind"], record["model"]) == (2, "overhead", "toys:pre_norm")
 
 
 def test_report_measures_when_asked(capsys, in_directory):
@@ -391,6 +393,7 @@ def test_checking_a_path_leaves_no_file_and_keeps_an_old_one(capsys, in_director
         (),
         ("inspect",),
         ("report", "gpt2", "--format", "html5"),
+        ("report", "gpt2", "--sweep", "depth"),
         ("inspect", "gpt2", "--batch", "two"),
         ("dance",),
     ],
