@@ -152,6 +152,18 @@ class OverheadReport:
             "uncounted": self.uncounted,
         }
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> OverheadReport:
+        """The report that ``to_dict`` was taken of. Raises KeyError or TypeError on data of another shape."""
+        rows = []
+        for row in data["rows"]:
+            values = {field.name: row[field.name] for field in dataclasses.fields(OverheadRow)}
+            if values["comparison"] is not None:
+                values["comparison"] = Comparison.from_dict(values["comparison"])
+            rows.append(OverheadRow(**values))
+        of_model = {name: data[name] for name in ("model", "config", "environment", "uncounted")}
+        return cls(rows=tuple(rows), shape=tuple(data["shape"]), **of_model)
+
     def _table(self, style: str, details: bool) -> str:
         body, notes = numbered(self.shown(details))
         table = tabulate(body, HEADERS, tablefmt=style, colalign=ALIGN, disable_numparse=True)

@@ -371,6 +371,7 @@ def test_an_error_that_the_compiler_wrapped_is_found():
 )
 def test_unwritable_output_is_found_before_any_work(capsys, in_directory, monkeypatch, words):
     monkeypatch.setattr(cli_verbs, "_load", lambda arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("attnres_compile.models.source.load_model", lambda *_: pytest.fail("the model was loaded"))
     code, out, err = attnres(capsys, *words)
     assert (code, out) == (1, "")
     assert "cannot be written" in err
