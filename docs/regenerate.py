@@ -350,11 +350,11 @@ def count_overhead(names: list[str]) -> None:
 
 
 def overhead_records() -> dict[str, OverheadReport]:
-    found = {}
-    for name in published():
-        record = json.loads((OVERHEAD / f"{name}.json").read_text())
-        found[name] = OverheadReport.from_dict(record)
-    return found
+    """The records that there are, in the order of the presets."""
+    paths = {name: OVERHEAD / f"{name}.json" for name in published()}
+    return {
+        name: OverheadReport.from_dict(json.loads(path.read_text())) for name, path in paths.items() if path.exists()
+    }
 
 
 @part
@@ -369,7 +369,11 @@ def overhead_summary() -> str:
         bytes_moved = f"{quantity(io.plain, 'B')} → {quantity(io.attnres, 'B')}"
         rows.append([name, of_metric[PARAMETERS].cells()[1], *cells, bytes_moved])
     headers = ["preset", "parameters", *(f"Δ {metric}" for metric in metrics[:-1]), "Δ residual I/O", "per token"]
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+    lines = [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
+    missing = [name for name in published() if name not in overhead_records()]
+    if missing:
+        lines += [f"Presets without a record yet: {', '.join(missing)}.", ""]
+    return "\n".join(lines)
 
 
 @part
