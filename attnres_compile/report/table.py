@@ -45,8 +45,8 @@ class OverheadRow:
             raise ValueError(f"how is {self.how!r}: pass one of {', '.join(get_args(How))}")
         if None in (self.plain, self.attnres) and not self.note:
             raise ValueError(f"the row {self.metric!r} misses a number: give the reason in its note")
-        if self.how == "measured" and self.comparison is None:
-            raise ValueError(f"the row {self.metric!r} is measured: give its comparison")
+        if self.how == "measured" and self.comparison is None and not self.note:
+            raise ValueError(f"the row {self.metric!r} is measured: give its comparison, or a note on how and where")
 
     @property
     def delta(self) -> float | None:

@@ -305,3 +305,17 @@ def test_no_other_file_uses_more_private_parts_of_torch() -> None:
         "torch_compat.py"
     )
     assert not {name: names - KNOWN for name, names in used.items() if names - KNOWN}
+
+
+def test_what_shares_memory_has_one_storage_also_without_data() -> None:
+    one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    assert torch_compat.storage_id(one) == torch_compat.storage_id(one.view(2, 2))
+    assert torch_compat.storage_id(one) != torch_compat.storage_id(other)
+
+
+def test_a_node_marked_for_recompute_is_made_again() -> None:
+    graph = torch.fx.Graph()
+    node, other = graph.placeholder("x"), graph.placeholder("y")
+    torch_compat.mark_for_recompute(node)
+    assert torch_compat.is_made_again(node)
+    assert not torch_compat.is_made_again(other)

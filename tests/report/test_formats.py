@@ -293,3 +293,24 @@ def test_report_and_sweep_leave_a_real_model_alone() -> None:
     sweep_blocks(model, (x,))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_without_a_stream_costs_nothing_and_cannot_be_swept() -> None:
+    from attnres_compile.errors import NoStreamError
+
+    model, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    rows = {row.metric: row for row in overhead(model, (x,), on_decline="ignore").rows}
+    assert rows["parameters"].delta == rows["forward FLOPs"].delta == 0
+    assert rows["forward FLOPs"].plain == 2 * 2 * 4 * 4
+    assert rows["residual I/O per token and sublayer"].note == "nothing was rewritten"
+    with pytest.raises(NoStreamError):
+        sweep_blocks(model, (x,), on_decline="ignore")
+
+
+def test_a_model_without_data_cannot_be_timed() -> None:
+    from attnres_compile.bench.measure import MeasureError
+
+    with torch.device("meta"):
+        model, x = PreNorm(8, 4), torch.empty(1, 3, 8)
+    with pytest.raises(MeasureError, match="without data cannot be timed"):
+        overhead(model, (x,), measure=True)
