@@ -15,7 +15,7 @@ Shape = Sequence[int]
 
 
 def grouped_product_flops(first_shape: Shape, second_shape: Shape, *args: Any, **kwargs: Any) -> int:
-    """Of ``torch_compat.grouped_product``, the products of a mixture of experts: each row of the first meets one matrix.
+    """Of ``torch_compat.grouped_product``, of a mixture of experts: each row of the first meets one matrix.
 
     Two matrices, where the groups cut the dimension that is summed over, or a stack of them on either side.
     """
