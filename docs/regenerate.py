@@ -5,6 +5,7 @@ a file of the folder `pictures`, made by the function of its name.
 
 python docs/regenerate.py            # rewrites them
 python docs/regenerate.py --check    # writes nothing; exits with 1 and shows the difference if one is stale
+python docs/regenerate.py --overhead [PRESET ..]    # first counts the overhead of presets anew, which takes minutes
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import argparse
 import difflib
 import functools
 import importlib.metadata
+import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +33,17 @@ from tabulate import tabulate
 import attnres_compile
 from attnres_compile.capture import capture
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.presets import PRESETS, small
 from attnres_compile.models.source import load_model
+from attnres_compile.report.quantities import percent, quantity
+from attnres_compile.report.table import (
+    FORWARD_FLOPS,
+    PARAMETERS,
+    RESIDUAL_IO,
+    SAVED,
+    TRAINING_FLOPS,
+    OverheadReport,
+)
 from attnres_kernels.depth_attention import cost
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.specs import ReadSpec
@@ -396,6 +409,64 @@ def declined_model() -> str:
     return attnres_compile.explain(make(), (give(),), on_decline="ignore").to_svg()
 
 
+OVERHEAD = DOCS / "overhead"
+"""The report of each published preset, as ``attnres report PRESET --format json`` counted it."""
+
+
+def published() -> list[str]:
+    return [preset.name for preset in PRESETS.values() if preset not in small.PRESETS]
+
+
+def count_overhead(names: list[str]) -> None:
+    """Keep the reports of these presets; each in a process of its own, so that none holds on to memory."""
+    OVERHEAD.mkdir(exist_ok=True)
+    for name in names:
+        command = [sys.executable, "-m", "attnres_compile", "report", name, "--format", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr.strip()}")
+        record = json.loads(done.stdout)
+        record["environment"] = {"versions": record["environment"]["versions"]}
+        (OVERHEAD / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(f"counted {name}", flush=True)
+
+
+def overhead_records() -> dict[str, OverheadReport]:
+    """The records that there are, in the order of the presets."""
+    paths = {name: OVERHEAD / f"{name}.json" for name in published()}
+    return {
+        name: OverheadReport.from_dict(json.loads(path.read_text())) for name, path in paths.items() if path.exists()
+    }
+
+
+@part
+def overhead_summary() -> str:
+    """One line per preset: what a reader compares models by."""
+    metrics = (PARAMETERS, FORWARD_FLOPS, TRAINING_FLOPS, SAVED, RESIDUAL_IO)
+    rows = []
+    for name, report in overhead_records().items():
+        of_metric = {row.metric: row for row in report.rows}
+        io = of_metric[RESIDUAL_IO]
+        cells = [percent(of_metric[metric].delta_percent) for metric in metrics]
+        bytes_moved = f"{quantity(io.plain, 'B')} → {quantity(io.attnres, 'B')}"
+        rows.append([name, of_metric[PARAMETERS].cells()[1], *cells, bytes_moved])
+    headers = ["preset", "parameters", *(f"Δ {metric}" for metric in metrics[:-1]), "Δ residual I/O", "per token"]
+    lines = [tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
+    missing = [name for name in published() if name not in overhead_records()]
+    if missing:
+        lines += [f"Presets without a record yet: {', '.join(missing)}.", ""]
+    return "\n".join(lines)
+
+
+@part
+def overhead_tables() -> str:
+    texts = []
+    for name, report in overhead_records().items():
+        shape = "\n".join(f"- {line}" for line in (f"source: {PRESETS[name].source}", *report.shape))
+        texts.append(f"### {name}\n\n{shape}\n\n{report.to_markdown()}\n")
+    return "\n".join(texts)
+
+
 def regenerated(text: str) -> str:
     """A page with its generated parts made anew."""
     return PART.sub(lambda found: f"{found['open']}{PARTS[found['name']]()}{found['close']}", text)
@@ -437,7 +508,10 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing, exit with 1 if a page or a picture is out of date"
     )
+    parser.add_argument("--overhead", nargs="*", metavar="PRESET", help="count these anew first (default all)")
     arguments = parser.parse_args()
+    if arguments.overhead is not None:
+        count_overhead(arguments.overhead or published())
     stale = False
     pages = {page: lambda page=page: regenerated(page.read_text()) for page in sorted(DOCS.glob("*.md"))}
     pictures = {DOCS / "pictures" / f"{name}.svg": make for name, make in PICTURES.items()}

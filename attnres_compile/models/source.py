@@ -96,8 +96,9 @@ def _resolve(text: str, options: LoadOptions) -> LoadedModel:
 
 def _without_cache(config: Any) -> Any:
     """``config`` with generation's cache off: one forward over a whole sequence fills none in training."""
-    if getattr(config, "use_cache", False):
-        config.use_cache = False
+    for part in (config, config.get_text_config()):
+        if getattr(part, "use_cache", False):
+            part.use_cache = False
     return config
 
 

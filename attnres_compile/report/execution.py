@@ -41,7 +41,7 @@ class Counted:
 def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) -> Counted:
     """Execute ``gm`` on ``inputs``, whose tensors are on the meta device.
 
-    keeps_inputs: count inputs that autograd keeps, too.
+    keeps_inputs: count inputs that autograd keeps, too, but for vectors, which are parameters.
     """
     runner = _Runner(gm, inputs, keeps_inputs)
     forward, calls = FlopCounterMode(display=False, custom_mapping=FORMULAS), _Calls()
@@ -128,8 +128,8 @@ class _Runner(Interpreter):
     def __init__(self, gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool) -> None:
         super().__init__(gm)
         self.saved = _Saved()
-        given = () if keeps_inputs else inputs
-        self.left_out = {torch_compat.storage_id(value) for value in given if isinstance(value, Tensor)}
+        given = [value for value in inputs if isinstance(value, Tensor) and not (keeps_inputs and value.ndim > 1)]
+        self.left_out = {torch_compat.storage_id(value) for value in given}
         self.remade: list[Tensor] = []
 
     def run_node(self, n: Node) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 
 from attnres_compile.bench import arms as model_arms
 from attnres_compile.bench.device_cost import peak_memory
+from attnres_compile.bench.environment import device_name
 from attnres_compile.bench.measure import Comparison, compare
 from attnres_compile.report.table import OverheadRow
 from attnres_passes.config import AttnResConfig
@@ -72,8 +73,11 @@ def _memory_row(
     if missing is not None:
         return OverheadRow(metric, None, None, "B", "n/a", missing)
     plain, attnres = (float(one["peak"]) for one in found)
-    note = "parameters and buffers, and the most that one call allocates beyond them, as torch's allocator counts"
-    return OverheadRow(metric, plain, attnres, "B", "counted", note)
+    note = (
+        f"on {device_name(device)}: parameters and buffers, and the most that one call allocates beyond them, as "
+        "torch's allocator counts"
+    )
+    return OverheadRow(metric, plain, attnres, "B", "measured", note)
 
 
 def _latency(name: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
-from attnres_compile.preparation import config_from
+from attnres_compile.errors import NoStreamError
+from attnres_compile.preparation import config_from, plan_of
 from attnres_compile.report.memory_rows import sources_alive
 from attnres_compile.report.quantities import quantity
 from attnres_compile.report.study import Lengths, Study, captured_graphs, study_graphs, total, under
@@ -109,11 +110,14 @@ def sweep_blocks(
     """Sweep ``model``, which is captured once; arguments and errors as for ``overhead``."""
     chosen = config_from(config, options)
     graphs, not_counted = captured_graphs(model, tuple(args), dict(kwargs or {}), chosen)
-    base = study_graphs(graphs, chosen, Lengths(), "not needed", with_model=False)
-    own = _longest(base)[1]
+    plan = plan_of(graphs, chosen)
+    if not plan.streams:
+        raise NoStreamError(plan.declined)
+    longest = max(plan.streams, key=lambda stream: len(stream.writes))
+    writes, own = len(longest.writes), longest.block_size
     points = []
-    for size in sorted({*_sizes(_longest(base)[0]), own}, reverse=True):
-        blocks = num_blocks_for(_longest(base)[0], size)
+    for size in sorted({*_sizes(writes), own}, reverse=True):
+        blocks = num_blocks_for(writes, size)
         # The number of blocks, so that streams of other lengths are cut alike; or the size, where it is configured.
         partition = (None, size) if size == own and chosen.block_size is not None else (blocks, None)
         changed = dataclasses.replace(chosen, num_blocks=partition[0], block_size=partition[1])
@@ -126,12 +130,6 @@ def sweep_blocks(
         )
         points.append(_point(found, size == own))
     return Sweep(name or type(model).__name__, tuple(points))
-
-
-def _longest(found: Study) -> tuple[int, int]:
-    """Writes and block size of the longest stream."""
-    stream = max(found.plan.streams, key=lambda stream: len(stream.writes))
-    return len(stream.writes), stream.block_size
 
 
 def _sizes(writes: int) -> Iterator[int]:

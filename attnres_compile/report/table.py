@@ -45,8 +45,8 @@ class OverheadRow:
             raise ValueError(f"how is {self.how!r}: pass one of {', '.join(get_args(How))}")
         if None in (self.plain, self.attnres) and not self.note:
             raise ValueError(f"the row {self.metric!r} misses a number: give the reason in its note")
-        if self.how == "measured" and self.comparison is None:
-            raise ValueError(f"the row {self.metric!r} is measured: give its comparison")
+        if self.how == "measured" and self.comparison is None and not self.note:
+            raise ValueError(f"the row {self.metric!r} is measured: give its comparison, or a note on how and where")
 
     @property
     def delta(self) -> float | None:
@@ -151,6 +151,18 @@ class OverheadReport:
             "rows": [row.to_dict() for row in self.rows],
             "uncounted": self.uncounted,
         }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> OverheadReport:
+        """The report that ``to_dict`` was taken of. Raises KeyError or TypeError on data of another shape."""
+        rows = []
+        for row in data["rows"]:
+            values = {field.name: row[field.name] for field in dataclasses.fields(OverheadRow)}
+            if values["comparison"] is not None:
+                values["comparison"] = Comparison.from_dict(values["comparison"])
+            rows.append(OverheadRow(**values))
+        of_model = {name: data[name] for name in ("model", "config", "environment", "uncounted")}
+        return cls(rows=tuple(rows), shape=tuple(data["shape"]), **of_model)
 
     def _table(self, style: str, details: bool) -> str:
         body, notes = numbered(self.shown(details))

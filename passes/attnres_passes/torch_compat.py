@@ -29,6 +29,9 @@ TORCH_FOLDER = f"{Path(torch.__file__).parent}{os.sep}"
 set_grad_enabled = torch._C._set_grad_enabled
 """The call that switches the grad mode in a captured graph; public functions are no nodes."""
 
+grouped_product = torch.ops.aten._grouped_mm
+"""The operator of the products of a mixture of experts."""
+
 OLDEST_TORCH = (2, 11)
 NEWEST_TORCH = (2, 13)
 

@@ -245,11 +245,13 @@ def test_report_formats(capsys, in_directory):
     assert "closed form" in table
     _, markdown, _ = attnres(capsys, *words, "--format", "md")
     assert markdown.startswith("| metric")
+    _, page, _ = attnres(capsys, *words, "--format", "html")
+    assert page.startswith("<!DOCTYPE html>")
     _, text, _ = attnres(capsys, *words, "--format", "csv")
     assert next(csv.DictReader(io.StringIO(text)))["metric"] == "parameters"
     _, text, _ = attnres(capsys, *words, "--format", "json")
     record = json.loads(text)
-    assert (record["schema_version"], record["kind"], record["model"]) == (1, "overhead", "toys:pre_norm")
+    assert (record["schema_version"], record["kind"], record["model"]) == (2, "overhead", "toys:pre_norm")
 
 
 def test_report_measures_when_asked(capsys, in_directory):
@@ -406,6 +408,7 @@ def test_an_error_that_the_compiler_wrapped_is_found():
 )
 def test_unwritable_output_is_found_before_any_work(capsys, in_directory, monkeypatch, words):
     monkeypatch.setattr(cli_verbs, "_load", lambda arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("attnres_compile.models.source.load_model", lambda *_: pytest.fail("the model was loaded"))
     code, out, err = attnres(capsys, *words)
     assert (code, out) == (1, "")
     assert "cannot be written" in err
@@ -428,6 +431,7 @@ def test_checking_a_path_leaves_no_file_and_keeps_an_old_one(capsys, in_director
         (),
         ("inspect",),
         ("report", "gpt2", "--format", "html5"),
+        ("report", "gpt2", "--sweep", "depth"),
         ("inspect", "gpt2", "--batch", "two"),
         ("dance",),
     ],

@@ -471,3 +471,52 @@ def test_all_errors_are_ours():
     for kind in (ConfigSourceError, FactoryError, InputGuessError, SequenceTooLongError, MissingExtraError):
         assert issubclass(kind, ModelSourceError)
         assert issubclass(kind, AttnResError)
+
+
+# --- without weights ---
+
+
+def test_a_weightless_model_has_shapes_and_no_data():
+    loaded = load_model("gpt2-xl", LoadOptions(weightless=True, dtype="bfloat16", default_seq=4096))
+    assert {value.device.type for value in (*loaded.model.parameters(), *loaded.kwargs.values())} == {"meta"}
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    assert loaded.kwargs["input_ids"].shape == (1, 1024), "as many as it has positions"
+    assert loaded.guessed
+    assert loaded.asked_seq is None
+
+
+def test_a_model_that_grows_with_its_tokens_is_given_few():
+    loaded = load_model("kimi-linear-48b", LoadOptions(weightless=True, seq=4096))
+    assert (loaded.kwargs["input_ids"].shape, loaded.asked_seq) == ((1, 64), 4096)
+    assert loaded.rewrite == {"block_size": 6}
+    whole = load_model("gpt2-tiny", LoadOptions(weightless=True, seq=64, capture_seq=64))
+    assert (whole.kwargs["input_ids"].shape, whole.asked_seq) == ((1, 64), None)
+    with pytest.raises(SequenceTooLongError):
+        load_model("gpt2-tiny", LoadOptions(weightless=True, seq=4096, capture_seq=64))
+
+
+def test_a_factory_may_build_without_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.py").write_text(
+        "import torch\n\ndef build():\n    with torch.device('meta'):\n"
+        "        return torch.nn.Linear(8, 8), {'input': torch.ones(2, 8)}\n"
+    )
+    loaded = load_model("bare.py:build", LoadOptions(dtype="bfloat16"))
+    assert loaded.kwargs["input"].device.type == "meta"
+    assert loaded.model.weight.dtype is torch.bfloat16
+
+
+def test_a_weightless_copy_shares_what_the_model_shares_and_leaves_it_alone():
+    from attnres_compile.weightless import weightless_copy
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[1].weight = model[0].weight
+    model[1].bias.requires_grad_(False)
+    copied = weightless_copy(model)
+    assert copied[1].weight is copied[0].weight
+    assert [value.requires_grad for value in copied.parameters()] == [
+        value.requires_grad for value in model.parameters()
+    ]
+    assert {value.device.type for value in (*copied.parameters(), *copied.buffers())} == {"meta"}
+    assert {value.device.type for value in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert copied[0].weight.shape == model[0].weight.shape

@@ -16,8 +16,9 @@ import attnres_compile as ac
 from attnres_compile.bench.measure import Comparison, MeasureError, Ratio, Samples
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
-from attnres_compile.report.overhead import latency_row, overhead
-from attnres_compile.report.rows import io_rows, parameter_rows, storage_rows
+from attnres_compile.report.latency_rows import latency_row
+from attnres_compile.report.overhead import overhead
+from attnres_compile.report.rows import parameter_rows
 from attnres_compile.report.table import HEADERS, OverheadReport, OverheadRow
 from attnres_passes.config import AttnResConfig
 from attnres_passes.plan import Plan, Read, Stream, Write
@@ -56,47 +57,6 @@ def test_parameters_count_two_vectors_for_each_read_with_two_sources():
     (row,) = parameter_rows(plan_of(hand_plan(6, 2)), 1000)
     assert (row.plain, row.attnres, row.delta, row.how) == (1000, 1000 + 6 * 2 * WIDTH, 96, "exact")
     assert row.delta_percent == pytest.approx(9.6)
-
-
-def test_io_by_hand_for_two_blocks_of_two():
-    """States 1..4 in blocks of 2: completed (1, 2, 2, 3), open partial (yes, no, yes, no)."""
-    rows = by_metric(io_rows(plan_of(hand_plan(4, 2)), 4))
-    unit = WIDTH * 4
-
-    def mean(*elements):
-        return pytest.approx(sum(elements) / len(elements) * unit)
-
-    assert all(row.plain == 4 * unit for row in rows.values())
-    name = "residual I/O per token and read, "
-    assert rows[name + "direct"].attnres == mean(1 + 4, 2 + 4, 2 + 4, 3 + 4)
-    # Reads of one block share its phase 1: state 1 (state 0 has one source), states 2 and 3, state 4.
-    assert rows[name + "two-phase"].attnres == mean(1 + 6, 2 / 2 + 6, 2 / 2 + 6, 3 + 6)
-    assert rows[name + "auto on kernels"].attnres == mean(5, 6, 6, 7)
-    assert rows[name + "naive"].attnres == mean(*(5 * sources + 6 for sources in (2, 2, 3, 3)))
-    assert {row.how for row in rows.values()} == {"closed form"}
-
-
-def test_auto_on_kernels_is_never_worse_than_either_schedule():
-    for writes, size in [(24, 3), (24, 1), (108, 6), (7, 3)]:
-        rows = by_metric(io_rows(plan_of(hand_plan(writes, size)), 2))
-        values = {metric.rpartition(", ")[2]: row.attnres for metric, row in rows.items()}
-        assert values["auto on kernels"] <= min(values["direct"], values["two-phase"])
-        assert values["auto on kernels"] < values["naive"]
-
-
-def test_io_of_a_plan_without_streams_is_missing_and_says_why():
-    for row in io_rows(plan_of(), 4):
-        assert (row.plain, row.attnres, row.how) == (None, None, "n/a")
-        assert row.note == "no read has two sources: nothing was rewritten"
-        assert row.cells()[1:5] == ("n/a",) * 4
-
-
-def test_stored_blocks_per_stream():
-    (row,) = storage_rows(plan_of(hand_plan(16, 2)), 2)
-    assert (row.plain, row.attnres) == (WIDTH * 2, 9 * WIDTH * 2), "the embedding and eight blocks"
-    encoder, decoder = storage_rows(plan_of(hand_plan(4, 2, name="encoder"), hand_plan(4, 1, 16, "decoder")), 4)
-    assert encoder.metric.endswith("per token, encoder")
-    assert (decoder.plain, decoder.attnres) == (64, 5 * 64)
 
 
 # --- rows and report ---
@@ -141,8 +101,9 @@ def test_a_ratio_that_may_be_one_is_marked():
 def example_report() -> OverheadReport:
     rows = (
         OverheadRow("parameters", 1_000_000, 1_000_096, "", "exact"),
-        OverheadRow("stored", 512.0, 4608.0, "B", "closed form", "a note"),
+        OverheadRow("stored", 512.0, 4608.0, "B", "closed form", "a note", unit_size=512),
         OverheadRow("other", 1.5, 2.25, "B", "closed form", "a note"),
+        OverheadRow("fine print", 1.5, 2.25, "B", "counted", "a detail", is_detail=True),
         OverheadRow("latency", None, None, "ms", "n/a", "not measured"),
         latency_row("forward", timed(Ratio(1.09, 1.05, 1.1, 0.96))),
     )
@@ -151,12 +112,16 @@ def example_report() -> OverheadReport:
 
 def test_table_has_the_columns_and_numbers_its_notes_once():
     text = str(example_report())
-    header, _, *rest = text.splitlines()
+    name, summary, _, header, _, *rest = text.splitlines()
+    assert (name, summary) == ("toy", "AttnRes: +0.01 % parameters.")
     assert tuple(re.split(r"  +", header.strip())) == HEADERS
     assert re.search(r"parameters +1,000,000 +1,000,096 +\+96 +\+0.01 % +exact", text)
-    assert re.search(r"latency \[ms\] \(2\) +n/a +n/a +n/a +n/a +n/a", text)
+    assert re.search(r"stored \(1\) +512 B = 1.00 d +4.61 kB = 9.00 d +\+4.10 kB = \+8.00 d +\+800 %", text)
+    assert re.search(r"latency \(2\) +n/a +n/a +n/a +n/a +n/a", text)
     assert [line for line in rest if line.startswith("(1)")] == ["(1) a note"]
-    assert "other [B] (1)" in text
+    assert "other (1)" in text
+    assert "fine print" not in text
+    assert "fine print" in example_report().to_text(details=True)
 
 
 def test_markdown_is_a_table_that_a_renderer_reads():
@@ -170,17 +135,17 @@ def test_markdown_is_a_table_that_a_renderer_reads():
 
 def test_csv_reads_back():
     rows = list(csv.DictReader(io.StringIO(example_report().to_csv())))
-    assert [row["metric"] for row in rows] == ["parameters", "stored", "other", "latency", "forward"]
+    assert [row["metric"] for row in rows] == ["parameters", "stored", "other", "fine print", "latency", "forward"]
     assert float(rows[1]["attnres"]) == 4608
-    assert rows[3]["plain"] == "n/a"
+    assert rows[4]["plain"] == "n/a"
 
 
 def test_dict_is_json_with_a_schema_version_and_nulls():
     data = json.loads(json.dumps(example_report().to_dict()))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert data["kind"] == "overhead"
-    assert data["rows"][3]["plain"] is None
-    assert data["rows"][4]["comparison"]["samples"]["plain"] == [0.010, 0.011, 0.012]
+    assert data["rows"][4]["plain"] is None
+    assert data["rows"][5]["comparison"]["samples"]["plain"] == [0.010, 0.011, 0.012]
     assert data["environment"]["device"] == "CPU (toy)"
 
 
@@ -240,7 +205,7 @@ def test_measured_report_leaves_the_model_as_it_was():
     before, output = snapshot(model), model(x)
     report = overhead(model, (x,), measure=True, rounds=6, inner="eager", block_size=1, name="toy")
     rows = by_metric(report.rows)
-    for metric in ("forward latency, compiled", "forward and backward latency, compiled"):
+    for metric in ("forward latency, compiled", "training step latency, compiled"):
         row = rows[metric]
         assert row.how == "measured"
         assert row.plain > 0

@@ -346,3 +346,17 @@ def test_flop_formulas_of_torch_and_ours() -> None:
     assert ours is not None
     assert ours([shape, shape], [8], out_val=shape) == 3 * 2 * 2 * 2 * 4 * 6 * 8
     assert torch_compat.flop_formula(torch.ops.aten.add.Tensor) is None
+
+
+def test_what_shares_memory_has_one_storage_also_without_data() -> None:
+    one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    assert torch_compat.storage_id(one) == torch_compat.storage_id(one.view(2, 2))
+    assert torch_compat.storage_id(one) != torch_compat.storage_id(other)
+
+
+def test_a_node_marked_for_recompute_is_made_again() -> None:
+    graph = torch.fx.Graph()
+    node, other = graph.placeholder("x"), graph.placeholder("y")
+    torch_compat.mark_for_recompute(node)
+    assert torch_compat.is_made_again(node)
+    assert not torch_compat.is_made_again(other)

@@ -206,7 +206,7 @@ def test_the_papers_table_beside_what_is_counted() -> None:
     # 3 d and the output of the norm; the first norm reads the root.
     assert counted.plain / d * 128 == pytest.approx(128 * 4 + 2)
     full = rows["residual I/O per token and sublayer, Full, auto"].attnres / d
-    assert counted.attnres / d < full < 24 < rows["residual I/O per token and sublayer, naive"].attnres / d
+    assert counted.attnres / d < full < rows["residual I/O per token and sublayer, naive"].attnres / d
 
 
 def test_parallel_sublayers_read_one_state_twice() -> None:
@@ -230,8 +230,8 @@ def test_saved_activations_by_hand() -> None:
     logits = sum(reads - first for first in (0, 1, 3, 5)) * tokens * 4
     per_read = 5 * tokens * 4
     vectors = kept.delta + (writes + 1) * state - (writes + 1) * state - logits - reads * per_read
-    # What is left are the keys of the reads, a few vectors whatever the number of tokens.
-    assert 0 <= vectors <= 4 * reads * width * 4 + reads * tokens * 4 * 4
+    # What is left are the keys of the reads, vectors whatever the number of tokens.
+    assert 0 < vectors <= 3 * reads * width * 4
     assert (again.plain, again.attnres) == ((writes + 1) * state, (writes + 1) * state)
 
 
@@ -287,13 +287,13 @@ def test_stored_blocks_and_the_papers_prefill() -> None:
 
 
 def test_pipeline_of_the_papers_figure() -> None:
-    """P=4, V=2, a block per two chunks (Fig. 3): caching removes 6 block transmissions, and roots."""
+    """P=4, V=2, a block per two chunks (Fig. 3): 7 hops with the root, 12 blocks and 4 open partial sums."""
     found = toy_study(8, 5, 16, num_blocks=4)
     rows = {row.metric: row for row in pipeline_rows(found, StageLayout(4, 2))}
     unit = 8 * 5 * 4
     naive, cached = (rows[f"pipeline, training step, {rule}"] for rule in ("naive", "cached"))
     assert naive.plain == cached.plain == 2 * 7 * unit
-    blocks_less = (naive.attnres - cached.attnres) / (2 * unit)
-    roots_less = 7 - 3
-    assert blocks_less >= 6 + roots_less
+    assert naive.attnres == 2 * (7 + 12 + 4) * unit
+    # The second time around every rank has the root, and the ranks after the first have 1, 1 and 2 blocks.
+    assert naive.attnres - cached.attnres == 2 * (4 + 4) * unit
     assert rows["pipeline, fullest hop, cached"].attnres < rows["pipeline, fullest hop, naive"].attnres
