@@ -31,6 +31,7 @@ from example_model import TinyGPT, example
 from tabulate import tabulate
 
 import attnres_compile
+from attnres_compile.bench.offline import offline_table
 from attnres_compile.capture import capture
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.presets import PRESETS, small
@@ -465,6 +466,13 @@ def overhead_tables() -> str:
         shape = "\n".join(f"- {line}" for line in (f"source: {PRESETS[name].source}", *report.shape))
         texts.append(f"### {name}\n\n{shape}\n\n{report.to_markdown()}\n")
     return "\n".join(texts)
+
+
+@part
+def compiled_kernels() -> str:
+    """From the record of `attnres bench offline`, which takes long to make."""
+    record = json.loads((DOCS / "benchmarks" / "offline.json").read_text())
+    return fenced(offline_table(record))
 
 
 def regenerated(text: str) -> str:

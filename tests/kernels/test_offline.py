@@ -1,4 +1,7 @@
-"""Generated kernels compile for GPUs that are not there: in a process of its own, since this one may interpret them."""
+"""Generated kernels compile for GPUs that are not there: samples of them here, all of them in a record that is kept.
+
+Compilation is in a process of its own, since this one may interpret them.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attnres_compile.bench import offline
 from attnres_kernels.depth_attention.generated.catalogue import kernels_of_block
 from attnres_kernels.machine_code import amd_facts
+from attnres_kernels.offline import TARGETS
+
+RECORD = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "offline.json"
+NVIDIA = ("sm_80", "sm_90", "sm_100")
 
 SCRIPT = """
 import json, sys
@@ -107,3 +117,41 @@ def test_loads_are_told_apart_by_the_statement_they_are_of(tmp_path: Path) -> No
     facts = amd_facts(assembly, path)
     assert (facts.registers, facts.spilled_bytes, facts.narrowest_load) == (9, 8, 64)
     assert amd_facts(assembly.replace("buffer", "ignore"), path).narrowest_load == 128
+
+
+# The record of all of them
+
+
+@cache
+def record() -> dict[str, Any]:
+    return json.loads(RECORD.read_text())  # type: ignore[no-any-return]
+
+
+def results() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for kernel in record()["kernels"]:
+        for target, facts in kernel["compiled"].items():
+            yield f"{kernel['kind']}, {kernel['digest']}", target, facts
+
+
+def test_the_record_is_of_the_kernels_as_they_are() -> None:
+    """Else: `attnres bench offline --output docs/benchmarks/offline.json`."""
+    grid = record()["grid"]
+    assert (grid["targets"], grid["widths"]) == (list(TARGETS), list(offline.WIDTHS))
+    assert (grid["sources"], grid["reads"]) == (list(range(1, 10)), list(range(1, 9)))
+    assert record()["environment"]["versions"]["triton"]
+
+    recorded = [kernel["digest"] for kernel in record()["kernels"]]
+    assert recorded == [kernel.digest for kernel in offline.distinct_kernels()]
+
+
+def test_every_kernel_compiled_for_every_target() -> None:
+    assert not offline.failures(record())
+    assert {tuple(kernel["compiled"]) for kernel in record()["kernels"]} == {tuple(TARGETS)}
+
+
+def test_no_kernel_spills_on_nvidia() -> None:
+    assert not [found for found in results() if found[1] in NVIDIA and found[2]["spilled_bytes"] != 0]
+
+
+def test_every_kernel_loads_128_bits_at_a_time_on_nvidia() -> None:
+    assert not [found for found in results() if found[1] in NVIDIA and found[2]["narrowest_load"] != 128]

@@ -30,6 +30,8 @@ from attnres_kernels.depth_attention.generated.writing import load, load_again, 
 BARRIER = "tl.debug_barrier()  # another thread may go on with a sum"
 
 _KEY = load_vector("key", "key_row")
+_LOG_TOTAL = "tl.store(scalars + rows + row, log_total)"
+"""Both stand where they cost fewest registers, by what offline compilation says."""
 
 
 def read_backward_text(spec: ReadBackwardSpec) -> str:
@@ -85,11 +87,10 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
         store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
-        # Where registers hold it, before the sums over the row, which it does not wait for; else ptxas spills, too.
         *([_KEY] if forward.has_partial and not spec.is_wide else []),
         "delta = tl.sum(grad * merged)",
         "tl.store(scalars + row, delta)",
-        "tl.store(scalars + rows + row, log_total)",
+        *([_LOG_TOTAL] if spec.is_wide or not forward.has_partial else []),
     ]
     if forward.has_partial:
         loop += _partial(spec)
@@ -184,5 +185,6 @@ def _partial(spec: ReadBackwardSpec) -> list[str]:
     return [
         *text,
         store("partial_grad", "out"),
+        *([] if spec.is_wide else [_LOG_TOTAL]),
         _add("key_grad", "to_key * state", spec.is_wide),
     ]
