@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from attnres_compile.bench import offline
+from attnres_compile.bench.measure import MeasureError
 from attnres_kernels.depth_attention.generated.catalogue import kernels_of_block
 from attnres_kernels.machine_code import amd_facts
 from attnres_kernels.offline import TARGETS
@@ -155,3 +156,11 @@ def test_no_kernel_spills_on_nvidia() -> None:
 
 def test_every_kernel_loads_128_bits_at_a_time_on_nvidia() -> None:
     assert not [found for found in results() if found[1] in NVIDIA and found[2]["narrowest_load"] != 128]
+
+
+def test_what_has_not_changed_is_taken_over_from_an_earlier_record() -> None:
+    again = offline.bench_offline(earlier=record())
+    assert again["kernels"] == record()["kernels"]
+    other = {**record(), "environment": {"versions": {"triton": "1.0"}}}
+    with pytest.raises(MeasureError, match=r"made with Triton 1\.0, and here is"):
+        offline.bench_offline(earlier=other)

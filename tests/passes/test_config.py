@@ -22,6 +22,7 @@ DEFAULTS = {
     "allow_unnormed": False,
     "streams": None,
     "eps": 1e-6,
+    "sequence_group": None,
 }
 
 VALID = [
@@ -35,6 +36,7 @@ VALID = [
     *[("allow_unnormed", value) for value in (True, False)],
     *[("streams", value) for value in (None, ("encoder",), ("a", "b"))],
     *[("eps", value) for value in (0.0, 1e-6, 0)],
+    *[("sequence_group", value) for value in (None, "0")],
 ]
 
 INVALID: list[tuple[str, Any]] = [
@@ -50,6 +52,7 @@ INVALID: list[tuple[str, Any]] = [
     ("eps", float("nan")),
     ("allow_unnormed", "no"),
     ("allow_unnormed", None),
+    ("sequence_group", 0),
 ]
 
 
@@ -110,7 +113,7 @@ def test_unknown_option_names_the_closest_valid_one(given: str, meant: str) -> N
 
 
 def test_unknown_option_far_from_all_lists_them() -> None:
-    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'eps'\."):
+    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'sequence_group'\."):
         AttnResConfig.from_options({"zzz": 2})
 
 
