@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     # Triton decides when it is imported, so this stands before anything that imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tests.browsing import browser  # noqa: F401  (a fixture)
 from tests.zoo.torchvision_shim import ensure_torchvision_imports
 
 ensure_torchvision_imports()

@@ -45,10 +45,11 @@ SABOTAGES = ("drop", "double", "drop_one", "wrong_microbatch", "stale")
 """Negative controls: each must make the comparison fail."""
 
 CRASH = Case(fault="crash", raises="waited for another rank that has stopped or hangs")
+HANG = Case(fault="hang", raises="waited for another rank that has stopped or hangs")
 REPLICAS = Case(fault="replicas", schedule="Interleaved1F1B", steps=2)
 """Two replicas of a pipeline of two ranks, their gradients averaged by DistributedDataParallel."""
 
-ALONE = {"crash": CRASH, "replicas": REPLICAS}
+ALONE = {"crash": CRASH, "hang": HANG, "replicas": REPLICAS}
 """Cases that need processes of their own."""
 
 CASES: dict[int, tuple[Case, ...]] = {

@@ -16,7 +16,7 @@ import pytest
 from attnres_passes.stage_layout import StageLayout, StageOrder
 from attnres_passes.transfer_cost import transfer_cost
 from attnres_passes.transfers import StagePlan, plan_stages
-from tests.pipeline.cases import CASES, CRASH, REPLICAS, Case
+from tests.pipeline.cases import CASES, CRASH, HANG, REPLICAS, Case
 from tests.pipeline.models import LENGTH, MODELS, WIDTH
 from tests.pipeline.worker import ROWS
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEN = 1e-6
 """An error that a sabotaged run must exceed; sound ones stay four orders of magnitude below."""
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("pipeline processes")]
 
 
 @cache
@@ -129,9 +129,11 @@ def test_every_rank_is_told(ranks: int, case: Case) -> None:
         assert raised[1].startswith("PipelineMismatchError: rank 0 of the pipeline failed")
 
 
-def test_a_rank_that_dies_is_named_on_the_others() -> None:
-    (survivor,) = results(2, "crash", (0, 3))
-    assert survivor[str(CRASH)]["raised"].startswith("PipelineMismatchError: rank 0 waited for another rank")
+@pytest.mark.parametrize(("fault", "case"), [("crash", CRASH), ("hang", HANG)])
+def test_a_rank_that_is_lost_is_named_on_the_others(fault: str, case: Case) -> None:
+    """It dies, or it hangs for longer than the timeout of the process group."""
+    (survivor,) = results(2, fault, (0, 3))
+    assert survivor[str(case)]["raised"].startswith("PipelineMismatchError: rank 0 waited for another rank")
 
 
 def test_replicas_of_a_pipeline() -> None:

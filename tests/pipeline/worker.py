@@ -7,13 +7,15 @@ import datetime
 import json
 import os
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 import attnres_compile
@@ -25,6 +27,8 @@ from tests.pipeline.models import MODELS, Toy, data, loss_of
 ROWS = 8
 RATE = 0.1
 TIMEOUT = datetime.timedelta(seconds=90)
+PATIENCE = datetime.timedelta(seconds=3)
+"""The timeout while one rank hangs."""
 
 
 def main(rank: int, size: int, folder: Path, only: str = "") -> None:
@@ -39,6 +43,12 @@ def main(rank: int, size: int, folder: Path, only: str = "") -> None:
             found[str(case)] = run(case)
             (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+def hang() -> NoReturn:
+    """Until the other rank must have given up."""
+    time.sleep(4 * PATIENCE.total_seconds())
+    os._exit(3)
 
 
 class CustomError(Exception):
@@ -217,6 +227,10 @@ def sabotage(fault: str, pipe: Pipeline) -> None:
         store.check_empty = store.clear
     if fault == "crash" and dist.get_rank() == 1:
         setattr(pipe.stages[0], "forward_one_chunk", lambda *args, **kwargs: os._exit(3))  # noqa: B010
+    if fault == "hang":
+        distributed_c10d._set_pg_timeout(PATIENCE, dist.group.WORLD)
+        if dist.get_rank() == 1:
+            setattr(pipe.stages[0], "forward_one_chunk", lambda *args, **kwargs: hang())  # noqa: B010
     if fault == "stale":
         first: dict[tuple[int, int], Tensor] = {}
         put = store.put
