@@ -48,7 +48,7 @@ def scheduled_and_lowered(found: Captured, analysis: Analysis, schedule: str) ->
     check_level(made, Level.SCHEDULED, plan)
     gm = lower(made, Implementation.TORCH)
     check_level(gm, Level.LOWERED, plan)
-    return Rewritten(made, result.slots), Rewritten(gm, result.slots)
+    return Rewritten(made, result.slots, result.streams), Rewritten(gm, result.slots, result.streams)
 
 
 def lowered(found: Captured, analysis: Analysis, schedule: str) -> Rewritten:
