@@ -9,7 +9,7 @@ import attnres_compile as ac
 from tests.end_to_end.models import PreNorm, tokens
 from tests.end_to_end.sequence_ranks import CASES, KEPT, OF_SIZE, run_ranks
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("sequence shards")]
+pytestmark = pytest.mark.processes
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -76,6 +76,7 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(fault="different plans", raises="the ranks do not run the same pipeline"),
         Case(fault="contradiction", raises="contradicts the plan that the model was prepared with (num_blocks=None)"),
         Case(fault="bad forward", raises="no such forward"),
+        Case(fault="declined", raises="unnormed_read"),
         Case(fault="tied", raises="is a parameter that chunks 0, 3 use"),
         Case(fault="no target", raises="target is missing on the rank with the last chunk"),
         Case(sublayers=3, fault="few sublayers", raises="4 chunks for 3 sublayers that can be cut apart"),

@@ -20,10 +20,13 @@ WIDTH = 16
 class Toy(nn.Module):
     """Embedding, sublayers that each add to the stream, norm and head."""
 
-    def __init__(self, sublayers: int, dropout: float = 0.0, tied: bool = False) -> None:
+    def __init__(self, sublayers: int, dropout: float = 0.0, tied: bool = False, normed: bool = True) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.layers = nn.ModuleList(ToySublayer(dropout) for _ in range(sublayers))
+        if not normed:
+            for layer in self.layers:
+                layer.norm = nn.Identity()
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         if tied:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEN = 1e-6
 """An error that a sabotaged run must exceed; sound ones stay four orders of magnitude below."""
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("pipeline processes")]
+pytestmark = pytest.mark.processes
 
 
 @cache

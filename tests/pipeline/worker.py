@@ -123,9 +123,12 @@ def prepared(case: Case) -> tuple[nn.Module, nn.Module]:
     """The model for the pipeline, and a copy for the single process."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    made = Toy(case.sublayers, tied=True) if case.fault == "tied" else MODELS[case.model].make(case.sublayers)
+    odd = {"tied": {"tied": True}, "declined": {"normed": False}}.get(case.fault)
+    made = MODELS[case.model].make(case.sublayers) if odd is None else Toy(case.sublayers, **odd)
     model = made.double().eval() if case.evaluates else made.double()
     micro, _ = data(0, ROWS // case.microbatches)
+    if case.fault == "declined":
+        return model, model
     blocks = case.block_size + (1 if case.fault == "different plans" and dist.get_rank() else 0)
     attnres_compile.prepare(model, kwargs=MODELS[case.model].call(micro), block_size=blocks)
     added = model.get_submodule("attnres")
