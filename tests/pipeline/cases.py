@@ -66,8 +66,10 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(2, "InterleavedZeroBubble"),
         Case(2, "ZBVZeroBubble", steps=2),
         Case(2, "DualPipeV", block_size=2),
+        Case(1, "1F1B", "naive", model="gpt2"),
         Case(2, model="gpt2"),
         Case(2, model="llama", from_meta=True),
+        Case(4, model="llama", block_size=2),
         Case(2, from_meta=True),
         Case(2, inner="inductor", sublayers=4, block_size=2, steps=2),
         *(Case(2, block_size=2, sabotage=sabotage, steps=2) for sabotage in SABOTAGES),
@@ -92,5 +94,7 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(2, block_size=1),
         Case(2, "InterleavedZeroBubble", block_size=2),
         Case(2, "DualPipeV", microbatches=8),
+        Case(1, "1F1B", model="llama", block_size=2),
+        Case(2, model="gpt2", zero_queries=True),
     ),
 }
