@@ -11,8 +11,8 @@ the block stands behind the last read (3 more). At op level ``cost.group`` less 
 Backward of one read: it reads the gradient of its output, that of the new partial sum (if it adds one), the partial
 sum, and its blocks in place or phase 1's output; it writes the gradient ``h`` of the weighted sum and that of the
 partial sum. Before it, phase 1 is made again from the blocks. Behind it, the gradients of the blocks of a group of
-reads: one pass over blocks and ``h`` for the products of the two, one more that writes the gradients, and a third over
-the blocks for the gradients of the keys where registers are short (``SourcesBackwardSpec.sums_keys``).
+reads: one pass over blocks and ``h``, and one more over the blocks for the gradients of the keys where registers are
+short, in launches as ``generated.cutting`` cuts them.
 
 The *ideal* form is what all other arms are charged with, so that their fractions compare times and nothing else: the
 cheaper schedule, every tensor read once per phase, logits known as they are in a model.
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 from attnres_compile.bench.kernels.work import BLOCK, Shape
 from attnres_kernels.depth_attention.generated import tiling
+from attnres_kernels.depth_attention.generated.cutting import cut
 from attnres_kernels.depth_attention.generated.moved import of_sources_backward
-from attnres_kernels.depth_attention.generated.specs import MOST_READS, SourcesBackwardSpec, sources_at_once
 from attnres_passes.grouping import Group, Grouping, group_reads
 
 SCHEDULES = ("direct", "two_phase")
@@ -93,15 +93,9 @@ def _of_reads(shape: Shape, group: Group) -> int:
 
 
 def _of_sources(shape: Shape, group: Group) -> int:
-    """The launches of ``launch_sources_backward``; reads beyond the first launch's find gradients to add to."""
-    moved = 0
+    """The launches of ``launch_sources_backward``; reads before the last ones find gradients to add to."""
     count, blocks = len(group.completed), shape.sources
-    for first in range(0, count, MOST_READS):
-        reads = min(MOST_READS, count - first)
-        carried = first > 0 or group.first + count < shape.reads
-        step = sources_at_once(reads)
-        for start in range(0, blocks, step):
-            sources = min(step, blocks - start)
-            spec = SourcesBackwardSpec(sources, tuple(range(reads)), tuple(range(sources)) if carried else ())
-            moved += of_sources_backward(spec).total
-    return moved
+    carried = tuple(range(blocks)) if group.first + count < shape.reads else ()
+    return sum(
+        of_sources_backward(launch.spec).total for launch in cut(blocks, tuple(range(count)), carried, shape.width)
+    )

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from itertools import product
 
 from attnres_kernels.depth_attention.generated import tiling
+from attnres_kernels.depth_attention.generated.cutting import cut
 from attnres_kernels.depth_attention.generated.logits import logits_text
 from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
-from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text, scalars_text
+from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text
 from attnres_kernels.depth_attention.generated.specs import (
     LogitsSpec,
     NormKind,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
-    SourcesBackwardSpec,
-    sources_at_once,
 )
 
 
@@ -39,8 +38,6 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     Reads with everything fused that can be: the add before, and a norm with weight and bias behind; direct ones over
     all sources in place, phase 2 over all of them, and phase 2 over the first and the others in place.
     """
-    at_once = min(sources, sources_at_once(reads))
-    backward = SourcesBackwardSpec(at_once, tuple(range(reads)), tuple(range(at_once)))
     eps = {"eps": 1e-6}
     along, whole = tiling.along_width(width), tiling.whole_rows(width)
     block_r = {"BLOCK_R": max(16, tiling.power_of_two(later_reads))}
@@ -49,11 +46,13 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
         name = "logits, add before" if adds else "logits"
         yield Entry(name, text, tiling.matrix_product(later_reads), {**eps, **block_r})
     yield Entry("phase 1", phase_1_text(Phase1Spec(sources, reads)), along, {})
-    lanes = {"LANES": tiling.lanes(along.columns)}
-    yield Entry("sources backward, scalars", scalars_text(backward), along, {**eps, **lanes})
-    yield Entry("sources backward, gradients", gradients_text(backward), along, {})
-    if not backward.sums_keys:
-        yield Entry("sources backward, keys", keys_text(backward), along, {})
+    steps = tiling.steps(width)
+    for launch in cut(sources, tuple(range(reads)), tuple(range(sources)), width):
+        constants = {**eps, "LANES": tiling.lanes(steps.columns)}
+        kind = "gradients and keys" if launch.spec.sums_keys else "gradients"
+        yield Entry(f"sources backward, {kind}", gradients_text(launch.spec), steps, constants)
+        if not launch.spec.sums_keys:
+            yield Entry("sources backward, keys", keys_text(launch.spec), along, {})
     most = tiling.most_in_place(width)
     in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most)}
     norms: tuple[NormKind, ...] = ("rms", "layer")

@@ -10,12 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attnres_kernels.depth_attention.generated import tiling
-from attnres_kernels.depth_attention.generated.specs import (
-    MOST_READS,
-    MOST_SOURCES,
-    SourcesBackwardSpec,
-    sources_at_once,
-)
+from attnres_kernels.depth_attention.generated.cutting import cut
+from attnres_kernels.depth_attention.generated.specs import MOST_SOURCES
 
 
 def of_phase_1(sources: int) -> int:
@@ -28,16 +24,9 @@ def of_read(sources: int, width: int) -> int:
     return 1 + (of_phase_1(sources) if sources > tiling.most_in_place(width) else 0)
 
 
-def of_sources_backward(sources: int, reads: int) -> int:
+def of_sources_backward(sources: int, reads: int, width: int) -> int:
     """``launch_sources_backward.sources_backward``; ``reads`` are those whose values have a gradient."""
-    launches = 0
-    for first in range(0, reads, MOST_READS):
-        count = min(MOST_READS, reads - first)
-        step = sources_at_once(count)
-        for start in range(0, sources, step):
-            spec = SourcesBackwardSpec(min(step, sources - start), tuple(range(count)), ())
-            launches += 2 if spec.sums_keys else 3
-    return launches
+    return sum(launch.kernels for launch in cut(sources, tuple(range(reads)), (), width))
 
 
 def _of_read_call(args: Sequence[Any]) -> int:
@@ -50,7 +39,8 @@ def _of_read_backward_call(args: Sequence[Any]) -> int:
 
 
 def _of_sources_backward_call(args: Sequence[Any]) -> int:
-    return of_sources_backward(len(args[3]), sum(grad is not None for grad in args[0]))
+    sources = args[3]
+    return of_sources_backward(len(sources), sum(grad is not None for grad in args[0]), sources[0].shape[-1])
 
 
 LAUNCHES: dict[str, Callable[[Sequence[Any]], int]] = {

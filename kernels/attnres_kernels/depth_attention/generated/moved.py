@@ -61,7 +61,10 @@ def of_read_backward(spec: ReadBackwardSpec) -> Moved:
 
 
 def of_sources_backward(spec: SourcesBackwardSpec) -> Moved:
-    """Sources and gradients of reads twice, for scalars and for gradients, a third time where keys are apart."""
-    sources, reads = spec.sources, len(spec.reads)
+    """Sources and gradients, those of reads and those carried; sources once more where a kernel of its own sums keys.
+
+    A token's rows are read twice, the second time from the cache.
+    """
+    sources = spec.sources
     keys = Moved(0 if spec.sums_keys else sources, 0)
-    return Moved(sources + reads, 0) + Moved(sources + reads + len(spec.carried), sources) + keys
+    return Moved(sources + len(spec.reads) + len(spec.carried), sources) + keys

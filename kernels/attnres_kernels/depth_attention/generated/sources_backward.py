@@ -1,4 +1,4 @@
-"""Text of the backward of several reads into completed blocks: kernels for scalars, for gradients and for keys.
+"""Text of the backward of several reads into completed blocks: a kernel for everything, and one for keys apart.
 
 With ``h_s``, ``D_s`` and ``L_s`` of read ``s`` as its own backward gives them, ``l_si`` the logit of source ``i``,
 ``r_i`` its inverse RMS and ``d`` the width::
@@ -6,6 +6,11 @@ With ``h_s``, ``D_s`` and ``L_s`` of read ``s`` as its own backward gives them, 
     w_si = exp(l_si - L_s)    e_si = w_si (h_s . v_i - D_s)                             (gradient of logit l_si)
     dv_i = sum_s w_si h_s + sum_s e_si r_i k_s - (sum_s e_si l_si) r_i^2 / d v_i
     dk_s = sum_tokens sum_i e_si r_i v_i
+
+A program goes over the rows of a token twice: first for the products ``h_s . v_i`` and ``v_i . v_i``, then for the
+gradients. The second time they come from the cache, so that memory is read once. Sums for the keys are over tokens: a
+program that has several tokens holds them in registers, where those suffice (``SourcesBackwardSpec.tiles``), and else
+another kernel reads the sources once more.
 
 No source needs another one's numbers, so that sources and reads are cut into launches freely; a launch adds to what the
 launch before it, or a later group of reads, gave to a source. Sums over tokens are made in two stages, per program and
@@ -15,21 +20,32 @@ then over programs in a fixed order, so that two runs give the same bits.
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
-from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, load_vector, over_rows, store
+from attnres_kernels.depth_attention.generated.writing import (
+    ROW,
+    along,
+    lines,
+    load,
+    load_vector,
+    over_rows,
+    store,
+)
 
-FEW_SOURCES = 2
+AGAIN = "row = (row | zero).to(tl.uint32).to(tl.int64)"
+"""The same row, which a compiler cannot know: it makes addresses anew instead of keeping them in registers."""
+
+AT_ONCE = 4
+AT_ONCE_BESIDE_KEYS = 2
+"""Sources that a thread works on at once, alone and beside many sums for the keys: what is of reads is loaded once for
+them all.
+"""
+
+FEW_SUMS = 4
+"""Tiles of sums for the keys beside which a thread works on as many sources as alone."""
 
 
-def _name(kind: str, spec: SourcesBackwardSpec) -> str:
-    return f"{kind}_n{spec.sources}_s{'_'.join(map(str, spec.reads))}"
-
-
-def scalars_text(spec: SourcesBackwardSpec) -> str:
-    """Per token, source and read ``weights`` ``w_si`` and ``to_keys`` ``e_si r_i``, ``[rows, sources, reads]`` each,
-    and ``to_selves`` ``[rows, sources]``, the factor of ``v_i`` in its own gradient. Those of a token are neighbours:
-    the kernel that reads them has one address for all and not one each in its registers.
-
-    Each thread sums its own eight columns in each step; threads are summed once, at the end.
+def gradients_text(spec: SourcesBackwardSpec) -> str:
+    """Gradients of the sources ``[rows, width]``; and those of the keys per program ``[programs, reads, width]``, or
+    ``to_keys`` ``e_si r_i`` ``[rows, sources, reads]`` for ``keys_text``.
     """
     sources, reads = range(spec.sources), range(len(spec.reads))
     arguments = [
@@ -37,166 +53,213 @@ def scalars_text(spec: SourcesBackwardSpec) -> str:
         *(f"logits_{i}" for i in sources),
         *(f"read_grad_{s}" for s in reads),
         *(f"scalars_{s}" for s in reads),
+        *(f"carried_{i}" for i in spec.carried),
+        "keys",
+        *(f"source_grad_{i}" for i in sources),
         "weights",
         "to_keys",
         "to_selves",
+        *(["key_grads"] if spec.sums_keys else []),
         "rows",
         "width",
+        *(["rows_per_program"] if spec.sums_keys else []),
+        "zero",
         *(f"source_stride_{i}" for i in sources),
         *(f"logits_stride_{i}" for i in sources),
         *(f"read_grad_stride_{s}" for s in reads),
+        *(f"carried_stride_{i}" for i in spec.carried),
     ]
-    of_reads = [f"delta_{s} = tl.load(scalars_{s} + row)" for s in reads]
-    of_reads += [f"log_total_{s} = tl.load(scalars_{s} + rows + row)" for s in reads]
-    # Before the loop or behind it: for few sources ptxas spills registers with the one, for more with the other.
-    start, end = (of_reads, []) if spec.sources > FEW_SOURCES else ([], of_reads)
-    start = [*start, *(f"squares_{i} = tl.zeros([LANES], tl.float32)" for i in sources)]
-    start += [f"products_{s}_{i} = tl.zeros([LANES], tl.float32)" for s in reads for i in sources]
-    loop = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
-    for i in reversed(sources):  # in the other order ptxas spills for some numbers of sources, too
-        loop += [
-            load(f"source_{i}", f"source_stride_{i}", "value"),
-            f"squares_{i} += tl.sum(tl.reshape(value * value, (LANES, BLOCK_D // LANES)), axis=1)",
-            *(
-                f"products_{s}_{i} += tl.sum(tl.reshape(grad_{s} * value, (LANES, BLOCK_D // LANES)), axis=1)"
-                for s in reads
-            ),
-        ]
-    pairs = spec.sources * len(spec.reads)
-    for i in sources:
-        end += [
-            f"inverse_rms = tl.rsqrt(tl.sum(squares_{i}) / width + eps)",
-            "to_itself = 0.0",
-        ]
-        for s, read in enumerate(spec.reads):
-            place = i * len(spec.reads) + s
-            end += [
-                f"logit = tl.load(logits_{i} + {along(f'logits_stride_{i}')} + {read})",
-                f"weight = tl.exp(logit - log_total_{s})",
-                f"logit_grad = weight * (tl.sum(products_{s}_{i}) - delta_{s})",
-                "# With all the weight, a source has no gradient of its logit; rounding must not give it one.",
-                "logit_grad = tl.where(weight == 1.0, 0.0, logit_grad)",
-                "to_itself += logit_grad * logit",
-                f"tl.store(weights + row * {pairs} + {place}, weight)",
-                f"tl.store(to_keys + row * {pairs} + {place}, logit_grad * inverse_rms)",
-            ]
-        to_itself = "to_itself * inverse_rms * inverse_rms / width"
-        end.append(f"tl.store(to_selves + row * {spec.sources} + {i}, {to_itself})")
     return f"""\
 @triton.jit
-def {_name("scalars", spec)}(
+def {_name("gradients", spec)}(
     {", ".join(arguments)},
     eps: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
 ):
-    {ROW}
-    {lines(start, 4)}
-    for start in range(0, width, BLOCK_D):
-        column = start + tl.arange(0, BLOCK_D)
-        inside = column < width
-        {lines(loop, 8)}
-    {lines(end, 4)}
-"""
-
-
-def gradients_text(spec: SourcesBackwardSpec) -> str:
-    """Gradients of the sources ``[rows, width]``; with few reads, those of the keys as ``keys_text``, too."""
-    sources, reads = range(spec.sources), range(len(spec.reads))
-    pointers = [
-        *(f"source_{i}" for i in sources),
-        *(f"read_grad_{s}" for s in reads),
-        *(f"carried_{i}" for i in spec.carried),
-        "keys",
-        "weights",
-        "to_keys",
-        "to_selves",
-        *(f"source_grad_{i}" for i in sources),
-        *(["key_grads"] if spec.sums_keys else []),
-    ]
-    strides = [
-        *(f"source_stride_{i}" for i in sources),
-        *(f"read_grad_stride_{s}" for s in reads),
-        *(f"carried_stride_{i}" for i in spec.carried),
-    ]
-    loop = _by_source(spec) if spec.sums_keys else _by_read(spec)
-    return _kernel("gradients", spec, pointers, strides, loop, spec.sums_keys)
+{_many_tokens(spec) if spec.sums_keys else _one_token(spec)}
+{_additions(spec)}"""
 
 
 def keys_text(spec: SourcesBackwardSpec) -> str:
-    """Per program the gradients of the keys ``[programs, reads, width]``."""
-    sources = range(spec.sources)
-    pointers = [*(f"source_{i}" for i in sources), "to_keys", "key_grads"]
+    """Per program the gradients of the keys ``[programs, reads, width]``, from ``to_keys`` of ``gradients_text``."""
+    sources, reads = range(spec.sources), range(len(spec.reads))
+    arguments = [*(f"source_{i}" for i in sources), "to_keys", "key_grads", "rows", "width", "rows_per_program", "zero"]
+    arguments += [f"source_stride_{i}" for i in sources]
     loop = []
     for i in sources:
         loop.append(load(f"source_{i}", f"source_stride_{i}", "value"))
-        for s in range(len(spec.reads)):
-            loop += [_scalar("to_key", spec, i, s), f"key_grad_{s} += to_key * value"]
-    return _kernel("keys", spec, pointers, [f"source_stride_{i}" for i in sources], loop, True)
-
-
-def _by_source(spec: SourcesBackwardSpec) -> list[str]:
-    """One source after the other: registers hold the gradients of all reads, and sums for the keys."""
-    reads = range(len(spec.reads))
-    text = [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}") for s in reads]
-    for i in range(spec.sources):
-        text += _start(spec, i)
         for s in reads:
-            text += [_key(spec, s), *_add(spec, i, s), f"key_grad_{s} += to_key * value"]
-        text.append(store(f"source_grad_{i}", f"total_{i}"))
-    return text
-
-
-def _by_read(spec: SourcesBackwardSpec) -> list[str]:
-    """One read after the other, each key loaded once: registers hold the gradients of all sources."""
-    text = []
-    for i in range(spec.sources):
-        text += _start(spec, i)
-    for s in range(len(spec.reads)):
-        text += [load(f"read_grad_{s}", f"read_grad_stride_{s}", f"grad_{s}"), _key(spec, s)]
-        for i in range(spec.sources):
-            text += _add(spec, i, s)
-    return text + [store(f"source_grad_{i}", f"total_{i}") for i in range(spec.sources)]
-
-
-def _start(spec: SourcesBackwardSpec, i: int) -> list[str]:
-    """What the gradient of a source is before any read is added."""
-    text = [
-        load(f"source_{i}", f"source_stride_{i}", "value"),
-        f"to_itself = tl.load(to_selves + row * {spec.sources} + {i})",
-        f"total_{i} = -to_itself * value",
-    ]
-    if i in spec.carried:
-        text += [load(f"carried_{i}", f"carried_stride_{i}", "later"), f"total_{i} += later"]
-    return text
-
-
-def _key(spec: SourcesBackwardSpec, s: int) -> str:
-    return load_vector(f"keys + {spec.reads[s]} * width", "key")
-
-
-def _add(spec: SourcesBackwardSpec, i: int, s: int) -> list[str]:
-    add = f"total_{i} += weight * grad_{s} + to_key * key"
-    return [_scalar("weight", spec, i, s), _scalar("to_key", spec, i, s), add]
-
-
-def _scalar(name: str, spec: SourcesBackwardSpec, i: int, s: int) -> str:
-    pairs = spec.sources * len(spec.reads)
-    return f"{name} = tl.load({name}s + row * {pairs} + {i * len(spec.reads) + s})"
-
-
-def _kernel(
-    kind: str, spec: SourcesBackwardSpec, pointers: list[str], strides: list[str], loop: list[str], sums_keys: bool
-) -> str:
-    """A kernel whose programs go over rows of their own, and keep sums for the keys if they are to."""
-    reads = range(len(spec.reads)) if sums_keys else ()
+            loop += [f"to_key = tl.load(to_keys + {_pair(spec, i, s)})", f"key_grad_{s} += to_key * value"]
     start = [f"key_grad_{s} = tl.zeros([BLOCK_D], tl.float32)" for s in reads]
-    end = [
-        f"tl.store(key_grads + (program * {len(reads)} + {s}) * width + column, key_grad_{s}, mask=inside)"
-        for s in reads
-    ]
+    end = [_store_key_grad(spec, s, f"key_grad_{s}") for s in reads]
     return f"""\
 @triton.jit
-def {_name(kind, spec)}(
-    {", ".join([*pointers, "rows", "width", "rows_per_program", "zero", *strides])},
+def {_name("keys", spec)}(
+    {", ".join(arguments)},
     BLOCK_D: tl.constexpr,
 ):
 {over_rows("tl.program_id(1)", start, loop, end)}"""
+
+
+def _name(kind: str, spec: SourcesBackwardSpec) -> str:
+    tiles = f"_tiles{spec.tiles}" if spec.tiles > 1 else ""
+    return f"{kind}_n{spec.sources}_s{'_'.join(map(str, spec.reads))}{tiles}"
+
+
+def _pair(spec: SourcesBackwardSpec, i: int, s: int) -> str:
+    """Where a number of a source and a read is, in ``[rows, sources, reads]``."""
+    return f"{_place(spec)} * {spec.sources * len(spec.reads)} + {i * len(spec.reads) + s}"
+
+
+def _of_source(spec: SourcesBackwardSpec, i: int) -> str:
+    return f"{_place(spec)} * {spec.sources} + {i}"
+
+
+def _place(spec: SourcesBackwardSpec) -> str:
+    return "program" if spec.sums_keys else "row"
+
+
+def _store_key_grad(spec: SourcesBackwardSpec, s: int, value: str) -> str:
+    return f"tl.store(key_grads + (program * {len(spec.reads)} + {s}) * width + column, {value}, mask=inside)"
+
+
+def _groups(spec: SourcesBackwardSpec) -> list[range]:
+    """The sources, so many as a thread works on at once."""
+    size = AT_ONCE if len(spec.reads) * spec.tiles <= FEW_SUMS else AT_ONCE_BESIDE_KEYS
+    return [range(i, min(i + size, spec.sources)) for i in range(0, spec.sources, size)]
+
+
+# The two bodies
+
+
+def _one_token(spec: SourcesBackwardSpec) -> str:
+    """A program that has one token, and goes over its rows tile by tile."""
+    text = [ROW, *_all_scalars(spec)]
+    for group in _groups(spec):
+        text += _over_tiles(_gradients(spec, group))
+    return f"    {lines(text, 4)}\n"
+
+
+def _many_tokens(spec: SourcesBackwardSpec) -> str:
+    """A program that goes over tokens of its own, and has sums for the keys of each tile of a row in registers."""
+    tiles, reads = range(spec.tiles), range(len(spec.reads))
+    start = [f"key_grad_{s}_{tile} = tl.zeros([BLOCK_D], tl.float32)" for s in reads for tile in tiles]
+    loop, end = _all_scalars(spec), []
+    for group in _groups(spec):
+        loop += _over_tiles(_gradients(spec, group))
+    for tile in tiles:
+        for group in _groups(spec):
+            loop += _over_tiles(_keys(spec, group, f"_{tile}"), *([tile] if spec.tiles > 1 else []))
+        end += [f"column = {tile} * BLOCK_D + tl.arange(0, BLOCK_D)", "inside = column < width"]
+        end += [_store_key_grad(spec, s, f"key_grad_{s}_{tile}") for s in reads]
+    return over_rows("0", start, loop, end)
+
+
+def _over_tiles(statements: list[str], tile: int | None = None) -> list[str]:
+    """A loop over the tiles of a row, or over one of them: not to let a compiler move what is in it out of it."""
+    tiles = "0, width" if tile is None else f"{tile} * BLOCK_D, tl.minimum({tile + 1} * BLOCK_D, width)"
+    column = ["column = start + tl.arange(0, BLOCK_D)", "inside = column < width"]
+    return [f"for start in range({tiles}, BLOCK_D):", *(f"    {x}" for x in [*column, *statements])]
+
+
+# What both do with a token
+
+
+def _all_scalars(spec: SourcesBackwardSpec) -> list[str]:
+    text = []
+    for group in _groups(spec):
+        text += [f"{name} = tl.zeros([LANES], tl.float32)" for name in _sums(spec, group)]
+        text += [*_over_tiles(_products(spec, group)), *_scalars(spec, group)]
+    return [*text, "tl.debug_barrier()"]
+
+
+def _sums(spec: SourcesBackwardSpec, group: range) -> list[str]:
+    return [name for i in group for name in (f"squares_{i}", *(f"products_{i}_{s}" for s in range(len(spec.reads))))]
+
+
+def _products(spec: SourcesBackwardSpec, group: range) -> list[str]:
+    """Add to the sums what a tile has: each thread sums its own columns."""
+
+    def add(name: str, one: str, other: str) -> str:
+        return f"{name} += tl.sum(tl.reshape({one} * {other}, (LANES, BLOCK_D // LANES)), axis=1)"
+
+    text = [AGAIN, *(load(f"source_{i}", f"source_stride_{i}", f"value_{i}") for i in group)]
+    text += [add(f"squares_{i}", f"value_{i}", f"value_{i}") for i in group]
+    for s in range(len(spec.reads)):
+        text.append(load(f"read_grad_{s}", f"read_grad_stride_{s}", "grad"))
+        text += [add(f"products_{i}_{s}", "grad", f"value_{i}") for i in group]
+    return text
+
+
+def _scalars(spec: SourcesBackwardSpec, group: range) -> list[str]:
+    """Per source and read ``weights`` ``w_si`` and ``to_keys`` ``e_si r_i``, and per source ``to_selves``, the factor of
+    ``v_i`` in its own gradient. They go through memory, which is to say the cache, for want of registers.
+    """
+    names = _sums(spec, group)
+    # Threads are summed for all numbers in one trip through shared memory.
+    text = [f"{', '.join(names)} = tl.reduce(({', '.join(names)}), 0, {_addition(len(names))})", AGAIN]
+    for i in group:
+        text += [f"inverse_rms = tl.rsqrt(squares_{i} / width + eps)", "to_itself = 0.0"]
+        for s, read in enumerate(spec.reads):
+            text += [
+                f"logit = tl.load(logits_{i} + {along(f'logits_stride_{i}')} + {read})",
+                f"weight = tl.exp(logit - tl.load(scalars_{s} + rows + row))",
+                f"logit_grad = weight * (products_{i}_{s} - tl.load(scalars_{s} + row))",
+                "# With all the weight, a source has no gradient of its logit; rounding must not give it one.",
+                "logit_grad = tl.where(weight == 1.0, 0.0, logit_grad)",
+                "to_itself += logit_grad * logit",
+                f"tl.store(weights + {_pair(spec, i, s)}, weight)",
+                f"tl.store(to_keys + {_pair(spec, i, s)}, logit_grad * inverse_rms)",
+            ]
+        text.append(f"tl.store(to_selves + {_of_source(spec, i)}, to_itself * inverse_rms * inverse_rms / width)")
+    return text
+
+
+def _gradients(spec: SourcesBackwardSpec, group: range) -> list[str]:
+    """Gradients of a tile of these sources."""
+    text = [AGAIN, "width_again = width + (row & zero)"]
+    for i in group:
+        text += [
+            load(f"source_{i}", f"source_stride_{i}", f"value_{i}"),
+            f"total_{i} = -tl.load(to_selves + {_of_source(spec, i)}) * value_{i}",
+        ]
+        if i in spec.carried:
+            text += [load(f"carried_{i}", f"carried_stride_{i}", "later"), f"total_{i} += later"]
+    for s, read in enumerate(spec.reads):
+        text += [
+            load(f"read_grad_{s}", f"read_grad_stride_{s}", "grad"),
+            load_vector(f"keys + {read} * width_again", "key"),
+        ]
+        for i in group:
+            text += [
+                f"to_key = tl.load(to_keys + {_pair(spec, i, s)})",
+                f"total_{i} += tl.load(weights + {_pair(spec, i, s)}) * grad + to_key * key",
+            ]
+    return text + [store(f"source_grad_{i}", f"total_{i}") for i in group]
+
+
+def _keys(spec: SourcesBackwardSpec, group: range, tile: str) -> list[str]:
+    """What these sources add to the sums for the keys."""
+    text = [AGAIN]
+    for i in group:
+        text.append(load(f"source_{i}", f"source_stride_{i}", "value"))
+        for s in range(len(spec.reads)):
+            text.append(f"key_grad_{s}{tile} += tl.load(to_keys + {_pair(spec, i, s)}) * value")
+    return text
+
+
+def _addition(count: int) -> str:
+    return f"add_{count}"
+
+
+def _additions(spec: SourcesBackwardSpec) -> str:
+    """Functions that add as many numbers to as many others as groups of sources have sums."""
+    text = []
+    for count in sorted({len(_sums(spec, group)) for group in _groups(spec)}):
+        ones, others = ([f"{name}_{k}" for k in range(count)] for name in ("one", "other"))
+        sums = ", ".join(f"{one} + {other}" for one, other in zip(ones, others, strict=True))
+        text.append(f"""
+@triton.jit
+def {_addition(count)}({", ".join([*ones, *others])}):
+    return {sums}
+""")
+    return "\n".join(text)

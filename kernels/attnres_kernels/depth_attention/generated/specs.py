@@ -18,12 +18,12 @@ MOST_IN_PLACE_WIDE = 4
 MOST_READS = 8
 """Reads whose gradients one launch of the sources' backward holds in registers."""
 
-MOST_PAIRS = 56
-"""Pairs of a source and a read whose products one launch of the sources' backward sums at once."""
-
-MOST_READS_WITH_KEYS = 4
-MOST_PAIRS_WITH_KEYS = 24
-"""What the kernel of the sources' gradients has registers for beside sums for the keys."""
+MOST_TILES_OF_KEYS = 9
+MOST_READS_OF_MANY = 4
+MOST_OF_MANY_READS = 4
+"""Sums for the keys that registers hold in one launch of the sources' backward: tiles of all reads; and those of more
+reads only beside so few sources. With any more ptxas spills.
+"""
 
 NormKind = Literal["rms", "layer"]
 
@@ -101,22 +101,19 @@ class ReadBackwardSpec:
 
 @dataclass(frozen=True)
 class SourcesBackwardSpec:
-    """The backward of several reads into completed blocks, in two kernels or three.
+    """The backward of several reads into completed blocks, in one kernel or two.
 
     reads: the reads, of those that the keys are of, whose values have a gradient; carried: the sources that come with
-    a gradient from later reads.
+    a gradient from later reads; tiles: of a row, if registers hold sums for the keys beside them, and 0 if a kernel
+    of its own makes these.
     """
 
     sources: int
     reads: tuple[int, ...]
     carried: tuple[int, ...]
+    tiles: int = 0
 
     @property
     def sums_keys(self) -> bool:
-        """Whether the kernel of the gradients has registers left to sum the gradients of the keys."""
-        return len(self.reads) * self.sources <= MOST_PAIRS_WITH_KEYS and len(self.reads) <= MOST_READS_WITH_KEYS
-
-
-def sources_at_once(reads: int) -> int:
-    """Sources that one launch of the sources' backward works on."""
-    return max(1, min(MOST_SOURCES, MOST_PAIRS // reads))
+        """Whether the kernel of the gradients sums the gradients of the keys, too."""
+        return self.tiles > 0

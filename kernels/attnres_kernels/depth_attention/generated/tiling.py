@@ -57,6 +57,14 @@ def whole_rows(width: int) -> Tiling:
     return Tiling(1, columns, max(1, min(16, columns // 256)))
 
 
+def steps(width: int) -> Tiling:
+    """For kernels that go over whole rows in steps: as ``along_width`` with twice the columns for wider rows, whose
+    programs are fewer then, so that the cache holds the rows of all that run at once.
+    """
+    columns = min(power_of_two(width), 2048)
+    return Tiling(1, columns, max(1, columns // 256))
+
+
 def matrix_product(reads: int) -> Tiling:
     """For the logits: tokens by reads, in steps of ``columns`` along the width."""
     return Tiling(64, 64, 4) if reads <= 64 else Tiling(32, 64, 8)
