@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from attnres_kernels.depth_attention import cost
-from attnres_kernels.depth_attention.generated import moved
+from attnres_kernels.depth_attention.generated import launches, moved
+from attnres_kernels.depth_attention.generated.cutting import cut, tiles_held
 from attnres_kernels.depth_attention.generated.logits import logits_text
 from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
-from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text, scalars_text
+from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text
 from attnres_kernels.depth_attention.generated.specs import (
+    MOST_READS,
+    MOST_SOURCES,
     LogitsSpec,
     Phase1Spec,
     ReadBackwardSpec,
@@ -84,8 +87,9 @@ CASES: list[tuple[Callable[[Any], moved.Moved], Any, list[Callable[[Any], str]]]
         for spec in READS
         for value, normed, later, wide in ((True, False, False, False), (False, True, True, True))
     ),
-    (moved.of_sources_backward, SourcesBackwardSpec(3, (0, 2), (1,)), [scalars_text, gradients_text]),
-    (moved.of_sources_backward, SourcesBackwardSpec(3, tuple(range(6)), ()), [scalars_text, gradients_text, keys_text]),
+    (moved.of_sources_backward, SourcesBackwardSpec(3, (0, 2), (1,), tiles=1), [gradients_text]),
+    (moved.of_sources_backward, SourcesBackwardSpec(6, (0, 2, 3), (0, 1), tiles=3), [gradients_text]),
+    (moved.of_sources_backward, SourcesBackwardSpec(3, tuple(range(6)), ()), [gradients_text, keys_text]),
 ]
 
 
@@ -96,3 +100,55 @@ def test_counts_are_those_of_the_text(case: int) -> None:
     for text in texts:
         total += tiles(text(spec))
     assert count(spec) == total, spec
+
+
+# The backward of the sources in launches
+
+
+def moves(width: int, sources: int, reads: int, carried: bool = True) -> int:
+    later = tuple(range(sources)) if carried else ()
+    found = cut(sources, tuple(range(reads)), later, width)
+    return sum(moved.of_sources_backward(launch.spec).total for launch in found)
+
+
+@pytest.mark.parametrize(
+    ("width", "reads", "expected"),
+    [
+        # Blocks, their gradients before and after, and the gradients of the reads once, while registers hold the sums
+        # for the keys: GPT-2 and Llama 1B.
+        (768, 3, [3 * n + 3 for n in range(1, 9)]),
+        (2048, 4, [3 * n + 4 for n in range(1, 9)]),
+        # Qwen3 1.7B: from 5 blocks on another kernel reads them, until gradients of reads twice are cheaper.
+        (2048, 7, [3 * n + 7 + (n if n > 4 else 0) for n in range(1, 8)] + [3 * 8 + 2 * 7]),
+        (4096, 7, [4 * n + 7 for n in range(1, 9)]),
+        (7168, 2, [3 * n + 2 for n in range(1, 9)]),
+        (7168, 3, [4 * n + 3 for n in range(1, 9)]),
+    ],
+)
+def test_the_backward_of_the_sources_moves_every_row_once(width: int, reads: int, expected: list[int]) -> None:
+    assert [moves(width, n, reads) for n in range(1, 9)] == expected
+
+
+@pytest.mark.parametrize("width", [64, 2048, 4096, 7168, 16384])
+@pytest.mark.parametrize(("sources", "reads"), [(1, 1), (4, 8), (8, 7), (9, 8), (13, 3), (14, 17), (33, 9)])
+def test_a_cut_is_of_every_pair_once_and_no_worse_than_the_fewest_launches(
+    width: int, sources: int, reads: int
+) -> None:
+    found = cut(sources, tuple(range(5, 5 + reads)), (0,), width)
+    pairs = [
+        (launch.first_source + i, read)
+        for launch in found
+        for i in range(launch.spec.sources)
+        for read in launch.spec.reads
+    ]
+    assert sorted(pairs) == list(product(range(sources), range(5, 5 + reads)))
+    for launch in found:
+        assert launch.spec.sources <= MOST_SOURCES
+        assert len(launch.spec.reads) <= MOST_READS
+        assert launch.spec.tiles == tiles_held(launch.spec.sources, len(launch.spec.reads), width)
+        goes_on = {i for i in range(launch.spec.sources) if launch.first_read > 0 or launch.first_source + i == 0}
+        assert set(launch.spec.carried) == goes_on
+    passes = -(-reads // MOST_READS)
+    uncut = sources * (3 * passes - 1) + -(-sources // MOST_SOURCES) * reads + passes * sources + 1
+    assert sum(moved.of_sources_backward(launch.spec).total for launch in found) <= uncut
+    assert launches.of_sources_backward(sources, reads, width) == sum(1 + (not x.spec.sums_keys) for x in found)

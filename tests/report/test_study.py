@@ -162,9 +162,8 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     watch(launch_phase_1, "logits_text", moved.of_logits)
     watch(launch_phase_1, "phase_1_text", moved.of_phase_1)
     watch(launch_read, "read_text", moved.of_read)
-    for module, function in ((launch_read, "read_backward_text"), (launch_sources_backward, "scalars_text")):
+    for module, function in ((launch_read, "read_backward_text"), (launch_sources_backward, "gradients_text")):
         watch(module, function, None)
-    watch(launch_sources_backward, "gradients_text", None)
     watch(launch_sources_backward, "keys_text", None)
 
     width, writes = 8, 6

@@ -30,17 +30,14 @@ from attnres_kernels.depth_attention.generated.writing import (
     store,
 )
 
-AGAIN = "row = (row | zero).to(tl.uint32).to(tl.int64)"
-"""The same row, which a compiler cannot know: it makes addresses anew instead of keeping them in registers."""
-
 AT_ONCE = 4
 AT_ONCE_BESIDE_KEYS = 2
-"""Sources that a thread works on at once, alone and beside many sums for the keys: what is of reads is loaded once for
-them all.
+"""Sources that a thread works on at once, loading what is of reads once for them all; the second number for more
+sources than the first beside more than ``FEW_SUMS``. With others ptxas spills.
 """
 
 FEW_SUMS = 4
-"""Tiles of sums for the keys beside which a thread works on as many sources as alone."""
+"""Tiles of sums for the keys."""
 
 
 def gradients_text(spec: SourcesBackwardSpec) -> str:
@@ -88,7 +85,7 @@ def keys_text(spec: SourcesBackwardSpec) -> str:
     for i in sources:
         loop.append(load(f"source_{i}", f"source_stride_{i}", "value"))
         for s in reads:
-            loop += [f"to_key = tl.load(to_keys + {_pair(spec, i, s)})", f"key_grad_{s} += to_key * value"]
+            loop += [f"to_key = tl.load(to_keys + {_pair(spec, i, s, 'row')})", f"key_grad_{s} += to_key * value"]
     start = [f"key_grad_{s} = tl.zeros([BLOCK_D], tl.float32)" for s in reads]
     end = [_store_key_grad(spec, s, f"key_grad_{s}") for s in reads]
     return f"""\
@@ -105,17 +102,22 @@ def _name(kind: str, spec: SourcesBackwardSpec) -> str:
     return f"{kind}_n{spec.sources}_s{'_'.join(map(str, spec.reads))}{tiles}"
 
 
-def _pair(spec: SourcesBackwardSpec, i: int, s: int) -> str:
-    """Where a number of a source and a read is, in ``[rows, sources, reads]``."""
-    return f"{_place(spec)} * {spec.sources * len(spec.reads)} + {i * len(spec.reads) + s}"
+def _pair(spec: SourcesBackwardSpec, i: int, s: int, place: str = "place") -> str:
+    """Where a number of a source and a read is, in ``[rows or programs, sources, reads]``."""
+    return f"{place} * {spec.sources * len(spec.reads)} + {i * len(spec.reads) + s}"
 
 
 def _of_source(spec: SourcesBackwardSpec, i: int) -> str:
-    return f"{_place(spec)} * {spec.sources} + {i}"
+    return f"place * {spec.sources} + {i}"
 
 
-def _place(spec: SourcesBackwardSpec) -> str:
-    return "program" if spec.sums_keys else "row"
+def _again(spec: SourcesBackwardSpec) -> list[str]:
+    """The row again, and the place of its numbers, those of the program where each has many tokens.
+
+    A compiler cannot know them to be the same: it makes addresses anew instead of keeping them in registers.
+    """
+    place = "program + (row & zero)" if spec.sums_keys else "row"
+    return ["row = (row | zero).to(tl.uint32).to(tl.int64)", f"place = {place}"]
 
 
 def _store_key_grad(spec: SourcesBackwardSpec, s: int, value: str) -> str:
@@ -124,7 +126,8 @@ def _store_key_grad(spec: SourcesBackwardSpec, s: int, value: str) -> str:
 
 def _groups(spec: SourcesBackwardSpec) -> list[range]:
     """The sources, so many as a thread works on at once."""
-    size = AT_ONCE if len(spec.reads) * spec.tiles <= FEW_SUMS else AT_ONCE_BESIDE_KEYS
+    has_room = spec.sources <= AT_ONCE or len(spec.reads) * spec.tiles <= FEW_SUMS
+    size = AT_ONCE if has_room else AT_ONCE_BESIDE_KEYS
     return [range(i, min(i + size, spec.sources)) for i in range(0, spec.sources, size)]
 
 
@@ -135,7 +138,7 @@ def _one_token(spec: SourcesBackwardSpec) -> str:
     """A program that has one token, and goes over its rows tile by tile."""
     text = [ROW, *_all_scalars(spec)]
     for group in _groups(spec):
-        text += _over_tiles(_gradients(spec, group))
+        text += _over_tiles(spec, _gradients(spec, group))
     return f"    {lines(text, 4)}\n"
 
 
@@ -145,19 +148,20 @@ def _many_tokens(spec: SourcesBackwardSpec) -> str:
     start = [f"key_grad_{s}_{tile} = tl.zeros([BLOCK_D], tl.float32)" for s in reads for tile in tiles]
     loop, end = _all_scalars(spec), []
     for group in _groups(spec):
-        loop += _over_tiles(_gradients(spec, group))
+        loop += _over_tiles(spec, _gradients(spec, group))
     for tile in tiles:
         for group in _groups(spec):
-            loop += _over_tiles(_keys(spec, group, f"_{tile}"), *([tile] if spec.tiles > 1 else []))
+            loop += _over_tiles(spec, _keys(spec, group, f"_{tile}"), *([tile] if spec.tiles > 1 else []))
         end += [f"column = {tile} * BLOCK_D + tl.arange(0, BLOCK_D)", "inside = column < width"]
         end += [_store_key_grad(spec, s, f"key_grad_{s}_{tile}") for s in reads]
     return over_rows("0", start, loop, end)
 
 
-def _over_tiles(statements: list[str], tile: int | None = None) -> list[str]:
+def _over_tiles(spec: SourcesBackwardSpec, statements: list[str], tile: int | None = None) -> list[str]:
     """A loop over the tiles of a row, or over one of them: not to let a compiler move what is in it out of it."""
     tiles = "0, width" if tile is None else f"{tile} * BLOCK_D, tl.minimum({tile + 1} * BLOCK_D, width)"
-    column = ["column = start + tl.arange(0, BLOCK_D)", "inside = column < width"]
+    of_step = "tl.multiple_of(step & zero, 16) + " if spec.sums_keys else ""
+    column = [f"column = start + {of_step}tl.arange(0, BLOCK_D)", "inside = column < width"]
     return [f"for start in range({tiles}, BLOCK_D):", *(f"    {x}" for x in [*column, *statements])]
 
 
@@ -168,7 +172,7 @@ def _all_scalars(spec: SourcesBackwardSpec) -> list[str]:
     text = []
     for group in _groups(spec):
         text += [f"{name} = tl.zeros([LANES], tl.float32)" for name in _sums(spec, group)]
-        text += [*_over_tiles(_products(spec, group)), *_scalars(spec, group)]
+        text += [*_over_tiles(spec, _products(spec, group)), *_scalars(spec, group)]
     return [*text, "tl.debug_barrier()"]
 
 
@@ -182,7 +186,7 @@ def _products(spec: SourcesBackwardSpec, group: range) -> list[str]:
     def add(name: str, one: str, other: str) -> str:
         return f"{name} += tl.sum(tl.reshape({one} * {other}, (LANES, BLOCK_D // LANES)), axis=1)"
 
-    text = [AGAIN, *(load(f"source_{i}", f"source_stride_{i}", f"value_{i}") for i in group)]
+    text = [*_again(spec), *(load(f"source_{i}", f"source_stride_{i}", f"value_{i}") for i in group)]
     text += [add(f"squares_{i}", f"value_{i}", f"value_{i}") for i in group]
     for s in range(len(spec.reads)):
         text.append(load(f"read_grad_{s}", f"read_grad_stride_{s}", "grad"))
@@ -191,12 +195,12 @@ def _products(spec: SourcesBackwardSpec, group: range) -> list[str]:
 
 
 def _scalars(spec: SourcesBackwardSpec, group: range) -> list[str]:
-    """Per source and read ``weights`` ``w_si`` and ``to_keys`` ``e_si r_i``, and per source ``to_selves``, the factor of
-    ``v_i`` in its own gradient. They go through memory, which is to say the cache, for want of registers.
+    """Per source and read ``weights`` ``w_si`` and ``to_keys`` ``e_si r_i``, and per source ``to_selves``, the factor
+    of ``v_i`` in its own gradient. They go through memory, which is to say the cache, for want of registers.
     """
     names = _sums(spec, group)
     # Threads are summed for all numbers in one trip through shared memory.
-    text = [f"{', '.join(names)} = tl.reduce(({', '.join(names)}), 0, {_addition(len(names))})", AGAIN]
+    text = [f"{', '.join(names)} = tl.reduce(({', '.join(names)}), 0, {_addition(len(names))})", *_again(spec)]
     for i in group:
         text += [f"inverse_rms = tl.rsqrt(squares_{i} / width + eps)", "to_itself = 0.0"]
         for s, read in enumerate(spec.reads):
@@ -216,7 +220,7 @@ def _scalars(spec: SourcesBackwardSpec, group: range) -> list[str]:
 
 def _gradients(spec: SourcesBackwardSpec, group: range) -> list[str]:
     """Gradients of a tile of these sources."""
-    text = [AGAIN, "width_again = width + (row & zero)"]
+    text = [*_again(spec), "width_again = width + (row & zero)"]
     for i in group:
         text += [
             load(f"source_{i}", f"source_stride_{i}", f"value_{i}"),
@@ -239,7 +243,7 @@ def _gradients(spec: SourcesBackwardSpec, group: range) -> list[str]:
 
 def _keys(spec: SourcesBackwardSpec, group: range, tile: str) -> list[str]:
     """What these sources add to the sums for the keys."""
-    text = [AGAIN]
+    text = _again(spec)
     for i in group:
         text.append(load(f"source_{i}", f"source_stride_{i}", "value"))
         for s in range(len(spec.reads)):
