@@ -220,7 +220,7 @@ def _scalars(spec: SourcesBackwardSpec, group: range) -> list[str]:
 
 def _gradients(spec: SourcesBackwardSpec, group: range) -> list[str]:
     """Gradients of a tile of these sources."""
-    text = [*_again(spec), "width_again = width + (row & zero)"]
+    text = _again(spec)
     for i in group:
         text += [
             load(f"source_{i}", f"source_stride_{i}", f"value_{i}"),
@@ -231,7 +231,7 @@ def _gradients(spec: SourcesBackwardSpec, group: range) -> list[str]:
     for s, read in enumerate(spec.reads):
         text += [
             load(f"read_grad_{s}", f"read_grad_stride_{s}", "grad"),
-            load_vector(f"keys + {read} * width_again", "key"),
+            load_vector(f"keys + {read} * width + tl.multiple_of(row & zero, 16)", "key"),
         ]
         for i in group:
             text += [
