@@ -20,6 +20,4 @@ def child_environment() -> dict[str, str]:
     paths = [ROOT / "tests" / "front" / "child", ROOT, ROOT / "passes", ROOT / "kernels"]
     inherited = os.environ.get("PYTHONPATH")
     search = os.pathsep.join([*map(str, paths), *([inherited] if inherited else [])])
-    # One thread: the models are tiny, and waiting threads of several test processes slow each other down.
-    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    return {**os.environ, **threads, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
+    return {**os.environ, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"}

@@ -37,16 +37,6 @@ TINY = LoadOptions(batch=2, seq=12)
 EAGER = {"inner": "eager", "num_blocks": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Waiting threads of several test processes slow each other down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.compiler.reset()
-
-
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory) -> str:
     """A configuration of two layers: compiling is what takes the time here."""
