@@ -34,6 +34,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(GPT2Config(**SMALL, n_layer=arguments.layers, use_cache=False))
+    model.loss_type = "ForCausalLM"  # where it is None, transformers logs a warning, which breaks the graph
     data = batches(standard_library_bytes(), rows=8, length=64)
     attnres_compile.prepare(model, kwargs={"input_ids": next(data)}, num_blocks=4, inner=arguments.inner)
     model.compile(backend="attnres")
