@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 
 from torch.fx import GraphModule, Node
 
@@ -129,8 +129,8 @@ class _Binding:
 
 def _passes(segment: Segment) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:
     """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each."""
-    for _, group in groupby((read for group in segment.groups for read in group), key=_stage_of):
-        reads = list(group)
+    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=_stage_of):
+        reads = list(of_stage)
         start = reads[0].number
         for found in gradient_passes([len(read.completed) for read in reads], moved.of_set, start):
             yield reads[found.first - start : found.first - start + found.reads], found.sets

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnres_kernels.depth_attention.generated.specs import (
+    MOST_READS,
     LogitsSpec,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
     SourcesBackwardSpec,
-    MOST_READS,
     sources_at_once,
 )
 
