@@ -19,6 +19,7 @@ from attnres_passes.rewrite import rewrite
 from attnres_passes.streams import find_streams
 from tests.passes.helpers import captured, sample
 
+NO_NORM = "no norm follows"
 WIDTH = 8
 Function = Callable[["Written", Tensor], Tensor]
 
@@ -140,3 +141,11 @@ def llama(self: Written, x: Tensor) -> Tensor:
     wide = x.to(torch.float32)
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
     return self.weight * wide.to(x.dtype)
+
+
+def dropped(self: Written, x: Tensor) -> Tensor:
+    return F.layer_norm(F.dropout(x, 0.5), (WIDTH,))
+
+
+def spread(x: Tensor, correction: int = 0) -> Tensor:
+    return x.var(-1, correction=correction, keepdim=True)

@@ -14,6 +14,7 @@ from attnres_passes.levels import is_depth_attention
 from attnres_passes.norms import Norm, NotFused, norm_behind, norms_behind
 from tests.passes.helpers import sample
 from tests.passes.norm_models import (
+    NO_NORM,
     WIDTH,
     Stack,
     Written,
@@ -24,8 +25,6 @@ from tests.passes.norm_models import (
     target_of,
     written,
 )
-
-NO_NORM = "no norm follows"
 
 
 @pytest.mark.parametrize("after", [F.gelu, torch.relu, lambda y: 2 * y, lambda y: y + y.mean(-1, keepdim=True)])

@@ -11,19 +11,18 @@ from torch.nn import functional as F
 
 from attnres_passes.norms import Norm, NotFused, norms_behind
 from tests.passes.norm_models import (
+    NO_NORM,
     WIDTH,
     Function,
     Written,
+    dropped,
     root_mean_square,
+    spread,
     stacked,
     target_of,
     unwidened,
     written,
 )
-
-
-def dropped(self: Written, x: Tensor) -> Tensor:
-    return F.layer_norm(F.dropout(x, 0.5), (WIDTH,))
 
 
 def of_heads(self: Written, x: Tensor) -> Tensor:
@@ -58,10 +57,6 @@ def in_place(self: Written, x: Tensor) -> Tensor:
     return centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
 
 
-def spread(x: Tensor, correction: int = 0) -> Tensor:
-    return x.var(-1, correction=correction, keepdim=True)
-
-
 def read_twice(self: Written, x: Tensor) -> Tensor:
     inverse = (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     return ((x * inverse * self.weight) @ self.matrix) * inverse
@@ -87,7 +82,6 @@ def of_fixed_shape(self: Written, x: Tensor) -> Tensor:
     return F.layer_norm(x.reshape(20, WIDTH), (WIDTH,)).reshape(4, 5, WIDTH)
 
 
-NO_NORM = "no norm follows"
 MODES = "the norm and the read are under different grad or autocast modes"
 REFUSED: dict[str, tuple[Function, str]] = {
     "a linear layer": (lambda self, x: x @ self.matrix, NO_NORM),
