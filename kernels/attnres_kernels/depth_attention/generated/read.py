@@ -30,11 +30,11 @@ def earlier_arguments(spec: ReadSpec) -> tuple[list[str], list[str]]:
     return pointers, [*(f"source_stride_{i}" for i in sources), *(f"logits_stride_{i}" for i in sources)]
 
 
-def load_logits(spec: ReadSpec) -> list[str]:
+def load_logits(spec: ReadSpec, row: str = "row") -> list[str]:
     """Logits of all parts but the partial sum."""
-    text = ["logit_inter = tl.load(log_sum + row)"] if spec.has_inter else []
+    text = [f"logit_inter = tl.load(log_sum + {row})"] if spec.has_inter else []
     return text + [
-        f"logit_source_{i} = tl.load(logits_{i} + {along(f'logits_stride_{i}')})" for i in range(spec.sources)
+        f"logit_source_{i} = tl.load(logits_{i} + {along(f'logits_stride_{i}', row)})" for i in range(spec.sources)
     ]
 
 

@@ -88,15 +88,19 @@ class ReadBackwardSpec:
     """The backward of a read.
 
     forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
-    gradient; is_wide: rows are too wide for registers to hold them until their last use, and sums over tokens beside
-    them; both are read again from the cache.
+    gradient; bias_apart: the gradient of the norm's bias, a sum over what is given, is not made here, since rows are
+    too wide for registers to hold a third sum over tokens.
     """
 
     forward: ReadSpec
     has_value_grad: bool
     has_normed_grad: bool
     has_partial_grad: bool
-    is_wide: bool = False
+    bias_apart: bool = False
+
+    @property
+    def sums_bias(self) -> bool:
+        return self.has_normed_grad and self.forward.has_bias and not self.bias_apart
 
 
 @dataclass(frozen=True)
