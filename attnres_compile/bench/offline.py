@@ -24,7 +24,7 @@ from tabulate import tabulate
 from attnres_compile.bench.environment import describe_environment
 from attnres_compile.bench.measure import MeasureError
 from attnres_kernels.depth_attention.generated.catalogue import Entry, kernels_of_block
-from attnres_kernels.offline import TARGETS, compile_offline
+from attnres_kernels.offline import SHARED_MEMORY, TARGETS, compile_offline
 
 SCHEMA_VERSION = 1
 KIND = "bench offline"
@@ -137,7 +137,7 @@ def _compile(job: tuple[Entry, str]) -> dict[str, Any]:
     entry, target = job
     tile = (entry.tile.rows, entry.tile.columns, entry.tile.warps)
     try:
-        compiled = compile_offline(entry.text, entry.constants, tile, target)
+        compiled = compile_offline(entry.text, entry.constants_on(SHARED_MEMORY[target]), tile, target)
     except Exception as error:  # of Triton or its assemblers, of any class
         return {"error": f"{type(error).__name__}: {error}"}
     return {**asdict(compiled.facts), "shared_bytes": compiled.shared_bytes}

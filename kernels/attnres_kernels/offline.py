@@ -20,6 +20,9 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 }
 """Backend, architecture and warp size by the usual name."""
 
+SHARED_MEMORY = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "gfx942": 64 << 10}
+"""Bytes of shared memory of a multiprocessor."""
+
 _INTEGERS = ("rows", "width", "reads", "rows_per_program", "zero")
 _HALF = re.compile(
     r"(source|output|read_grad|carried|source_grad)_\d+|source|inter|partial|branch|new_partial|value|normed|.*_grad"

@@ -30,13 +30,13 @@ SCRIPT = """
 import json, sys
 from dataclasses import asdict
 from attnres_kernels.depth_attention.generated.catalogue import kernels_of_block
-from attnres_kernels.offline import compile_offline
+from attnres_kernels.offline import SHARED_MEMORY, compile_offline
 
 found = []
 for target, width, sources, reads in json.loads(sys.argv[1]):
     for entry in kernels_of_block(sources, reads, width, later_reads=32):
         tile = (entry.tile.rows, entry.tile.columns, entry.tile.warps)
-        compiled = compile_offline(entry.text, entry.constants, tile, target)
+        compiled = compile_offline(entry.text, entry.constants_on(SHARED_MEMORY[target]), tile, target)
         found.append({**asdict(compiled.facts), "kind": entry.kind, "target": target})
 print(json.dumps(found))
 """

@@ -15,14 +15,14 @@ The value is computed again from the parts. Each program sums over its own rows;
 afterwards, so that two runs give the same bits.
 
 A row's sums over the width stop a program twice, so that programs cannot hide how long memory takes: the loop over rows
-is a pipeline. While one row is worked on, the tiles of the next ones are copied to shared memory, where they wait
-without registers, and the numbers of the next one are loaded.
+is a pipeline. While one row is worked on, the next ones are copied to shared memory, where they wait without registers.
 """
 
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.read import (
     earlier_arguments,
+    load_earlier,
     load_logits,
     merged_values,
     parts_of,
@@ -31,6 +31,7 @@ from attnres_kernels.depth_attention.generated.read import (
 from attnres_kernels.depth_attention.generated.specs import ReadBackwardSpec
 from attnres_kernels.depth_attention.generated.writing import (
     load,
+    load_again,
     load_in_cache,
     over_rows,
     store,
@@ -73,29 +74,22 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
     sums = ["key_grad"] if forward.has_partial else []
     sums += ["norm_weight_grad"] if has_weight else []
     sums += ["norm_bias_grad"] if has_bias else []
-    names = [number.partition(" = ")[0] for number in _numbers(spec, "row")]
-    start = [
-        "inverse_width = 1.0 / width",
-        "following = tl.minimum(first, rows - 1).to(tl.uint32).to(tl.int64)",
-        *(f"next_{number}" for number in _numbers(spec, "following")),
-        *(f"{name} = tl.zeros([BLOCK_D], tl.float32)" for name in sums),
-    ]
+    start = ["inverse_width = 1.0 / width", *(f"{name} = tl.zeros([BLOCK_D], tl.float32)" for name in sums)]
     loop = [
-        *(f"{name} = next_{name}" for name in names),
+        *_numbers(spec),
         "tl.store(scalars + rows + row, log_total)",
         *([load("partial", "partial_stride", "state")] if forward.has_partial else []),
         *(f"weight_{part} = tl.exp(logit_{part} - log_total)" for part in parts_of(forward)),
+        *load_earlier(forward),
         *merged_values(forward),
         *_grad(spec),
         "# Rounded as it is stored, so that the sums here and in the sources' backward are over the same numbers.",
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
         store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
+        *([load_again("partial", "partial_stride", "state")] if spec.is_wide and forward.has_partial else []),
         sum_together({"delta": "grad * merged"} | ({"along_state": "grad * state"} if forward.has_partial else {})),
         "tl.store(scalars + row, delta)",
-        "# Not before, for want of registers.",
-        "following = tl.minimum(first + step + 1, rows - 1).to(tl.uint32).to(tl.int64)",
-        *(f"next_{number}" for number in _numbers(spec, "following")),
         *(_partial(spec) if forward.has_partial else []),
     ]
     end = [f"tl.store({name}s + program * width + column, {name}, mask=inside)" for name in sums]
@@ -121,15 +115,15 @@ def _name(spec: ReadBackwardSpec) -> str:
     return "_".join([read_name(spec.forward, "read_backward"), *given])
 
 
-def _numbers(spec: ReadBackwardSpec, row: str) -> list[str]:
+def _numbers(spec: ReadBackwardSpec) -> list[str]:
     """Loads of what a row has one number of."""
     norm = spec.forward.norm if spec.has_normed_grad else None
     places = {"log_total": 0}
     places |= {"logit_partial": 1, "inverse_rms": 2} if spec.forward.has_partial else {}
     places |= {"mean": 3} if norm == "layer" else {}
     places |= {"inverse_deviation": 4} if norm else {}
-    statistics = [f"{name} = tl.load(statistics + {row} * 5 + {place})" for name, place in places.items()]
-    return [*statistics, *load_logits(spec.forward, row)]
+    statistics = [f"{name} = tl.load(statistics + row * 5 + {place})" for name, place in places.items()]
+    return [*statistics, *load_logits(spec.forward)]
 
 
 def _grad(spec: ReadBackwardSpec) -> list[str]:
@@ -161,7 +155,8 @@ def _norm(spec: ReadBackwardSpec) -> list[str]:
             f"    norm_weight_row = {load_in_cache('norm_weight')}",
             "outer *= norm_weight_row.to(tl.float32)",
         ]
-    text.append(sum_together({"along_unit": "outer * unit"} | ({"along_ones": "outer"} if is_layer else {})))
+    sums = {"along_unit": "outer * unit"} | ({"along_ones": "outer"} if is_layer else {})
+    text += [sum_together(dict([one])) for one in sums.items()] if spec.is_wide else [sum_together(sums)]
     text.append("along_unit *= inverse_width * inverse_deviation * inverse_deviation")
     inner = f"outer * inverse_deviation + {opposite} * along_unit"
     if is_layer:
@@ -179,8 +174,8 @@ def _partial(spec: ReadBackwardSpec) -> list[str]:
         "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",
         "to_key = logit_grad * inverse_rms",
         "to_itself = to_key * logit_partial * inverse_rms * inverse_width",
-        "key_grad += to_key * state",
         "out = weight_partial * grad - to_itself * state",
+        "key_grad += to_key * state",
         "if to_key != 0.0:",
         f"    out += to_key * {load_in_cache('key')}",
     ]

@@ -88,19 +88,27 @@ class ReadBackwardSpec:
     """The backward of a read.
 
     forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
-    gradient; bias_apart: the gradient of the norm's bias, a sum over what is given, is not made here, since rows are
-    too wide for registers to hold a third sum over tokens.
+    gradient; is_wide: rows are too wide for registers to hold a third sum over tokens, so that the gradient of the
+    norm's bias, a sum over what is given, is not made here.
     """
 
     forward: ReadSpec
     has_value_grad: bool
     has_normed_grad: bool
     has_partial_grad: bool
-    bias_apart: bool = False
+    is_wide: bool = False
 
     @property
     def sums_bias(self) -> bool:
-        return self.has_normed_grad and self.forward.has_bias and not self.bias_apart
+        """Whether the gradient of the norm's bias is made here."""
+        return self.has_normed_grad and self.forward.has_bias and not self.is_wide
+
+    @property
+    def tiles(self) -> int:
+        """Tensors that it reads a row of at a time: the parts and the gradients that are given."""
+        forward = self.forward
+        given = self.has_value_grad + (self.has_normed_grad and forward.norm is not None) + self.has_partial_grad
+        return forward.sources + forward.has_inter + forward.has_partial + given
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,24 @@ ROW = "row = tl.program_id(0).to(tl.uint32).to(tl.int64)"
 """The row of a program that has one. That it is not negative spares the compiler the upper half of products."""
 
 
-def along(stride: str, row: str = "row") -> str:
-    """The offset of a row, of which neither factor is negative."""
-    return f"{row} * tl.cast({stride}, tl.uint32)"
+def along(stride: str) -> str:
+    """The offset of ``row``, of which neither factor is negative."""
+    return f"row * tl.cast({stride}, tl.uint32)"
 
 
 def load(pointer: str, stride: str, name: str) -> str:
     """Load the tile at ``row`` and ``column`` in fp32; zero outside."""
-    return load_vector(f"{pointer} + {along(stride)}", name)
+    return f"{load_stored(pointer, stride, name)}.to(tl.float32)"
+
+
+def load_stored(pointer: str, stride: str, name: str) -> str:
+    """Load the tile at ``row`` and ``column`` as it is stored, in half the registers of fp32 where that is bf16."""
+    return f"{name} = tl.load({pointer} + {along(stride)} + column, mask=inside, other=0.0)"
+
+
+def load_again(pointer: str, stride: str, name: str) -> str:
+    """Load a tile a second time instead of holding it; a compiler cannot tell, for ``zero``."""
+    return load(f"{pointer} + zero", stride, name)
 
 
 def load_vector(pointer: str, name: str) -> str:
@@ -73,8 +83,7 @@ def over_rows(
     the loop, of which there are far more than registers. They are cheap to make, and in the cache.
 
     stages: name of the constant that says in how many stages the loop is a pipeline: in all but the last one, tiles of
-    rows are on their way into shared memory. All that the loop loads is copied so, but what a condition guards and what
-    is for the next step alone.
+    rows are on their way into shared memory. All that the loop loads is copied so, but not what a condition guards.
     """
     steps = "0, tl.minimum(rows_per_program, rows - first)"
     steps = f"range({steps})" if stages is None else f"tl.range({steps}, num_stages={stages})"
