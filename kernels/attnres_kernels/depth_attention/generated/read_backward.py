@@ -81,6 +81,7 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
         *([load("partial", "partial_stride", "state")] if forward.has_partial else []),
         *(f"weight_{part} = tl.exp(logit_{part} - log_total)" for part in parts_of(forward)),
         *load_earlier(forward),
+        *([load("normed_grad", "normed_grad_stride", "outer")] if norm else []),
         *merged_values(forward),
         *_grad(spec),
         "# Rounded as it is stored, so that the sums here and in the sources' backward are over the same numbers.",
@@ -143,7 +144,7 @@ def _norm(spec: ReadBackwardSpec) -> list[str]:
     forward, is_layer = spec.forward, spec.forward.norm == "layer"
     unit = f"({'merged * factor - mean' if is_layer else 'merged * factor'}) * inverse_deviation"
     opposite = "(mean - merged * factor)" if is_layer else "-merged"
-    text = [load("normed_grad", "normed_grad_stride", "outer"), f"unit = {unit}"]
+    text = [f"unit = {unit}"]
     if spec.sums_bias:
         text.append("norm_bias_grad += outer")
     if forward.has_weight:
@@ -168,7 +169,10 @@ def _norm(spec: ReadBackwardSpec) -> list[str]:
 
 def _partial(spec: ReadBackwardSpec) -> list[str]:
     """Gradients of the partial sum and of its key."""
-    text = [
+    later = [load("partial_grad_before", "partial_grad_stride", "later")] if spec.has_partial_grad else []
+    # Before the condition or behind it: for wide rows ptxas spills registers with the one or with the other.
+    before, behind = ([], later) if spec.forward.norm == "layer" else (later, [])
+    return [
         "logit_grad = weight_partial * (along_state - delta)",
         "# With all the weight, a part has no gradient of its logit; rounding must not give it one.",
         "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",
@@ -176,9 +180,10 @@ def _partial(spec: ReadBackwardSpec) -> list[str]:
         "to_itself = to_key * logit_partial * inverse_rms * inverse_width",
         "out = weight_partial * grad - to_itself * state",
         "key_grad += to_key * state",
+        *before,
         "if to_key != 0.0:",
         f"    out += to_key * {load_in_cache('key')}",
+        *behind,
+        *(["out += later"] if spec.has_partial_grad else []),
+        store("partial_grad", "out"),
     ]
-    if spec.has_partial_grad:
-        text += [load("partial_grad_before", "partial_grad_stride", "later"), "out += later"]
-    return [*text, store("partial_grad", "out")]
