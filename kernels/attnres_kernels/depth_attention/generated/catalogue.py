@@ -25,8 +25,8 @@ from attnres_kernels.depth_attention.generated.specs import (
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; copied: tensors of
-    which its pipeline over rows copies a row each.
+    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; copied: rows
+    that its pipeline over rows copies at a time.
     """
 
     kind: str
@@ -73,4 +73,4 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
         name = f"{kind}, {norm} norm"
         yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
         spec = ReadBackwardSpec(read, False, True, True, tiling.is_wide(width))
-        yield Entry(f"{name}, backward", read_backward_text(spec), whole, {"factor": 1.0}, spec.tiles)
+        yield Entry(f"{name}, backward", read_backward_text(spec), whole, {"factor": 1.0}, spec.copied)

@@ -221,7 +221,7 @@ def read_backward(
             *(grad.stride(0) for grad in given if grad is not None),
             factor=factor,
             BLOCK_D=tile.columns,
-            STAGES=tiling.stages(spec.tiles, tile, dtype.itemsize, tiling.shared_memory(like.device)),
+            STAGES=tiling.stages(spec.copied, tile, dtype.itemsize, tiling.shared_memory(like.device)),
             num_warps=tile.warps,
         )
     else:

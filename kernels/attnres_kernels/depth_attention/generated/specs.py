@@ -110,6 +110,11 @@ class ReadBackwardSpec:
         given = self.has_value_grad + (self.has_normed_grad and forward.norm is not None) + self.has_partial_grad
         return forward.sources + forward.has_inter + forward.has_partial + given
 
+    @property
+    def copied(self) -> int:
+        """Rows that its pipeline copies at a time: one of each tensor, and of a wide partial sum a second one."""
+        return self.tiles + (self.is_wide and self.forward.has_partial)
+
 
 @dataclass(frozen=True)
 class SourcesBackwardSpec:

@@ -78,13 +78,13 @@ def programs_at_once(tile: Tiling) -> int:
     return max(1, WARPS_AT_ONCE // tile.warps)
 
 
-def stages(tensors: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
+def stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
     """Stages of a pipeline over rows: 3 to copy two rows ahead, 2 for one, 1 for none, as shared memory has room.
 
-    tensors: of which it copies a row each; itemsize: bytes of an element; shared_memory: bytes of a multiprocessor.
+    copied: rows that it copies at a time; itemsize: bytes of an element; shared_memory: bytes of a multiprocessor.
     """
     room = shared_memory // programs_at_once(tile) - RESERVED
-    return 1 + min(2, max(0, room) // (tensors * tile.rows * tile.columns * itemsize))
+    return 1 + min(2, max(0, room) // (copied * tile.rows * tile.columns * itemsize))
 
 
 def most_in_place(width: int) -> int:
