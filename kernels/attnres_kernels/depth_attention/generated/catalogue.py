@@ -64,7 +64,7 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     if not backward.sums_keys:
         yield Entry("sources backward, keys", keys_text(backward), along, {})
     most = tiling.most_in_place(width)
-    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most)}
+    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most - 1)}
     norms: tuple[NormKind, ...] = ("rms", "layer")
     for (kind, blocks), norm in product(in_place.items(), norms):
         if kind == "phase 2 with blocks" and blocks == 0:

@@ -56,9 +56,9 @@ def load_earlier(spec: ReadSpec) -> list[str]:
 
 def merged_values(spec: ReadSpec) -> list[str]:
     """``merged``, the sum of all parts, each with its weight."""
-    terms = ["weight_partial * state"] if spec.has_partial else []
-    terms += ["weight_inter * earlier.to(tl.float32)"] if spec.has_inter else []
+    terms = ["weight_inter * earlier.to(tl.float32)"] if spec.has_inter else []
     terms += [f"weight_source_{i} * block_{i}.to(tl.float32)" for i in range(spec.sources)]
+    terms += ["weight_partial * state"] if spec.has_partial else []
     return [f"merged = {terms[0]}", *(f"merged += {term}" for term in terms[1:])]
 
 

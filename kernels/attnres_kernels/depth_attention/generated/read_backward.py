@@ -84,12 +84,13 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
         *([load("normed_grad", "normed_grad_stride", "outer")] if norm else []),
         *merged_values(forward),
         *_grad(spec),
+        *_row_again(),
         "# Rounded as it is stored, so that the sums here and in the sources' backward are over the same numbers.",
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
         store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
         *([load_again("partial", "partial_stride", "state")] if spec.is_wide and forward.has_partial else []),
-        sum_together({"delta": "grad * merged"} | ({"along_state": "grad * state"} if forward.has_partial else {})),
+        *_sums(spec, {"delta": "grad * merged"} | ({"along_state": "grad * state"} if forward.has_partial else {})),
         "tl.store(scalars + row, delta)",
         *(_partial(spec) if forward.has_partial else []),
     ]
@@ -157,7 +158,7 @@ def _norm(spec: ReadBackwardSpec) -> list[str]:
             "outer *= norm_weight_row.to(tl.float32)",
         ]
     sums = {"along_unit": "outer * unit"} | ({"along_ones": "outer"} if is_layer else {})
-    text += [sum_together(dict([one])) for one in sums.items()] if spec.is_wide else [sum_together(sums)]
+    text += _sums(spec, sums)
     text.append("along_unit *= inverse_width * inverse_deviation * inverse_deviation")
     inner = f"outer * inverse_deviation + {opposite} * along_unit"
     if is_layer:
@@ -167,12 +168,25 @@ def _norm(spec: ReadBackwardSpec) -> list[str]:
     return [*text, f"grad {'+=' if spec.has_value_grad else '='} {inner}"]
 
 
+def _sums(spec: ReadBackwardSpec, sums: dict[str, str]) -> list[str]:
+    """Sums over the row, together where registers hold all that is summed."""
+    return [sum_together(dict([one])) for one in sums.items()] if spec.is_wide else [sum_together(sums)]
+
+
+def _row_again() -> list[str]:
+    """The row in other words: a compiler that does not know ``zero`` makes addresses anew, and has their registers until
+    then.
+    """
+    return ["row = (row | zero).to(tl.uint32).to(tl.int64)"]
+
+
 def _partial(spec: ReadBackwardSpec) -> list[str]:
     """Gradients of the partial sum and of its key."""
     later = [load("partial_grad_before", "partial_grad_stride", "later")] if spec.has_partial_grad else []
     # Before the condition or behind it: for wide rows ptxas spills registers with the one or with the other.
     before, behind = ([], later) if spec.forward.norm == "layer" else (later, [])
     return [
+        *_row_again(),
         "logit_grad = weight_partial * (along_state - delta)",
         "# With all the weight, a part has no gradient of its logit; rounding must not give it one.",
         "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",

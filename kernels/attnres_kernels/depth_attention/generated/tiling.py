@@ -22,6 +22,9 @@ WIDEST_HELD = 4096
 WARPS_AT_ONCE = 16
 """Warps that work on a multiprocessor at once, with 128 registers for each of their threads."""
 
+IN_FLIGHT = 64 << 10
+"""Bytes that a multiprocessor waits for at once, which hide how long memory takes."""
+
 RESERVED = 2048
 """Bytes of shared memory of one program that are not for tiles: 1 KiB of the driver's, and what sums over a row need."""
 
@@ -79,12 +82,15 @@ def programs_at_once(tile: Tiling) -> int:
 
 
 def stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
-    """Stages of a pipeline over rows: 3 to copy two rows ahead, 2 for one, 1 for none, as shared memory has room.
+    """Stages of a pipeline over rows: 3 to copy two rows ahead, 2 for one, 1 for none.
+
+    Two where one of each program is less than ``IN_FLIGHT``, and as shared memory has room.
 
     copied: rows that it copies at a time; itemsize: bytes of an element; shared_memory: bytes of a multiprocessor.
     """
-    room = shared_memory // programs_at_once(tile) - RESERVED
-    return 1 + min(2, max(0, room) // (copied * tile.rows * tile.columns * itemsize))
+    programs, size = programs_at_once(tile), copied * tile.rows * tile.columns * itemsize
+    wanted = 1 if programs * size >= IN_FLIGHT else 2
+    return 1 + min(wanted, max(0, shared_memory // programs - RESERVED) // size)
 
 
 def most_in_place(width: int) -> int:
