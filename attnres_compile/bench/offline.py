@@ -65,7 +65,8 @@ def distinct_kernels(
 
 def digest_of(entry: Entry) -> str:
     """What tells kernels apart: kind, text, constants and tile."""
-    return hashlib.sha256(repr(entry).encode()).hexdigest()[:16]
+    on_targets = [entry.constants_on(memory) for memory in SHARED_MEMORY.values()]
+    return hashlib.sha256(repr((entry, on_targets)).encode()).hexdigest()[:16]
 
 
 def bench_offline(

@@ -174,8 +174,8 @@ def _sums(spec: ReadBackwardSpec, sums: dict[str, str]) -> list[str]:
 
 
 def _row_again() -> list[str]:
-    """The row in other words: a compiler that does not know ``zero`` makes addresses anew, and has their registers until
-    then.
+    """The row in other words: a compiler that does not know ``zero`` makes addresses anew, and until then has their
+    registers.
     """
     return ["row = (row | zero).to(tl.uint32).to(tl.int64)"]
 

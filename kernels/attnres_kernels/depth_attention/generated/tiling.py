@@ -26,7 +26,7 @@ IN_FLIGHT = 64 << 10
 """Bytes that a multiprocessor waits for at once, which hide how long memory takes."""
 
 RESERVED = 2048
-"""Bytes of shared memory of one program that are not for tiles: 1 KiB of the driver's, and what sums over a row need."""
+"""Bytes of shared memory of a program that are not for tiles: 1 KiB of the driver's, and what sums over a row need."""
 
 INTERPRETED_PROGRAMS = 3
 """Programs that sum over tokens in Triton's interpreter, which runs them one after the other."""
