@@ -24,7 +24,7 @@ from tabulate import tabulate
 from attnres_compile.bench.environment import describe_environment
 from attnres_compile.bench.measure import MeasureError
 from attnres_kernels.depth_attention.generated.catalogue import Entry, kernels_of_block
-from attnres_kernels.occupancy import MULTIPROCESSORS, resident_warps
+from attnres_kernels.occupancy import MULTIPROCESSORS, SHARED_MEMORY, resident_warps
 from attnres_kernels.offline import TARGETS, compile_offline
 
 SCHEMA_VERSION = 1
@@ -66,7 +66,8 @@ def distinct_kernels(
 
 def digest_of(entry: Entry) -> str:
     """What tells kernels apart: kind, text, constants and tile."""
-    return hashlib.sha256(repr(entry).encode()).hexdigest()[:16]
+    on_targets = [entry.constants_on(memory) for memory in SHARED_MEMORY.values()]
+    return hashlib.sha256(repr((entry, on_targets)).encode()).hexdigest()[:16]
 
 
 def bench_offline(
@@ -138,7 +139,7 @@ def _compile(job: tuple[Entry, str]) -> dict[str, Any]:
     entry, target = job
     tile = (entry.tile.rows, entry.tile.columns, entry.tile.warps)
     try:
-        compiled = compile_offline(entry.text, entry.constants, tile, target)
+        compiled = compile_offline(entry.text, entry.constants_on(SHARED_MEMORY[target]), tile, target)
     except Exception as error:  # of Triton or its assemblers, of any class
         return {"error": f"{type(error).__name__}: {error}"}
     return {**asdict(compiled.facts), "shared_bytes": compiled.shared_bytes}

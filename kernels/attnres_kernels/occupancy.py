@@ -16,20 +16,22 @@ _RESERVED_SHARED = 1024
 """Shared memory that the system takes for each program."""
 _THREADS = 32
 
+SHARED_MEMORY = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10, "gfx942": 64 << 10}
+"""Bytes of shared memory of a multiprocessor, of all its programs together."""
+
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one multiprocessor holds. shared_bytes: of all its programs."""
+    """What one multiprocessor holds."""
 
     warps: int
     programs: int
-    shared_bytes: int
 
 
 MULTIPROCESSORS = {
-    "sm_80": Multiprocessor(64, 32, 164 << 10),
-    "sm_90": Multiprocessor(64, 32, 228 << 10),
-    "sm_100": Multiprocessor(64, 32, 228 << 10),
+    "sm_80": Multiprocessor(64, 32),
+    "sm_90": Multiprocessor(64, 32),
+    "sm_100": Multiprocessor(64, 32),
 }
 
 
@@ -45,5 +47,5 @@ def resident_warps(target: str, warps: int, registers: int, shared_bytes: int) -
     limits = MULTIPROCESSORS[target]
     of_warp = -(-registers * _THREADS // _REGISTERS_PER_WARP) * _REGISTERS_PER_WARP
     by_registers = _REGISTERS // max(of_warp * warps, 1)
-    by_shared = limits.shared_bytes // (shared_bytes + _RESERVED_SHARED)
+    by_shared = SHARED_MEMORY[target] // (shared_bytes + _RESERVED_SHARED)
     return warps * min(by_registers, by_shared, limits.warps // warps, limits.programs)
