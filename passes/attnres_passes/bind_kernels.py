@@ -23,7 +23,7 @@ from itertools import chain, groupby
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.depth_attention import fused, keys, scheduled
-from attnres_kernels.depth_attention.generated import moved
+from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
 from attnres_passes import torch_compat
 from attnres_passes.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.levels import FUSED
@@ -132,7 +132,7 @@ def _passes(segment: Segment) -> Iterator[tuple[list[ScheduledRead], tuple[Gradi
     for _, of_stage in groupby(chain.from_iterable(segment.groups), key=_stage_of):
         reads = list(of_stage)
         start = reads[0].number
-        for found in gradient_passes([len(read.completed) for read in reads], moved.of_set, start):
+        for found in gradient_passes([len(read.completed) for read in reads], moved_by_launches, start):
             yield reads[found.first - start : found.first - start + found.reads], found.sets
 
 

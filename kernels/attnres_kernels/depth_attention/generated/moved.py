@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnres_kernels.depth_attention.generated.specs import (
-    MOST_READS,
     LogitsSpec,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
     SourcesBackwardSpec,
-    sources_at_once,
 )
 
 
@@ -64,14 +62,3 @@ def of_sources_backward(spec: SourcesBackwardSpec) -> Moved:
     sources, reads = spec.sources, len(spec.reads)
     keys = Moved(0 if spec.sums_keys else sources, 0)
     return Moved(sources + reads, 0) + Moved(sources + reads + len(spec.carried), sources) + keys
-
-
-def of_set(sources: int, reads: int) -> int:
-    total = 0
-    for first in range(0, reads, MOST_READS):
-        r = min(MOST_READS, reads - first)
-        step = sources_at_once(r)
-        for start in range(0, sources, step):
-            n = min(step, sources - start)
-            total += of_sources_backward(SourcesBackwardSpec(n, tuple(range(r)), tuple(range(n)))).total
-    return total
