@@ -53,7 +53,7 @@ def of_read_backward(spec: ReadBackwardSpec) -> Moved:
 
     One of the gradients is read again where that of the bias is apart, a sum over it.
     """
-    again = spec.is_wide and spec.has_normed_grad and spec.forward.has_bias
+    again = spec.has_normed_grad and spec.forward.has_bias and not spec.sums_bias
     return Moved(spec.tiles + again, 1 + spec.forward.has_partial)
 
 

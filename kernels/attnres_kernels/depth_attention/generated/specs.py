@@ -15,6 +15,9 @@ MOST_IN_PLACE = 12
 MOST_IN_PLACE_WIDE = 4
 """Completed blocks that a read attends to in place, in rows of any width and in wide ones; phase 1 sums up others."""
 
+MOST_PARTS_WITH_BIAS = 7
+"""Blocks and phase 1's output in a read whose backward has registers for sums for a bias."""
+
 MOST_READS = 8
 """Reads whose gradients one launch of the sources' backward holds in registers."""
 
@@ -100,8 +103,10 @@ class ReadBackwardSpec:
 
     @property
     def sums_bias(self) -> bool:
-        """Whether the gradient of the norm's bias is made here."""
-        return self.has_normed_grad and self.forward.has_bias and not self.is_wide
+        """Whether the gradient of the norm's bias is made here, for which many parts leave no registers, either."""
+        forward = self.forward
+        is_short = self.is_wide or forward.sources + forward.has_inter > MOST_PARTS_WITH_BIAS
+        return self.has_normed_grad and forward.has_bias and not is_short
 
     @property
     def tiles(self) -> int:
