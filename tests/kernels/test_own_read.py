@@ -19,7 +19,7 @@ pytestmark = pytest.mark.interpreter
 EPS = 1e-6
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 SWEEP = settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,
@@ -214,7 +214,7 @@ def test_one_source_gives_the_query_no_gradient_at_all() -> None:
 
 
 def test_two_runs_give_the_same_bits() -> None:
-    case = Case(50, 33, 3, True, True, ("rms", 1, 0), True, 1.0, torch.float32)
+    case = Case(20, 33, 2, True, True, ("rms", 1, 0), True, 1.0, torch.float32)
 
     def run() -> list[Tensor]:
         given = case.inputs(0)

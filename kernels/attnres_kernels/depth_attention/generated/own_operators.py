@@ -1,4 +1,6 @@
-"""A read with own logits and its backward as operators of torch, as ``operators``; ``depth_attention.own`` ties them."""
+"""A read with own logits and its backward as operators of torch, as ``operators``; ``depth_attention.own`` ties them
+together.
+"""
 
 from collections.abc import Sequence
 from typing import cast

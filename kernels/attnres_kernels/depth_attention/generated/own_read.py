@@ -100,7 +100,7 @@ def own_read_text(spec: OwnReadSpec) -> str:
         *(["partial_stride"] if read.has_partial else []),
         *(["branch_stride"] if read.adds else []),
     ]
-    body = [statement for group in _groups(spec) for statement in group]
+    body = _groups(spec)
     body += ["log_total = largest + tl.log(total)", "merged = merged * (factor / total)"]
     if read.returns_value:
         body.append(store("value", "merged"))
@@ -122,25 +122,32 @@ def {read_name(read, "own_read")}(
 
 
 def _keep(spec: ReadSpec) -> list[str]:
-    """Store what the backward needs; last of all, since ptxas spills registers where it stands among the sums."""
+    """Store what the backward needs of the read as a whole."""
     of_norm = {"rms": {2: "inverse_deviation"}, "layer": {1: "mean", 2: "inverse_deviation"}}
-    names = sources_of(spec)
-    kept = [*(f"logit_{name}" for name in names), *(f"inverse_rms_{name}" for name in names)]
-    values = {0: "log_total"} | of_norm.get(spec.norm or "", {}) | dict(enumerate(kept, start=KEPT))
+    values = {0: "log_total"} | of_norm.get(spec.norm or "", {})
     return [f"tl.store({statistic(spec, place)}, {value})" for place, value in values.items()]
 
 
-def _groups(spec: OwnReadSpec) -> Iterator[list[str]]:
+def once(statements: Sequence[str]) -> list[str]:
+    """The statements in a loop of one round.
+
+    How many rounds it has a compiler cannot tell. Without it, it loads what follows too early, for which there are not
+    registers enough.
+    """
+    return ["for _ in range(0, tl.minimum(rows, 1)):", *(f"    {statement}" for statement in statements)]
+
+
+def _groups(spec: OwnReadSpec) -> list[str]:
     """``merged``, the sum of the sources with the weights ``exp(l_i - largest)``, and ``total`` of these weights."""
     names = sources_of(spec.read)
-    for first in range(0, len(names), spec.at_once):
-        yield _group(spec.read, names[first : first + spec.at_once], first)
+    text = _group(spec.read, names[: spec.at_once], 0)
+    for first in range(spec.at_once, len(names), spec.at_once):
+        text += once(_group(spec.read, names[first : first + spec.at_once], first))
+    return text
 
 
 def _group(spec: ReadSpec, names: Sequence[str], first: int) -> list[str]:
-    # A compiler would load the sources of all groups at once; it does not at a barrier.
-    text = ["tl.debug_barrier()"] if first > 0 else []
-    text += [load_vector("query", "key_row"), load_vector("key_weight", "key_weight_row")]
+    text = [load_vector("query", "key_row"), load_vector("key_weight", "key_weight_row")]
     for name in names:
         text += _partial(spec) if name == "partial" else [load(name, stride_of(name), tile(name))]
     text.append("key_row = key_row * key_weight_row")
@@ -153,7 +160,14 @@ def _group(spec: ReadSpec, names: Sequence[str], first: int) -> list[str]:
             f"inverse_rms_{name} = tl.rsqrt(squares_{name} / width + eps)",
             f"logit_{name} = products_{name} * inverse_rms_{name}",
         ]
-    return text + _merge(names, is_first=first == 0)
+    text += _merge(names, is_first=first == 0)
+    # Behind the sums: ptxas spills registers where stores stand among them.
+    for place, name in enumerate(names, start=KEPT + first):
+        text += [
+            f"tl.store({statistic(spec, place)}, logit_{name})",
+            f"tl.store({statistic(spec, place + len(sources_of(spec)))}, inverse_rms_{name})",
+        ]
+    return text
 
 
 def _merge(names: Sequence[str], is_first: bool) -> list[str]:

@@ -110,7 +110,7 @@ def _load(spec: OwnReadBackwardSpec, place: int, is_first: bool) -> list[str]:
 
 
 def _again(spec: OwnReadBackwardSpec, operation: str) -> list[str]:
-    """Where sources are read again, their addresses are made again: ``row`` is the same, which a compiler cannot tell."""
+    """Where sources are read again, so are their addresses made: ``row`` is the same, which a compiler cannot tell."""
     return [] if spec.holds_sources else [f"row = (row {operation} zero).to(tl.uint32).to(tl.int64)"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from attnres_kernels.depth_attention.generated import tensors, tiling
-from attnres_kernels.depth_attention.generated.specs import OwnReadBackwardSpec, OwnReadSpec, ReadSpec
+from attnres_kernels.depth_attention.generated.specs import NormKind, OwnReadBackwardSpec, OwnReadSpec, ReadSpec
 from attnres_kernels.depth_attention.generated.tiling import Tiling
 
 HELD_FORWARD = 80
@@ -19,11 +19,27 @@ ELEMENTS_HELD = 16
 AT_ONCE = 3
 """Sources that it loads at once where it does not hold them."""
 
+MOST_SOURCES = 32
+MOST_SOURCES_WIDE = 10
+MOST_SOURCES_WIDE_LAYER = 8
+"""Sources of one read, the open partial sum among them: in rows of any width, in wide ones, and in these with a
+LayerNorm behind. More make a kernel long to compile, and in wide rows the backward spills registers.
+"""
+
 BACKWARD_WARPS = 8
 """Of a program of a backward pass, at most: fewer threads have more registers each, and share sums in fewer steps."""
 
 LOADED_BITS = 128
 """Of one load of a thread."""
+
+
+def most_sources(width: int, norm: NormKind | None) -> int:
+    """Sources, the open partial sum among them, up to which a read with this norm behind makes its own logits; with
+    more, they are made first (``logits``).
+    """
+    if not tiling.is_wide(width):
+        return MOST_SOURCES
+    return MOST_SOURCES_WIDE_LAYER if norm == "layer" else MOST_SOURCES_WIDE
 
 
 def forward_tile(width: int) -> Tiling:
