@@ -26,13 +26,9 @@ from dataclasses import dataclass
 
 from attnres_compile.bench.kernels.work import BLOCK, Shape
 from attnres_kernels.depth_attention.generated import own_tiling, tiling
-from attnres_kernels.depth_attention.generated.moved import of_own_read, of_own_read_backward, of_sources_backward
-from attnres_kernels.depth_attention.generated.specs import (
-    MOST_READS,
-    ReadSpec,
-    SourcesBackwardSpec,
-    sources_at_once,
-)
+from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
+from attnres_kernels.depth_attention.generated.moved import of_own_read, of_own_read_backward
+from attnres_kernels.depth_attention.generated.specs import ReadSpec
 from attnres_passes.grouping import Group, Grouping, group_reads
 
 SCHEDULES = ("direct", "two_phase")
@@ -110,14 +106,5 @@ def _of_reads(shape: Shape, group: Group) -> int:
 
 def _of_sources(shape: Shape, group: Group) -> int:
     """The launches of ``launch_sources_backward``; reads beyond the first launch's find gradients to add to."""
-    moved = 0
-    count, blocks = len(group.completed), shape.sources
-    for first in range(0, count, MOST_READS):
-        reads = min(MOST_READS, count - first)
-        carried = first > 0 or group.first + count < shape.reads
-        step = sources_at_once(reads)
-        for start in range(0, blocks, step):
-            sources = min(step, blocks - start)
-            spec = SourcesBackwardSpec(sources, tuple(range(reads)), tuple(range(sources)) if carried else ())
-            moved += of_sources_backward(spec).total
-    return moved
+    count = len(group.completed)
+    return moved_by_launches(shape.sources, count, carried=group.first + count < shape.reads)

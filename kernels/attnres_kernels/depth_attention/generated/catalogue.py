@@ -29,12 +29,21 @@ from attnres_kernels.depth_attention.generated.specs import (
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel. constants: its compile-time arguments but the tile."""
+    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; copied: rows
+    that its pipeline over rows copies at a time.
+    """
 
     kind: str
     text: str
     tile: tiling.Tiling
     constants: dict[str, float]
+    copied: int = 0
+
+    def constants_on(self, shared_memory: int) -> dict[str, float]:
+        """All constants but the tile, for bf16 sources. shared_memory: bytes of a multiprocessor."""
+        if not self.copied:
+            return self.constants
+        return {**self.constants, "STAGES": tiling.stages(self.copied, self.tile, 2, shared_memory)}
 
 
 def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> Iterator[Entry]:
@@ -59,7 +68,7 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     if not backward.sums_keys:
         yield Entry("sources backward, keys", keys_text(backward), along, {})
     most = tiling.most_in_place(width)
-    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most)}
+    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most - 1)}
     norms: tuple[NormKind, ...] = ("rms", "layer")
     for (kind, blocks), norm in product(in_place.items(), norms):
         if kind == "phase 2 with blocks" and blocks == 0:
@@ -67,8 +76,8 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
         read = ReadSpec(blocks, kind != "direct read", True, True, norm, True, norm == "layer", False)
         name = f"{kind}, {norm} norm"
         yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
-        backward_read = ReadBackwardSpec(read, False, True, True, is_wide=tiling.is_wide(width))
-        yield Entry(f"{name}, backward", read_backward_text(backward_read), whole, {"factor": 1.0})
+        spec = ReadBackwardSpec(read, False, True, True, tiling.is_wide(width))
+        yield Entry(f"{name}, backward", read_backward_text(spec), whole, {"factor": 1.0}, spec.copied)
     yield from _own_reads(sources, width)
 
 

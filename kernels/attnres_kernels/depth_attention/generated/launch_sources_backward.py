@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.depth_attention.generated import tensors, tiling
+from attnres_kernels.depth_attention.generated.cutting import cut
 from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text, scalars_text
-from attnres_kernels.depth_attention.generated.specs import MOST_READS, SourcesBackwardSpec, sources_at_once
+from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
 from attnres_kernels.load_triton import launchable
 
 
@@ -43,25 +44,25 @@ def sources_backward(
     if not given or flat[0].shape[0] == 0:
         results = [None if grad is None else grad.clone() for grad in results]
         given = []
-    for first in range(0, len(given), MOST_READS):
-        reads = given[first : first + MOST_READS]
-        grads = [tensors.rows_of(grad) for s in reads if (grad := read_grads[s]) is not None]
-        of_reads = [x.reshape(2, -1).contiguous() for s in reads if (x := scalars[s]) is not None]
-        step = sources_at_once(len(reads))
-        for start in range(0, len(flat), step):
-            part = slice(start, start + step)
-            results[part], sums = _launch(
-                flat[part], logits[part], keys, tuple(reads), grads, of_reads, results[part], eps
-            )
-            key_grads[reads] += sums
+    grads = [tensors.rows_of(grad) for s in given if (grad := read_grads[s]) is not None]
+    of_reads = [x.reshape(2, -1).contiguous() for s in given if (x := scalars[s]) is not None]
+    later = [i for i, grad in enumerate(results) if grad is not None]
+    for launch in cut(len(flat), tuple(given), later):
+        spec = launch.spec
+        part = slice(launch.first_source, launch.first_source + spec.sources)
+        of_part = slice(launch.first_read, launch.first_read + len(spec.reads))
+        results[part], sums = _launch(
+            spec, flat[part], logits[part], keys, grads[of_part], of_reads[of_part], results[part], eps
+        )
+        key_grads[list(spec.reads)] += sums
     return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(flat, results, strict=True)], key_grads
 
 
 def _launch(
+    spec: SourcesBackwardSpec,
     flat: list[Tensor],
     logits: Sequence[Tensor],
     keys: Tensor,
-    reads: tuple[int, ...],
     grads: list[Tensor],
     scalars: list[Tensor],
     carried: list[Tensor | None],
@@ -69,11 +70,10 @@ def _launch(
 ) -> tuple[list[Tensor | None], Tensor]:
     rows, width = flat[0].shape
     later = [grad for grad in carried if grad is not None]
-    spec = SourcesBackwardSpec(len(flat), reads, tuple(i for i, grad in enumerate(carried) if grad is not None))
     tile = tiling.along_width(width)
     tile_arguments = {"BLOCK_D": tile.columns, "num_warps": tile.warps}
     columns = tensors.cdiv(width, tile.columns)
-    weights, to_keys = (tensors.new(flat[0], (rows, len(flat), len(reads)), torch.float32) for _ in range(2))
+    weights, to_keys = (tensors.new(flat[0], (rows, len(flat), len(grads)), torch.float32) for _ in range(2))
     to_selves = tensors.new(flat[0], (rows, len(flat)), torch.float32)
     launchable(scalars_text(spec))[(rows,)](
         *flat,
@@ -94,7 +94,7 @@ def _launch(
     )
     programs, rows_per_program = tensors.shares(flat[0], columns)
     source_grads: list[Tensor | None] = [tensors.new(x, (rows, width), x.dtype) for x in flat]
-    key_grads = tensors.new(flat[0], (programs, len(reads), width), torch.float32)
+    key_grads = tensors.new(flat[0], (programs, len(grads), width), torch.float32)
     launchable(gradients_text(spec))[(programs, columns)](
         *flat,
         *grads,

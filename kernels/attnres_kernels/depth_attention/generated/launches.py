@@ -10,12 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attnres_kernels.depth_attention.generated import tiling
-from attnres_kernels.depth_attention.generated.specs import (
-    MOST_READS,
-    MOST_SOURCES,
-    SourcesBackwardSpec,
-    sources_at_once,
-)
+from attnres_kernels.depth_attention.generated.cutting import cut
+from attnres_kernels.depth_attention.generated.specs import MOST_SOURCES
 
 
 def of_phase_1(sources: int) -> int:
@@ -30,14 +26,7 @@ def of_read(sources: int, width: int) -> int:
 
 def of_sources_backward(sources: int, reads: int) -> int:
     """``launch_sources_backward.sources_backward``; ``reads`` are those whose values have a gradient."""
-    launches = 0
-    for first in range(0, reads, MOST_READS):
-        count = min(MOST_READS, reads - first)
-        step = sources_at_once(count)
-        for start in range(0, sources, step):
-            spec = SourcesBackwardSpec(min(step, sources - start), tuple(range(count)), ())
-            launches += 2 if spec.sums_keys else 3
-    return launches
+    return sum(launch.kernels for launch in cut(sources, tuple(range(reads)), ()))
 
 
 def _of_read_call(args: Sequence[Any]) -> int:

@@ -19,7 +19,15 @@ from collections.abc import Iterator, Sequence
 
 from attnres_kernels.depth_attention.generated.read import read_name
 from attnres_kernels.depth_attention.generated.specs import OwnReadSpec, ReadSpec
-from attnres_kernels.depth_attention.generated.writing import ROW, lines, load, load_vector, store
+from attnres_kernels.depth_attention.generated.writing import (
+    ROW,
+    lines,
+    load,
+    load_vector,
+    store,
+    sum_together,
+    with_additions,
+)
 
 KEPT = 3
 """Statistics of a token before those of its sources: log-sum-exp, and mean and inverse deviation for the norm."""
@@ -46,34 +54,8 @@ def folded(tile: str) -> str:
 
 def sums(named: dict[str, str]) -> list[str]:
     """Sums over the row. named: per name the tile that it is the sum of."""
-    return [*(f"{name} = {folded(tile)}" for name, tile in named.items()), *summed(list(named))]
-
-
-def summed(names: Sequence[str]) -> list[str]:
-    """The rest of ``folded`` sums, of all of them in one exchange between threads."""
-    if len(names) == 1:
-        return [f"{names[0]} = tl.sum({names[0]})"]
-    together = ", ".join(names)
-    return [f"{together} = tl.reduce(({together}), 0, {adder_name(len(names))})"]
-
-
-def adder_name(count: int) -> str:
-    return f"add_{count}"
-
-
-def adders(text: str) -> str:
-    """The functions by which ``sums`` in ``text`` adds, to stand below it."""
-    counts = sorted({count for count in range(2, 1 + text.count(",")) if f", {adder_name(count)})" in text})
-    return "".join(f"\n\n{_adder(count)}" for count in counts)
-
-
-def _adder(count: int) -> str:
-    ones, others = ([f"{side}_{i}" for i in range(count)] for side in ("one", "other"))
-    return f"""\
-@triton.jit
-def {adder_name(count)}({", ".join([*ones, *others])}):
-    return {", ".join(f"{one} + {other}" for one, other in zip(ones, others, strict=True))}
-"""
+    together = sum_together({name: name for name in named})
+    return [*(f"{name} = {folded(tile)}" for name, tile in named.items()), together]
 
 
 def own_read_text(spec: OwnReadSpec) -> str:
@@ -106,7 +88,7 @@ def own_read_text(spec: OwnReadSpec) -> str:
         body.append(store("value", "merged"))
     body += _norm(read) if read.norm else []
     body += _keep(read)
-    text = f"""\
+    return with_additions(f"""\
 @triton.jit
 def {read_name(read, "own_read")}(
     {", ".join(arguments)},
@@ -117,8 +99,7 @@ def {read_name(read, "own_read")}(
     column = tl.arange(0, BLOCK_D)
     inside = column < width
     {lines(body, 4)}
-"""
-    return text + adders(text)
+""")
 
 
 def _keep(spec: ReadSpec) -> list[str]:

@@ -15,18 +15,23 @@ from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.own_read import (
     KEPT,
-    adders,
     folded,
     sources_of,
     statistic,
     stride_of,
-    summed,
     sums,
     tile,
 )
 from attnres_kernels.depth_attention.generated.read import read_name
 from attnres_kernels.depth_attention.generated.specs import OwnReadBackwardSpec
-from attnres_kernels.depth_attention.generated.writing import load, load_vector, over_rows, store
+from attnres_kernels.depth_attention.generated.writing import (
+    load,
+    load_vector,
+    over_rows,
+    store,
+    sum_together,
+    with_additions,
+)
 
 _BARRIER = "tl.debug_barrier()  # another thread may go on with a sum"
 
@@ -72,14 +77,13 @@ def own_read_backward_text(spec: OwnReadBackwardSpec) -> str:
         start = [f"tl.store({name}s + program * width + column, {zeros}, mask=inside)" for name in totals]
         start, end = [*start, _BARRIER], []
         loop.append(_BARRIER)
-    text = f"""\
+    return with_additions(f"""\
 @triton.jit
 def {_name(spec)}(
     {", ".join(arguments)},
     factor: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr, FOLD: tl.constexpr,
 ):
-{over_rows("0", start, loop, end)}"""
-    return text + adders(text)
+{over_rows("0", start, loop, end)}""")
 
 
 def _name(spec: OwnReadBackwardSpec) -> str:
@@ -165,7 +169,7 @@ def _delta(spec: OwnReadBackwardSpec) -> list[str]:
     text = _again(spec, "|") if spec.norm else []
     for place, name in enumerate(names):
         text += [*_load(spec, place, spec.norm is None), f"along_{name} = {folded(f'grad * {tile(name)}')}"]
-    text += summed([f"along_{name}" for name in names])
+    text.append(sum_together({f"along_{name}": f"along_{name}" for name in names}))
     for place, name in enumerate(names):
         text += [*_weight(spec, place), f"delta {'+=' if place else '='} weight * along_{name}"]
     return text

@@ -88,8 +88,8 @@ class ReadBackwardSpec:
     """The backward of a read.
 
     forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
-    gradient; is_wide: rows are too wide for registers to hold them until their last use, and sums over tokens beside
-    them; both are read again from the cache.
+    gradient; is_wide: rows are too wide for registers to hold a third sum over tokens, so that the gradient of the
+    norm's bias, a sum over what is given, is not made here.
     """
 
     forward: ReadSpec
@@ -97,6 +97,23 @@ class ReadBackwardSpec:
     has_normed_grad: bool
     has_partial_grad: bool
     is_wide: bool = False
+
+    @property
+    def sums_bias(self) -> bool:
+        """Whether the gradient of the norm's bias is made here."""
+        return self.has_normed_grad and self.forward.has_bias and not self.is_wide
+
+    @property
+    def tiles(self) -> int:
+        """Tensors that it reads a row of at a time: the parts and the gradients that are given."""
+        forward = self.forward
+        given = self.has_value_grad + (self.has_normed_grad and forward.norm is not None) + self.has_partial_grad
+        return forward.sources + forward.has_inter + forward.has_partial + given
+
+    @property
+    def copied(self) -> int:
+        """Rows that its pipeline copies at a time: one of each tensor, and of a wide partial sum a second one."""
+        return self.tiles + (self.is_wide and self.forward.has_partial)
 
 
 @dataclass(frozen=True)
