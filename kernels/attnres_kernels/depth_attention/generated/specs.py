@@ -142,3 +142,46 @@ class SourcesBackwardSpec:
 def sources_at_once(reads: int) -> int:
     """Sources that one launch of the sources' backward works on."""
     return max(1, min(MOST_SOURCES, MOST_PAIRS // reads))
+
+
+@dataclass(frozen=True)
+class OwnReadSpec:
+    """One read that makes the logits of all its sources itself.
+
+    read: its sources and neighbours, without phase 1; at_once: sources that it holds in registers at once.
+    """
+
+    read: ReadSpec
+    at_once: int
+
+    def __post_init__(self) -> None:
+        if self.read.has_inter:
+            raise ValueError("a read with own logits attends to all its sources in place: leave phase 1 out")
+        if self.at_once < 1:
+            raise ValueError("a read holds a source at a time: at_once is at least 1")
+
+
+@dataclass(frozen=True)
+class OwnReadBackwardSpec:
+    """The backward of a read with own logits: the gradients of all its sources, too.
+
+    forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
+    gradient; at_once: sources that registers hold at once, and if these are not all, each is read again from the cache
+    where it is needed; holds_sums: registers hold sums over tokens, else the program's own rows in memory do.
+    """
+
+    forward: ReadSpec
+    has_value_grad: bool
+    has_normed_grad: bool
+    has_partial_grad: bool
+    at_once: int
+    holds_sums: bool
+
+    @property
+    def holds_sources(self) -> bool:
+        return self.at_once >= self.forward.sources + self.forward.has_partial
+
+    @property
+    def norm(self) -> NormKind | None:
+        """The norm, if a gradient comes through it."""
+        return self.forward.norm if self.has_normed_grad else None
