@@ -77,6 +77,7 @@ def own_read_backward_text(spec: OwnReadBackwardSpec) -> str:
         start = [f"tl.store({name}s + program * width + column, {zeros}, mask=inside)" for name in totals]
         start, end = [*start, _BARRIER], []
         loop.append(_BARRIER)
+    start.insert(0, "inverse_width = 1.0 / width")
     return with_additions(f"""\
 @triton.jit
 def {_name(spec)}(
@@ -157,7 +158,7 @@ def _norm(spec: OwnReadBackwardSpec, has_weight: bool, has_bias: bool) -> list[s
             "outer = outer * norm_weight_row",
         ]
     text += sums({"along_unit": "outer * unit"} | ({"along_ones": "outer"} if is_layer else {}))
-    text.append("inner = outer - along_unit / width * unit")
+    text.append("inner = outer - along_unit * inverse_width * unit")
     if is_layer:
         text.append("inner = inner - along_ones / width")
     return [*text, "grad += tl.where(inside, inner * inverse_deviation, 0.0)"]
@@ -198,7 +199,7 @@ def _gradients(spec: OwnReadBackwardSpec) -> list[str]:
             "# With all the weight, a source has no gradient of its logit; rounding must not give it one.",
             "logit_grad = tl.where(weight == 1.0, 0.0, logit_grad)",
             "to_key = logit_grad * inverse_rms",
-            "to_itself = to_key * logit * inverse_rms / width",
+            "to_itself = to_key * logit * inverse_rms * inverse_width",
             f"out = weight * grad + to_key * key_row - to_itself * {tile(name)}",
             f"to_key_row {'+=' if place else '='} to_key * {tile(name)}",
         ]
