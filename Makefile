@@ -22,7 +22,7 @@ demo: $(VENV)/.installed  ## compile the 124M GPT-2 architecture and print plan,
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev  ## run the test suite (JOBS=n processes, PYTEST_ARGS=... for pytest)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev  ## formatting, lint, types, import rules, and that the tests can be collected
 	$(BIN)/ruff format --check .

@@ -39,6 +39,7 @@ def main() -> None:
     torch.manual_seed(0)
     config = GPT2Config(**(TINY if arguments.tiny else {}), use_cache=False)
     model = AutoModelForCausalLM.from_config(config).eval()
+    model.loss_type = "ForCausalLM"  # where it is None, transformers logs a warning, which breaks the graph
     ids = next(batches(standard_library_bytes(), rows=1, length=arguments.tokens))
     options = {"num_blocks": arguments.num_blocks, "inner": arguments.inner}
 

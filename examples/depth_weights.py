@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, GPT2Config
 import attnres_compile
 
 SMALL = {
-    "n_layer": 6,
     "n_embd": 64,
     "n_head": 4,
     "n_positions": 64,
@@ -26,6 +25,7 @@ SMALL = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--recorded", type=int, default=20, help="steps at the end that are recorded")
     parser.add_argument("--save", metavar="FILE", help="write the recording as JSON")
@@ -33,7 +33,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(GPT2Config(**SMALL, use_cache=False))
+    model = AutoModelForCausalLM.from_config(GPT2Config(**SMALL, n_layer=arguments.layers, use_cache=False))
+    model.loss_type = "ForCausalLM"  # where it is None, transformers logs a warning, which breaks the graph
     data = batches(standard_library_bytes(), rows=8, length=64)
     attnres_compile.prepare(model, kwargs={"input_ids": next(data)}, num_blocks=4, inner=arguments.inner)
     model.compile(backend="attnres")

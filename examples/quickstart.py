@@ -32,6 +32,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(GPT2Config(**({} if arguments.full else SMALL), use_cache=False))
+    model.loss_type = "ForCausalLM"  # where it is None, transformers logs a warning, which breaks the graph
     data = batches(standard_library_bytes(), rows=4, length=128)
     ids = next(data)
 

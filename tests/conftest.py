@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before torch is imported, and for the processes that tests start as well: models are tiny, and waiting threads of
+# several test processes slow each other down. Inductor then compiles here, and starts no pool that imports torch anew.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 import torch
@@ -27,10 +34,25 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def pytest_collection_finish() -> None:
+    """Tracing makes many objects that live briefly beside the many of torch and transformers, which stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn(items))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a GPU, and torch sees none on this machine")
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def _turn(items: list[pytest.Item]) -> Callable[[pytest.Item], int]:
+    """Sorts files so that those who take them one after the other end together: long ones first, short ones last."""
+    long = {item.path for item in items if "processes" in item.keywords}
+    short = Path(__file__).parent / "passes"
+    return lambda item: 0 if item.path in long else 2 if short in item.path.parents else 1

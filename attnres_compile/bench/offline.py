@@ -24,6 +24,7 @@ from tabulate import tabulate
 from attnres_compile.bench.environment import describe_environment
 from attnres_compile.bench.measure import MeasureError
 from attnres_kernels.depth_attention.generated.catalogue import Entry, kernels_of_block
+from attnres_kernels.occupancy import MULTIPROCESSORS, SHARED_MEMORY, resident_warps
 from attnres_kernels.offline import TARGETS, compile_offline
 
 SCHEMA_VERSION = 1
@@ -65,7 +66,8 @@ def distinct_kernels(
 
 def digest_of(entry: Entry) -> str:
     """What tells kernels apart: kind, text, constants and tile."""
-    return hashlib.sha256(repr(entry).encode()).hexdigest()[:16]
+    on_targets = [entry.constants_on(memory) for memory in SHARED_MEMORY.values()]
+    return hashlib.sha256(repr((entry, on_targets)).encode()).hexdigest()[:16]
 
 
 def bench_offline(
@@ -137,7 +139,7 @@ def _compile(job: tuple[Entry, str]) -> dict[str, Any]:
     entry, target = job
     tile = (entry.tile.rows, entry.tile.columns, entry.tile.warps)
     try:
-        compiled = compile_offline(entry.text, entry.constants, tile, target)
+        compiled = compile_offline(entry.text, entry.constants_on(SHARED_MEMORY[target]), tile, target)
     except Exception as error:  # of Triton or its assemblers, of any class
         return {"error": f"{type(error).__name__}: {error}"}
     return {**asdict(compiled.facts), "shared_bytes": compiled.shared_bytes}
@@ -178,14 +180,18 @@ def _check_kind(record: dict[str, Any]) -> None:
 
 
 def offline_table(record: dict[str, Any]) -> str:
-    """Per kind and target how many kernels compiled and the most that one of them needs; then each failure.
+    """Per kind and target how many kernels compiled, the most that one of them needs, and the fewest warps that a
+    multiprocessor holds of one of them; then each failure.
 
     Raises MeasureError for a record of another kind or version.
     """
     _check_kind(record)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for kind, target, facts in sorted(_results(record), key=lambda result: _place(record, result[0], result[1])):
-        groups.setdefault((kind, target), []).append(facts)
+    for kernel in record["kernels"]:
+        for target, facts in kernel["compiled"].items():
+            resident = {"resident_warps": _resident_warps(target, kernel["tile"][2], facts)}
+            groups.setdefault((kernel["kind"], target), []).append(facts | resident)
+    groups = dict(sorted(groups.items(), key=lambda item: _place(record, *item[0])))
     rows = [_row(kind, target, facts) for (kind, target), facts in groups.items()]
     environment, grid = record["environment"], record["grid"]
     widths = ", ".join(map(str, grid["widths"]))
@@ -193,7 +199,16 @@ def offline_table(record: dict[str, Any]) -> str:
         f"{len(record['kernels'])} kernels for d in {widths}, n in {_span(grid['sources'])}, "
         f"S in {_span(grid['reads'])}; triton {environment['versions']['triton']}, {environment['date'][:10]}"
     )
-    headers = ("kernel", "target", "compiled", "registers", "spilled bytes", "narrowest load [bits]", "shared [bytes]")
+    headers = (
+        "kernel",
+        "target",
+        "compiled",
+        "registers",
+        "spilled bytes",
+        "narrowest load [bits]",
+        "shared [bytes]",
+        "resident warps",
+    )
     return "\n".join([heading, tabulate(rows, headers, disable_numparse=True), *failures(record)])
 
 
@@ -221,4 +236,12 @@ def _row(kind: str, target: str, facts: Sequence[dict[str, Any]]) -> list[object
         over(max, "spilled_bytes"),
         over(min, "narrowest_load"),
         over(max, "shared_bytes"),
+        over(min, "resident_warps"),
     ]
+
+
+def _resident_warps(target: str, warps: int, facts: dict[str, Any]) -> int | None:
+    """None for a kernel that did not compile, and for targets of which the limits are not known here."""
+    if "error" in facts or target not in MULTIPROCESSORS:
+        return None
+    return resident_warps(target, warps, facts["registers"], facts["shared_bytes"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
             "--format html holds the graphs of all levels and the difference."
         )
     check_writable(arguments.output)
-    loaded = _load(arguments)
+    loaded = _load_of_any_size(arguments)
     import attnres_compile as ac
 
     # Nothing to rewrite is what this verb reports, with its exit code, and so no error.
@@ -198,6 +200,19 @@ def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:
         write_text(json_text(record), path)
     write_text(table(record), None)
     return 0
+
+
+def _load_of_any_size(arguments: argparse.Namespace) -> Any:
+    """The model, without its weights where memory cannot hold them, which a line on stderr then says."""
+    from attnres_compile.models.errors import TooLargeError
+    from attnres_compile.models.source import load_model
+
+    try:
+        return _load(arguments)
+    except TooLargeError as error:
+        needed = str(error).partition(":")[0]
+        print(f"attnres: inspected without weights, on the meta device: {needed}", file=sys.stderr)
+    return load_model(arguments.model, dataclasses.replace(load_options(arguments), weightless=True))
 
 
 def _load(arguments: argparse.Namespace) -> Any:

@@ -25,6 +25,10 @@ class ConfigSourceError(ModelSourceError):
     """A transformers configuration is missing, unreadable, or names no model class."""
 
 
+class TooLargeError(ModelSourceError):
+    """The weights of a preset or configuration need more memory than there is."""
+
+
 class FactoryError(ModelSourceError):
     """A ``module:factory`` could not be imported, raised, or returned something else than a model."""
 

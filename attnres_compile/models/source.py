@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from attnres_compile.models.errors import FactoryError, UnknownPresetError
 from attnres_compile.models.example_inputs import HOW_TO_GIVE_INPUTS, check_guess, guess_inputs, guess_labels
 from attnres_compile.models.factory_source import call_factory
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.models.memory import check_fits
 from attnres_compile.models.presets import PRESETS
 
 
@@ -76,8 +77,8 @@ def is_weightless(model: nn.Module) -> bool:
 def _resolve(text: str, options: LoadOptions) -> LoadedModel:
     preset = PRESETS.get(text)
     if preset is not None:
-        with _built_on(options):
-            model = preset.build_model(_without_cache(preset.build_config()))
+        config = _without_cache(preset.build_config())
+        model = _built(lambda: preset.build_model(config), options)
         if options.weightless and options.capture_seq is None:
             options = dataclasses.replace(options, capture_seq=preset.capture_seq)
         loaded = _with_guessed_inputs(text, model, options, preset.source)
@@ -86,8 +87,7 @@ def _resolve(text: str, options: LoadOptions) -> LoadedModel:
     if path.exists():
         config = _without_cache(load_config(path))
         name = config.name_or_path or path.resolve().stem
-        with _built_on(options):
-            model = model_from_config(config, text)
+        model = _built(lambda: model_from_config(config, text), options)
         return _with_checked_inputs(name, model, options, text)
     if ":" in text:
         return _from_factory(text, options)
@@ -102,9 +102,12 @@ def _without_cache(config: Any) -> Any:
     return config
 
 
-def _built_on(options: LoadOptions) -> contextlib.AbstractContextManager[Any]:
-    """Where models of presets and configurations are built."""
-    return torch.device("meta") if options.weightless else contextlib.nullcontext()
+def _built(build: Callable[[], nn.Module], options: LoadOptions) -> nn.Module:
+    """A model of a preset or configuration, on the meta device if ``options`` say so. Raises TooLargeError."""
+    if not options.weightless:
+        check_fits(build, options.torch_device(), options.torch_dtype())
+    with torch.device("meta") if options.weightless else contextlib.nullcontext():
+        return build()
 
 
 def _with_guessed_inputs(name: str, model: Any, options: LoadOptions, source: str) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -75,12 +76,12 @@ class RecordedWrite:
     backwards: int
 
 
-class Views:
+class Views(ABC):
     """The ways to look at a recording that is running, closed or loaded."""
 
+    @abstractmethod
     def result(self) -> DepthWeights:
         """All that was recorded up to now, frozen."""
-        raise NotImplementedError
 
     @property
     def weights(self) -> tuple[tuple[float, ...], ...]:

@@ -25,12 +25,14 @@ _BITS = {"8": 8, "16": 16, "64": 64, "128": 128, "256": 256}
 class Facts:
     """registers: of one thread. spilled_bytes: that one thread stores to memory for want of registers; a stack frame
     in which nothing is stored is none. narrowest_load: bits of the narrowest load instruction among those of all
-    statements that load along the width, a tile or a vector; None if there are none.
+    statements that load along the width, a tile or a vector; None if there are none. copied_ahead: how many
+    statements copy to shared memory without waiting, as a pipeline over rows does for each tile.
     """
 
     registers: int
     spilled_bytes: int
     narrowest_load: int | None
+    copied_ahead: int
 
 
 def nvidia_facts(cubin: bytes, path: Path) -> Facts:
@@ -40,18 +42,21 @@ def nvidia_facts(cubin: bytes, path: Path) -> Facts:
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         code = _tool("nvdisasm", "--no-dataflow", "--print-code", "--print-line-info", file.name)
-    loads, spilled = [], 0
+    loads, spilled, ahead = [], 0, set()
     for line, name, flags in _nvidia_instructions(code, path):
         bits = next((_BITS[flag.lstrip("US")] for flag in flags if flag.lstrip("US") in _BITS), 32)
         if name == "STL":
             spilled += bits // 8
         elif name != "LDL":
             loads.append((line, bits))
-    return Facts(int(re.findall(r"REG:(\d+)", usage)[-1]), spilled, _narrowest(loads, path))
+            ahead |= {line} if name == "LDGSTS" and bits == 128 else set()
+    return Facts(int(re.findall(r"REG:(\d+)", usage)[-1]), spilled, _narrowest(loads, path), len(ahead))
 
 
 def amd_facts(assembly: str, path: Path) -> Facts:
-    """Facts of AMD assembly. Each spill is counted as the 4 bytes of one register."""
+    """Facts of AMD assembly. Each spill is counted as the 4 bytes of one register; copies to shared memory are not
+    told apart.
+    """
     loads, line = [], 0
     for text in assembly.splitlines():
         if place := _AMD_LINE.match(text):
@@ -60,7 +65,7 @@ def amd_facts(assembly: str, path: Path) -> Facts:
             bits = 16 if load["part"] else 32 * int(load["count"] or 1)
             loads.append((line, bits))
     registers, spills = (int(re.findall(rf"\.vgpr_{name}:\s+(\d+)", assembly)[-1]) for name in ("count", "spill_count"))
-    return Facts(registers, 4 * spills, _narrowest(loads, path))
+    return Facts(registers, 4 * spills, _narrowest(loads, path), 0)
 
 
 def _nvidia_instructions(code: str, path: Path) -> Iterator[tuple[int, str, list[str]]]:

@@ -23,6 +23,7 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 _INTEGERS = ("rows", "width", "reads", "rows_per_program", "zero")
 _HALF = re.compile(
     r"(source|output|read_grad|carried|source_grad)_\d+|source|inter|partial|branch|new_partial|value|normed|.*_grad"
+    r"|query|key_weight"
 )
 
 

@@ -8,7 +8,7 @@ Before::
 
 After::
 
-    keys = key_matrix([query_0, ..], [key_weight_0, ..], [(0, 3), ..])      # a copy for each group's gradient
+    keys = key_matrix([query_0, ..], [key_weight_0, ..], [(0, 3), ..])      # a copy for each set's gradient
     inter = phase_1([x, block_1], [logits_x, logits_1], 0, 3, 24)           # made again in the backward
     links, blocks = link_sources([x, block_1], [logits_x, logits_1], ..)    # one gradient per block, from all its reads
     read = read([links], [0], inter[0], inter[3], [], [], partial, key_0, 0, .., branch, 'rms', ..)
@@ -17,12 +17,18 @@ After::
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, groupby
 
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.depth_attention import fused, keys, scheduled
+from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
 from attnres_passes import torch_compat
+from attnres_passes.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.levels import FUSED
+from attnres_passes.roles import role_of
 from attnres_passes.scheduled_nodes import ScheduledRead, Segment, call, calls, items, segments
 
 
@@ -44,10 +50,10 @@ class _Binding:
     def __init__(self, segment: Segment, keeps_values: bool) -> None:
         self.segment, self.total, self.keeps_values = segment, segment.total, keeps_values
         self.handed: dict[Node, Node] = {}
-        self.sets = [_linked_sets(group) for group in segment.groups]
+        self.passes = list(_passes(segment))
 
     def bind(self) -> None:
-        ranges = [(of_set[0], of_set[1]) for sets in self.sets for of_set in sets]
+        ranges = [(of_set.first, of_set.reads) for _, sets in self.passes for of_set in sets]
         old = self.segment.keys
         new = call(old, keys.key_matrix, *old.args, ranges)
         names = ("key_matrix", "keys_of_sets", "keys_of_reads")
@@ -57,23 +63,22 @@ class _Binding:
             if user.target in (scheduled.source_logits, scheduled.complete_block):
                 user.replace_input_with(old, matrix)
                 user.target = getattr(fused, user.target.__name__)
-        number = 0
-        for group, sets in zip(self.segment.groups, self.sets, strict=True):
+        of_sets = iter(range(len(ranges)))
+        for reads, sets in self.passes:
             links: list[tuple[int, Node]] = []
-            for read in group:
-                for first, count, blocks, logits in sets:
-                    if first == read.number:
-                        key = call(read.node, operator.getitem, of_ranges, number, name="keys_of_set")
-                        links.append((first, self._link(read, blocks, logits, key, first)))
-                        number += 1
-                        assert count > 0
+            for read in reads:
+                for of_set in sets:
+                    if of_set.first == read.number:
+                        key = call(read.node, operator.getitem, of_ranges, next(of_sets), name="keys_of_set")
+                        links.append((of_set.first, self._link(read, of_set, key)))
                 self._bind_read(read, links)
         old.graph.erase_node(old)
 
-    def _link(self, read: ScheduledRead, blocks: list[Node], logits: list[Node], key: Node, first: int) -> Node:
-        """Tie blocks to the reads from ``first`` on; gives the node of the links."""
+    def _link(self, read: ScheduledRead, of_set: GradientSet, key: Node) -> Node:
+        """Tie the blocks of a set, whose first read this is, to its reads; gives the node of the links."""
+        blocks, logits = (of_read[of_set.start : of_set.stop] for of_read in (read.completed, read.logits))
         given = [self.handed.get(block, block) for block in blocks]
-        linked = call(read.node, fused.link_sources, given, logits, key, first, self.total, read.given["eps"])
+        linked = call(read.node, fused.link_sources, given, logits, key, of_set.first, self.total, read.given["eps"])
         links = call(read.node, operator.getitem, linked, 0, name="links")
         handed = call(read.node, operator.getitem, linked, 1, name="blocks")
         for index, block in enumerate(blocks):
@@ -123,17 +128,25 @@ class _Binding:
         node.graph.erase_node(node)
 
 
-def _linked_sets(group: list[ScheduledRead]) -> list[tuple[int, int, list[Node], list[Node]]]:
-    """First read, number of reads, blocks and logits of each set of blocks that the same reads attend to.
+def _passes(segment: Segment) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:
+    """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each."""
+    moved = partial(moved_by_launches, width=_width(segment))
+    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=_stage_of):
+        reads = list(of_stage)
+        start = reads[0].number
+        for found in gradient_passes([len(read.completed) for read in reads], moved, start):
+            yield reads[found.first - start : found.first - start + found.reads], found.sets
 
-    The blocks that all reads of the group share are one set; those completed since are sets for the reads from then on.
-    """
-    end = group[-1].number + 1
-    sets = []
-    known = 0
-    for read in group:
-        blocks, logits = read.completed, read.logits
-        if len(blocks) > known:
-            sets.append((read.number, end - read.number, blocks[known:], logits[known:]))
-            known = len(blocks)
-    return sets
+
+def _width(segment: Segment) -> int:
+    queries = segment.keys.args[0]
+    assert isinstance(queries, list | tuple)
+    assert isinstance(queries[0], Node)
+    query = torch_compat.example_value(queries[0])
+    return int(query.shape[-1])
+
+
+def _stage_of(read: ScheduledRead) -> int | None:
+    role = role_of(read.node)
+    assert role is not None
+    return role.stage

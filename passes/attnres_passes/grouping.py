@@ -76,7 +76,7 @@ def group_reads(completed: Sequence[int], schedule: str, most_in_place: int) -> 
         completed: completed blocks of each read, in order; never falling.
         schedule: "auto" for the cut that moves fewest bytes, "direct", or "two_phase" for one group per block, and for
             the best cut without direct reads where every read has a block of its own.
-        most_in_place: completed blocks that a read may take in place beside phase 1.
+        most_in_place: completed blocks that a read may take in place; phase 1's output beside them counts as one.
     """
     if schedule == "direct":
         return Grouping(_joined(Group(first, (n,), 0) for first, n in enumerate(completed)))
@@ -122,7 +122,7 @@ def _joined(groups: Iterable[Group]) -> tuple[Group, ...]:
 
 def _groups(first: int, completed: Sequence[int], allows_direct: bool, most_in_place: int) -> Iterator[Group]:
     shared = completed[0]
-    if len(completed) == 1 or completed[-1] - shared <= most_in_place:
+    if len(completed) == 1 or 1 + completed[-1] - shared <= most_in_place:
         yield Group(first, tuple(completed), shared)
     if allows_direct and len(completed) == 1 and shared <= most_in_place:
         yield Group(first, tuple(completed), 0)

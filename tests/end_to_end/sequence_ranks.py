@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnres_compile as ac
 from attnres_passes import torch_compat
+from tests import processes
 from tests.end_to_end.models import randomize
 
 
@@ -184,14 +184,12 @@ def compiled(model: nn.Module, case: Case, **options: Any) -> Any:
 def run_ranks(size: int) -> list[dict[str, Result]]:
     """The results of each rank by the names of CASES."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (size, folder), nprocs=size)
+        processes.run_ranks(_rank, size, folder)
         found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
     return [{name: Result(**values) for name, values in results.items()} for results in found]
 
 
 def _rank(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     results = {name: asdict(run_case(CASES[name])) for name in OF_SIZE[size]}
     Path(folder, f"{rank}.json").write_text(json.dumps(results))

@@ -102,10 +102,16 @@ def check(build: Callable[[], PreTrainedModel], dtype: torch.dtype, blocks: dict
 
 
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("build", [gpt2, llama])
-def test_logits_and_every_gradient(build: Callable, dtype: torch.dtype, blocks: dict) -> None:
-    check(build, dtype, blocks, "eager", "auto")
+def test_logits_and_every_gradient(build: Callable, blocks: dict) -> None:
+    check(build, torch.float64, blocks, "eager", "auto")
+
+
+@pytest.mark.parametrize("block_size", [1, 5])
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_in_the_precision_of_models(build: Callable, block_size: int) -> None:
+    """Outputs as sources of their own, and summed up in fp32."""
+    check(build, torch.float32, {"block_size": block_size}, "eager", "auto")
 
 
 @pytest.mark.parametrize("schedule", ["naive", "direct", "two_phase"])

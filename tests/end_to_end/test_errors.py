@@ -260,8 +260,10 @@ def test_attribute_of_the_same_name() -> None:
 
 
 def test_inputs_that_do_not_run() -> None:
+    model = PreNorm()
+    model.head = nn.Linear(3, 5)  # the stream is wider
     with pytest.raises(errors.CaptureError, match="does not run on these inputs"):
-        ac.prepare(PreNorm(), (torch.randn(2, 5),))
+        ac.prepare(model, (tokens(),))
 
 
 def test_returned_states_that_the_plan_does_not_know() -> None:

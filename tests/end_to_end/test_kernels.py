@@ -15,7 +15,7 @@ import attnres_compile as ac
 from attnres_compile import graph_runs
 from attnres_compile.explanation import passed_under
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from
-from attnres_kernels.depth_attention import fused, scheduled
+from attnres_kernels.depth_attention import fused, keys, scheduled
 from attnres_kernels.depth_attention.generated import launch_phase_1
 from attnres_passes.config import ConfigError
 from attnres_passes.implementation import Implementation
@@ -74,6 +74,11 @@ def test_outputs_and_every_gradient(name: str, options: dict) -> None:
     graph, found = passed(model, args, kwargs, **options)
     assert found.choice.implementation is Implementation.KERNELS
     assert any(node.target is fused.read for node in found.lowered.graph.nodes)
+    assert_levels_agree(graph, found)
+
+
+def assert_levels_agree(graph: AnalysedGraph, found: Passed) -> None:
+    """The scheduled and the lowered graph give the outputs and gradients of the rewritten one."""
     added = graph_runs.random_parameters(found.rewritten, graph)
     expected = outputs_and_gradients(found.rewritten, graph, added)
     # A gradient far smaller than the others is a difference of larger numbers.
@@ -85,6 +90,15 @@ def test_outputs_and_every_gradient(name: str, options: dict) -> None:
             assert (one is None) == (other is None)
             if one is not None and other is not None:
                 assert (one - other).abs().max() <= TOLERANCE * other.abs().max().clamp_min(smallest)
+
+
+def test_a_pass_of_the_backward_serves_reads_of_several_groups() -> None:
+    graph, found = passed(PreNorm(layers=12), (tokens(),), {}, block_size=3, schedule="two_phase")
+    groups = [(group.first, len(group.completed)) for group in found.scheduled.groupings[0][0].groups]
+    assert groups == [(0, 2), (2, 3), (5, 3), (8, 3), (11, 1)]
+    (made,) = found.lowered.graph.find_nodes(op="call_function", target=keys.key_matrix)
+    assert made.args[2] == [(0, 2), (2, 3), (5, 7), (8, 4), (11, 1)], "the reads of each set of blocks"
+    assert_levels_agree(graph, found)
 
 
 def test_norms_adds_and_blocks_are_fused() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.front.command_line import FACTORIES
 from tests.zoo.torchvision_shim import ensure_torchvision_imports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +22,12 @@ def child_environment() -> dict[str, str]:
     paths = [ROOT / "tests" / "front" / "child", ROOT, ROOT / "passes", ROOT / "kernels"]
     inherited = os.environ.get("PYTHONPATH")
     search = os.pathsep.join([*map(str, paths), *([inherited] if inherited else [])])
-    # One thread: the models are tiny, and waiting threads of several test processes slow each other down.
-    threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    return {**os.environ, **threads, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
+    return {**os.environ, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
+
+
+@pytest.fixture
+def in_directory(tmp_path, monkeypatch):
+    (tmp_path / "toys.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("toys", None)

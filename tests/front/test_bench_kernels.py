@@ -14,7 +14,7 @@ from attnres_compile.bench.kernels import peers as kernel_peers
 from attnres_compile.bench.kernels import run as kernel_run
 from attnres_compile.bench.kernels import timing as kernel_timing
 from attnres_compile.bench.kernels.arms import KERNELS, PEER, TORCH, Arm
-from attnres_compile.bench.kernels.bytes import Moved, grouping, moved_by_kernels, moved_ideally
+from attnres_compile.bench.kernels.bytes import Moved, grouping, moved_by_kernels, moved_by_own_read, moved_ideally
 from attnres_compile.bench.kernels.run import KernelJob, bench_kernels
 from attnres_compile.bench.kernels.table import kernels_table
 from attnres_compile.bench.kernels.timing import CudaClock, Taken, Timed, time_in_turn
@@ -23,6 +23,7 @@ from attnres_compile.bench.measure import MeasureError
 from attnres_compile.cli import main as cli
 from attnres_kernels.depth_attention import cost
 from attnres_kernels.depth_attention.generated import (
+    launch_own_read,
     launch_phase_1,
     launch_read,
     launch_sources_backward,
@@ -62,7 +63,7 @@ def test_all_forms_of_ours_pass_the_gate_and_are_timed(level, dtype, direction):
         assert set(arm["errors"]) == ({"outputs", "gradients"} if direction == TRAINING else {"outputs"})
         assert set(arm["seconds"]) == ({"forward", "backward", "step"} if direction == TRAINING else {"forward"})
     others = {"naive, eager", "logits first, eager", "two phases, eager"}
-    assert set(arms) == others | ({"kernels, logits known"} if level == OP else set())
+    assert set(arms) == others | ({"kernels, logits known", "kernels, one launch"} if level == OP else set())
 
 
 class Launches:
@@ -70,7 +71,7 @@ class Launches:
 
     def __init__(self, monkeypatch, shape: Shape) -> None:
         self.size, self.wide, self.names = shape.tokens * shape.width, 0, []
-        for module in (launch_phase_1, launch_read, launch_sources_backward):
+        for module in (launch_phase_1, launch_own_read, launch_read, launch_sources_backward):
             honest = module.launchable
             monkeypatch.setattr(module, "launchable", lambda text, honest=honest: self.counted(text, honest(text)))
 
@@ -113,6 +114,26 @@ def test_counted_bytes_are_those_that_the_kernels_of_a_compiled_block_are_given(
     assert makes_phase_1_again == (2 if schedule == "two_phase" else 2 * reads if wide else 0)
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("sources", [2, 4])
+def test_a_read_with_own_logits_is_given_the_counted_bytes_in_one_launch_each_way(monkeypatch, sources):
+    shape = Shape(OP, 11, 32, sources, 1, "float32")
+    (arm,) = (arm for arm in kernel_arms.kernel_arms(shape, "aot_eager") if arm.name == "kernels, one launch")
+    inputs = make_inputs(shape, CPU, True)
+    wanted = kernel_gate.reference(shape, inputs, True)
+    launches = Launches(monkeypatch, shape)
+    found = kernel_gate.errors(wanted, shape, inputs, lambda: arm.call(inputs, []), True)
+    assert max(found.values()) < 1e-5
+    assert len(launches.names) == 2
+    assert launches.wide == arm.moved.forward + arm.moved.backward == (sources + 2) + (2 * (sources + 1) + 1)
+
+
+def test_a_read_with_more_sources_than_registers_hold_is_no_arm_of_one_launch():
+    shape = Shape(OP, 11, 8192, 10, 1, "bfloat16")
+    (arm,) = (arm for arm in kernel_arms.kernel_arms(shape, "eager") if arm.name == "kernels, one launch")
+    assert arm.unsupported == "makes its own logits of up to 10 sources of this width"
+
+
 @pytest.mark.parametrize("sources", [2, 4, 8])
 @pytest.mark.parametrize("reads", [2, 6, 16])
 def test_bytes_of_a_block_follow_the_cost_model(sources, reads):
@@ -129,7 +150,7 @@ def test_bytes_of_a_block_follow_the_cost_model(sources, reads):
 
 def test_bytes_of_one_read():
     shape = Shape(OP, 8192, 2048, 4, 1, "bfloat16")
-    assert moved_ideally(shape) == Moved(forward=4 + 1 + 1, backward=(4 + 4) + (4 + 1 + 4))
+    assert moved_ideally(shape) == moved_by_own_read(shape) == Moved(forward=4 + 1 + 1, backward=5 + 1 + 5)
     assert moved_by_kernels(shape, "direct", makes_logits=True).forward == 4 + 4 + 1 + 1
     assert moved_by_kernels(shape, "two_phase").forward == 4 + 1 + 1 + 1 + 1
     assert moved_by_kernels(shape, "direct").backward == (4 + 4) + (4 + 1) + (4 + 1 + 4)

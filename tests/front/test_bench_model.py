@@ -1,25 +1,19 @@
-"""``attnres bench model``: cells of schedules and workloads, decoding, memory and launches, tables, old records."""
+"""`attnres bench model`: its cells, and mistakes in a job."""
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
-import attnres_compile as ac
 from attnres_compile.bench import arms as model_arms
-from attnres_compile.bench import device_cost
 from attnres_compile.bench import model as bench
-from attnres_compile.bench.compile_time import PREFILL, TRAINING
-from attnres_compile.bench.decode import GRAPH_MODE, DecodeError, check_decodable, decode_step
-from attnres_compile.bench.device_cost import count_launches, launches_in, model_bytes, peak_memory
+from attnres_compile.bench.compile_time import PREFILL
+from attnres_compile.bench.decode import GRAPH_MODE
 from attnres_compile.bench.measure import Comparison, MeasureError, compare
 from attnres_compile.bench.model import DECODE, BenchJob, bench_model
 from attnres_compile.bench.model_table import bench_table
@@ -31,20 +25,9 @@ from attnres_passes.config import AttnResConfig
 
 transformers = pytest.importorskip("transformers")
 
-RECORDS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = LoadOptions(batch=2, seq=12)
 EAGER = {"inner": "eager", "num_blocks": 2}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Waiting threads of several test processes slow each other down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +48,6 @@ def row_of(table: str, metric: str, schedule: str = "") -> list[str]:
     rows = [re.split(r" {2,}", line.strip()) for line in table.splitlines()]
     (row,) = [row for row in rows if row[0] == metric and schedule in ("", row[1])]
     return row
-
-
-# --- cells ---
 
 
 def test_every_schedule_is_compiled_and_paired_with_a_plain_model_of_its_own(monkeypatch, gpt2):
@@ -173,311 +153,6 @@ def test_on_a_gpu_both_sides_decode_under_cuda_graphs(monkeypatch, gpt2):
     assert cell["cuda_graphs"] is True
     assert "a CUDA graph allocates" in cell["memory"]["missing"]
     assert cell["launches"] == {"plain": counted, "attnres": counted, "ratio": 1.0}
-
-
-# --- decoding ---
-
-
-def prepared(name: str, **options):
-    """A prepared tiny model with its tokens; queries are zero."""
-    loaded = load_model(name, TINY)
-    plan = ac.prepare(loaded.model, (), loaded.kwargs, inner="eager", num_blocks=2, **options)
-    return loaded.model, loaded.kwargs["input_ids"], plan
-
-
-def last_logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=tokens).logits[:, -1]
-
-
-@pytest.mark.parametrize("name", ["gpt2-tiny", "llama-tiny"])
-def test_a_rewritten_step_gives_what_the_whole_sequence_gives(name):
-    """Under random queries, in one graph that holds every read; and every call anew."""
-    model, tokens, plan = prepared(name, schedule="two_phase")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.attnres.parameters():
-            parameter += torch.randn(parameter.shape, generator=generator)
-    plain = last_logits(model, tokens)
-    step = decode_step(model, tokens, graphs=False)
-    model.compile(backend="attnres", fullgraph=True)
-    first = step.run().logits[:, -1]
-    assert ac.status(model).state == "rewritten"
-    # All but the first read, which has one source.
-    assert ac.status(model).reads == len(plan.streams[0].reads) - 1 == 8
-    graphs = ac.status(model).graphs
-    for _ in range(3):
-        step()
-    step.set_back()
-    assert torch.equal(step.run().logits[:, -1], first)
-    assert ac.status(model).graphs == graphs, "a later call compiled anew"
-    torch.compiler.reset()
-    whole = last_logits(model, tokens)
-    torch.testing.assert_close(first, whole, rtol=1e-4, atol=1e-5)
-    assert (first - plain).abs().max() > 1e-2, "the queries change nothing, so nothing was tested"
-
-
-def test_zero_queries_and_sums_decode_as_the_plain_model_without_a_cache():
-    model, tokens, _ = prepared("llama-tiny", scale="sum")
-    expected = last_logits(model_arms.plain_copy(model), tokens)
-    step = decode_step(model, tokens, graphs=False)
-    model.compile(backend="attnres")
-    torch.testing.assert_close(step.run().logits[:, -1], expected, rtol=1e-4, atol=1e-5)
-    assert ac.status(model).state == "rewritten"
-
-
-def test_the_plain_step_decodes_too():
-    loaded = load_model("gpt2-tiny", TINY)
-    tokens = loaded.kwargs["input_ids"]
-    step = decode_step(loaded.model, tokens, graphs=False)
-    step()
-    step.set_back()
-    expected = last_logits(loaded.model, tokens)
-    torch.testing.assert_close(step.run().logits[:, -1], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "seq", "message"),
-    [
-        ("vit-tiny", None, "no causal language model of transformers"),
-        ("t5-tiny", 8, "is an encoder-decoder"),
-        ("gpt2-tiny", 1, "pass --seq 2 or more"),
-    ],
-)
-def test_what_cannot_be_decoded_says_why(name, seq, message):
-    loaded = load_model(name, LoadOptions(seq=seq))
-    with pytest.raises(DecodeError, match=message):
-        check_decodable(loaded.model, loaded.args, loaded.kwargs)
-
-
-def test_other_inputs_than_tokens_cannot_be_decoded():
-    loaded = load_model("gpt2-tiny", TINY)
-    tokens = loaded.kwargs["input_ids"]
-    with pytest.raises(DecodeError, match="is called with argument 0, labels, and"):
-        check_decodable(loaded.model, (tokens,), {"labels": tokens})
-    with pytest.raises(DecodeError, match="Linear is no causal language model"):
-        check_decodable(nn.Linear(2, 2), (), {})
-
-
-def test_a_cache_that_forgets_cannot_be_set_back():
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.MistralConfig(vocab_size=32, num_key_value_heads=1, sliding_window=4, **sizes)
-    model = transformers.MistralForCausalLM(config)
-    with pytest.raises(DecodeError, match="layers of the kind StaticSlidingWindowLayer"):
-        decode_step(model, torch.zeros(1, 8, dtype=torch.long), graphs=False)
-
-
-def test_a_model_that_fails_on_its_cache_says_how(monkeypatch):
-    loaded = load_model("gpt2-tiny", TINY)
-    loaded.model.transformer.h[0].attn.forward = lambda *args, **kwargs: 1 / 0
-    with pytest.raises(DecodeError, match=r"does not fill a StaticCache \(ZeroDivisionError: division by zero\)"):
-        decode_step(loaded.model, loaded.kwargs["input_ids"], graphs=False)
-
-
-# --- memory and launches ---
-
-
-def test_memory_is_what_the_model_holds_and_what_the_call_allocates_beyond(monkeypatch):
-    """With a second model on the device, and gradients of an earlier step."""
-    model = nn.Linear(8, 8)
-    model(torch.ones(1, 8)).sum().backward()
-    at_entry: list[bool] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(
-        torch.cuda, "memory_allocated", lambda device: at_entry.append(model.weight.grad is None) or 5000
-    )
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: at_entry.append(True))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5300)
-    assert peak_memory(lambda: None, model, 40, CUDA) == {"model": 288, "held": 40, "step": 300, "peak": 628}
-    assert at_entry == [True, True], "gradients of an earlier step were counted as there before the call"
-
-
-def test_a_tied_weight_is_held_once():
-    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    assert model_bytes(model) == 128
-    model[1].weight = model[0].weight
-    assert model_bytes(model) == 64
-
-
-def test_launches_are_counted_by_category():
-    events = [
-        *({"ph": "X", "cat": "kernel", "name": f"triton_{number}"} for number in range(5)),
-        {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy DtoD"},
-        {"ph": "X", "cat": "gpu_memset", "name": "Memset"},
-        {"ph": "X", "cat": "gpu_user_annotation", "name": "## Call CompiledFxGraph"},
-        {"ph": "X", "cat": "cuda_runtime", "name": "cudaGraphLaunch"},
-        {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel"},
-        {"ph": "f", "cat": "kernel", "name": "an arrow in the trace"},
-    ]
-    assert launches_in({"traceEvents": events}) == {"kernels": 5, "copies": 2, "graphs": 1}
-
-
-@pytest.mark.parametrize("trace", [{}, {"traceEvents": [{"ph": "X", "cat": "cuda_runtime", "name": "cudaMalloc"}]}])
-def test_no_kernel_seen_is_missing_and_not_0(trace):
-    assert "may not be allowed to use CUPTI" in launches_in(trace)["missing"]
-
-
-def test_launches_on_a_gpu_leave_out_what_comes_before_the_call(monkeypatch):
-    order: list[str] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
-
-    def traced(call, device):
-        order.append("trace")
-        call()
-        return {"traceEvents": [{"ph": "X", "cat": "kernel", "name": "a"}]}
-
-    monkeypatch.setattr(device_cost, "_traced", traced)
-    counted = count_launches(lambda: order.append("call"), CUDA, before=lambda: order.append("before"))
-    assert counted == {"kernels": 1, "copies": 0, "graphs": 0}
-    assert order == ["before", "wait", "trace", "call"] * 2
-
-    def failing(call, device):
-        raise RuntimeError("CUPTI_ERROR_NOT_PERMITTED\nadvice")
-
-    monkeypatch.setattr(device_cost, "_traced", failing)
-    assert count_launches(lambda: None, CUDA) == {
-        "missing": "the profiler failed (RuntimeError: CUPTI_ERROR_NOT_PERMITTED)"
-    }
-
-
-def test_a_trace_of_torchs_profiler_has_the_events_that_are_counted():
-    """Of a CPU, whose operators stand where a GPU's kernels would."""
-    x = torch.ones(4)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        x.add(x).mul(x)
-    events = [event for event in device_cost.exported(profile)["traceEvents"] if event.get("cat") == "cpu_op"]
-    assert [(event["ph"], event["name"]) for event in events] == [("X", "aten::add"), ("X", "aten::mul")]
-    for event in events:
-        event["cat"] = "kernel"
-    assert launches_in({"traceEvents": events})["kernels"] == 2
-
-
-# --- the table ---
-
-
-def gpu_record() -> dict:
-    """A record as of a GPU: two schedules, training and decode; naive ran out of memory in training."""
-    mib = 1 << 20
-    latency = {
-        "unit": "s",
-        "samples": {"plain": [0.1] * 6, "attnres": [0.101] * 6},
-        "ratio": {"median": 1.01, "low": 1.005, "high": 1.015, "confidence": 0.97},
-        "device": "NVIDIA H100 80GB HBM3",
-        "threads": 8,
-        "calls_per_sample": 1,
-    }
-    memory = {
-        "plain": {"model": 2357 * mib, "held": 0, "step": 7643 * mib, "peak": 10000 * mib},
-        "attnres": {"model": 2358 * mib, "held": 0, "step": 7842 * mib, "peak": 10200 * mib},
-        "ratio": 1.02,
-    }
-    training_launches = {
-        "plain": {"kernels": 1000, "copies": 2, "graphs": 0},
-        "attnres": {"kernels": 1234, "copies": 2, "graphs": 0},
-        "ratio": 1.234,
-    }
-    decode_launches = {
-        "plain": {"kernels": 300, "copies": 0, "graphs": 1},
-        "attnres": {"kernels": 360, "copies": 0, "graphs": 1},
-        "ratio": 1.2,
-    }
-    training = {"workload": TRAINING, "schedule": "auto", "latency": latency, "memory": memory}
-    decode = {
-        "workload": DECODE,
-        "cuda_graphs": True,
-        "cache": {"tokens": 2047, "bytes": 256 * mib},
-        "latency": latency,
-        "memory": {"missing": "a CUDA graph allocates in a pool of its own"},
-    }
-    return {
-        "schema_version": 2,
-        "kind": "bench model",
-        "command": "",
-        "environment": {
-            "date": "2026-11-23",
-            "device": "NVIDIA H100 80GB HBM3",
-            "threads": 8,
-            "versions": {"torch": "2.11.0+cu128", "triton": "3.6.0", "fast": None},
-        },
-        "model": {"name": "llama-3.2-1b", "parameters": 1_235_814_400, "bytes": 2357 * mib},
-        "job": {"load": {"dtype": "bfloat16"}},
-        "inputs": {"input_ids": [4, 2048]},
-        "plan": [{"stream": "layers", "writes": 32, "reads": 33, "blocks": 8}],
-        "cells": [
-            training | {"launches": training_launches},
-            {"workload": TRAINING, "schedule": "naive", "missing": "out of memory: tried 20 GiB"},
-            decode | {"schedule": "auto", "launches": decode_launches},
-            decode | {"schedule": "naive", "launches": copy.deepcopy(decode_launches)},
-        ],
-    }
-
-
-def test_table_of_a_gpu_record():
-    table = bench_table(gpu_record())
-    assert "1,235,814,400 parameters (2,357 MiB), input_ids [4, 2048], bfloat16; 32 writes in 8 blocks" in table
-    assert "NVIDIA H100 80GB HBM3, 8 threads, torch 2.11.0+cu128, triton 3.6.0, 2026-11-23" in table
-    step = row_of(table, "training step [ms]", "auto")
-    assert step[1:] == ["auto", "100 (100 to 100)", "101 (101 to 101)", "1.010 [1.005, 1.015]", "6"]
-    assert "n/a training step, naive: out of memory: tried 20 GiB" in table
-    memory = row_of(table, "peak memory, training step [MiB]")
-    assert memory == ["peak memory, training step [MiB]", "auto", "10,000.0", "10,200.0", "1.020"]
-    assert "n/a peak memory, decode step: a CUDA graph allocates" in table
-    assert "the model (plain 2,357.0 MiB, attnres 2,358.0 MiB) and the most that one call allocates" in table
-    assert row_of(table, "kernels launched, training step", "auto")[1:] == ["auto", "1,000", "1,234", "1.234"]
-    assert (
-        table.count("decode step: one token a row against 2047 in a static cache of 256.0 MiB, under CUDA graphs") == 1
-    )
-    assert "NO CUDA GRAPH" not in table
-
-
-def test_a_decode_that_ran_without_its_cuda_graph_is_said():
-    record = gpu_record()
-    record["cells"][3]["launches"]["attnres"]["graphs"] = 0
-    table = bench_table(record)
-    assert "decode step, naive: attnres launched NO CUDA GRAPH" in table
-    assert table.count("NO CUDA GRAPH") == 1
-
-
-@pytest.mark.parametrize(
-    ("file", "rows"),
-    [
-        (
-            "gpt2-cpu.json",
-            {
-                "prefill [ms]": ["1163 (1146 to 1190)", "1182 (1170 to 1239)", "1.017 [1.012, 1.029]", "15"],
-                "training step [ms]": ["4454 (3860 to 4944)", "4546 (4053 to 4969)", "≈ 1.053 [0.962, 1.120]", "15"],
-                "prepare, prefill [s]": ["n/a", "3.121", "n/a", "2"],
-            },
-        ),
-        (
-            "gpt2-cpu-training.json",
-            {"training step [ms]": ["3603 (3271 to 4298)", "3727 (3359 to 4466)", "≈ 1.017 [0.976, 1.038]", "31"]},
-        ),
-    ],
-)
-def test_records_of_the_first_schema_are_still_read(file, rows):
-    record = json.loads((RECORDS / file).read_text())
-    assert record["schema_version"] == 1
-    table = bench_table(record)
-    for start, expected in rows.items():
-        assert row_of(table, start)[1:] == ["auto", *expected]
-    assert "peak memory" not in table
-    assert "kernels launched" not in table
-
-
-def test_the_schedule_of_an_old_record_is_named():
-    record = json.loads((RECORDS / "gpt2-cpu-training.json").read_text())
-    record["job"]["options"]["schedule"] = "direct"
-    assert row_of(bench_table(record), "training step [ms]")[1] == "direct"
-
-
-@pytest.mark.parametrize("changed", [{"schema_version": 3}, {"schema_version": 0}, {"kind": "overhead"}])
-def test_other_records_are_refused(changed):
-    with pytest.raises(MeasureError, match="with schema_version 1 or 2: measure again"):
-        bench_table(gpu_record() | changed)
-
-
-# --- mistakes ---
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,13 @@ from attnres_compile.bench.compile_time import (
 from attnres_compile.bench.measure import MeasureError
 from attnres_compile.models.load_options import LoadOptions
 
-pytest.importorskip("transformers")
-
 TINY = LoadOptions(seq=16)
+MODEL = """
+from tests.end_to_end.models import PreNorm, tokens
+
+def make():
+    return PreNorm(), (tokens(),), {}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +34,12 @@ def _children_see_this_checkout(child_environment, monkeypatch):
 
 
 @pytest.mark.parametrize("workload", [PREFILL, TRAINING])
-def test_times_of_real_processes(workload):
-    job = CompileJob("gpt2-tiny", TINY, workload, {"inner": "eager", "num_blocks": 2}, without_dropout=True)
+def test_times_of_real_processes(workload, tmp_path):
+    model = tmp_path / "model.py"
+    model.write_text(MODEL)
+    job = CompileJob(
+        f"{model}:make", LoadOptions(), workload, {"inner": "eager", "num_blocks": 2}, without_dropout=True
+    )
     times = measure_compile_time(job, rounds=1)
     plain, attnres = compile_samples(times)
     assert plain.seconds[0] > 0.1

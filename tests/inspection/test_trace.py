@@ -33,12 +33,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs the package tlparse, which is not installed")
     trace, out = tmp_path_factory.mktemp("trace"), tmp_path_factory.mktemp("report") / "out"
     paths = [str(path) for path in (ROOT, ROOT / "passes", ROOT / "kernels")]
-    environment = {
-        **os.environ,
-        "TORCH_TRACE": str(trace),
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "TORCH_TRACE": str(trace), "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     [log] = trace.glob("*.log")

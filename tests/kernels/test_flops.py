@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnres_kernels.depth_attention.flops  # noqa: F401  (registers the formulas)
-from attnres_kernels.depth_attention import fused, keys, two_phase
+from attnres_kernels.depth_attention import fused, keys, own, two_phase
 
 TOKENS, WIDTH, BLOCKS, READS, EPS = 5, 8, 3, 2, 1e-6
 ELEMENTS = TOKENS * WIDTH
@@ -60,6 +60,20 @@ def test_on_kernels() -> None:
         loss.backward()
     # A read: the sum again, h . u, h . p, three terms of dp, dk. A source: squares, its own term; per read four.
     assert counter.get_total_flops() == (READS * 2 * 8 + BLOCKS * 2 * (2 + 4 * READS)) * ELEMENTS
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("norm", [None, "rms"])
+def test_a_read_with_own_logits(norm: str | None) -> None:
+    sources, partials, queries, weights = parameters()
+    with FlopCounterMode(display=False) as counter:
+        (value,) = own.own_read(sources, partials[0], queries[0], weights[0], 1.0, EPS, norm=norm, returns_value=False)
+    # Of each source square sum, dot product and weighted sum.
+    assert counter.get_total_flops() == (BLOCKS + 1) * 2 * 3 * ELEMENTS
+    with FlopCounterMode(display=False) as counter:
+        value.sum().backward()
+    # h . v, three terms of dv, dk; through a norm the weighted sum again.
+    assert counter.get_total_flops() == (BLOCKS + 1) * 2 * (5 if norm is None else 6) * ELEMENTS
 
 
 def test_on_torch() -> None:

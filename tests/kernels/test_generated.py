@@ -160,6 +160,7 @@ NORMS = st.sampled_from(
 @example(17, 100, 9, 5, torch.float32, ("rms", 1, 0), True, 4)
 @example(2, 4100, 5, 2, torch.float32, ("layer", 1, 1), True, 5)
 @example(5, 4100, 6, 2, torch.float32, ("rms", 1, 0), False, 6)
+@example(2, 24, 10, 2, torch.float32, ("layer", 1, 1), True, 7)
 def test_a_group_of_reads_and_every_gradient(
     rows: int,
     width: int,

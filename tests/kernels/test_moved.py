@@ -13,6 +13,8 @@ from attnres_kernels.depth_attention import cost
 from attnres_kernels.depth_attention.generated import launches, moved
 from attnres_kernels.depth_attention.generated.cutting import cut, tiles_held
 from attnres_kernels.depth_attention.generated.logits import logits_text
+from attnres_kernels.depth_attention.generated.own_read import own_read_text
+from attnres_kernels.depth_attention.generated.own_read_backward import own_read_backward_text
 from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
@@ -21,6 +23,8 @@ from attnres_kernels.depth_attention.generated.specs import (
     MOST_READS,
     MOST_SOURCES,
     LogitsSpec,
+    OwnReadBackwardSpec,
+    OwnReadSpec,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
@@ -74,6 +78,7 @@ READS = [
     for n, inter, partial, adds, norm, value in product((0, 2), BOOLEANS, BOOLEANS, BOOLEANS, (None, "layer"), BOOLEANS)
     if (n or inter or partial) and (partial or not adds) and (norm or value)
 ]
+OWN_READS = [spec for spec in READS if not spec.has_inter]
 CASES: list[tuple[Callable[[Any], moved.Moved], Any, list[Callable[[Any], str]]]] = [
     *((moved.of_logits, LogitsSpec(splits, adds), [logits_text]) for splits in BOOLEANS for adds in BOOLEANS),
     *((moved.of_phase_1, Phase1Spec(3, 2, goes_on), [phase_1_text]) for goes_on in BOOLEANS),
@@ -86,6 +91,16 @@ CASES: list[tuple[Callable[[Any], moved.Moved], Any, list[Callable[[Any], str]]]
         )
         for spec in READS
         for value, normed, later, wide in ((True, False, False, False), (False, True, True, True))
+    ),
+    *((moved.of_own_read, OwnReadSpec(spec, at_once), [own_read_text]) for spec in OWN_READS for at_once in (1, 4)),
+    *(
+        (
+            moved.of_own_read_backward,
+            OwnReadBackwardSpec(spec, value, normed, later and spec.has_partial, at_once, at_once > 1),
+            [own_read_backward_text],
+        )
+        for spec in OWN_READS
+        for value, normed, later, at_once in ((True, False, False, 4), (False, True, True, 1))
     ),
     (moved.of_sources_backward, SourcesBackwardSpec(3, (0, 2), (1,), tiles=1), [gradients_text]),
     (moved.of_sources_backward, SourcesBackwardSpec(6, (0, 2, 3), (0, 1), tiles=3), [gradients_text]),
@@ -145,7 +160,7 @@ def test_a_cut_is_of_every_pair_once_and_no_worse_than_the_fewest_launches(
     for launch in found:
         assert launch.spec.sources <= MOST_SOURCES
         assert len(launch.spec.reads) <= MOST_READS
-        assert launch.spec.tiles == tiles_held(launch.spec.sources, len(launch.spec.reads), width)
+        assert launch.spec.tiles == tiles_held(len(launch.spec.reads), width)
         goes_on = {i for i in range(launch.spec.sources) if launch.first_read > 0 or launch.first_source + i == 0}
         assert set(launch.spec.carried) == goes_on
     passes = -(-reads // MOST_READS)

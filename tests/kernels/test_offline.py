@@ -29,15 +29,19 @@ NVIDIA = ("sm_80", "sm_90", "sm_100")
 SCRIPT = """
 import json, sys
 from dataclasses import asdict
+from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.depth_attention.generated.catalogue import kernels_of_block
+from attnres_kernels.occupancy import SHARED_MEMORY
 from attnres_kernels.offline import compile_offline
 
 found = []
 for target, width, sources, reads in json.loads(sys.argv[1]):
     for entry in kernels_of_block(sources, reads, width, later_reads=32):
         tile = (entry.tile.rows, entry.tile.columns, entry.tile.warps)
-        compiled = compile_offline(entry.text, entry.constants, tile, target)
+        compiled = compile_offline(entry.text, entry.constants_on(SHARED_MEMORY[target]), tile, target)
         found.append({**asdict(compiled.facts), "kind": entry.kind, "target": target})
+        share = SHARED_MEMORY[target] // tiling.programs_at_once(entry.tile)
+        found[-1] |= {"copied": entry.copied, "has_room": compiled.shared_bytes + 1024 <= share}
 print(json.dumps(found))
 """
 
@@ -69,6 +73,8 @@ SHAPES = (Shape(768, 1, 1), Shape(768, 2, 2), Shape(2048, 4, 3), Shape(4096, 9, 
 def test_kernels_spill_nothing_and_load_128_bits_on_nvidia(shape: Shape) -> None:
     for facts in compiled(("sm_90", shape.width, shape.sources, shape.reads)):
         assert (facts["spilled_bytes"], facts["narrowest_load"]) == (0, 128), facts
+        assert facts["copied_ahead"] == facts["copied"] or not facts["copied"], facts
+        assert facts["has_room"], facts
 
 
 def test_other_targets_compile() -> None:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from triton.backends.compiler import GPUTarget
 
-from attnres_kernels.depth_attention import fused, keys
+from attnres_kernels.depth_attention import fused, keys, own
 
 TOKENS, READS, EPS = 8, 2, 1e-6
 ANYWHERE = ConstantSource("x")
@@ -44,13 +44,14 @@ def group(sources: list[Tensor], queries: list[Tensor], weights: list[Tensor], b
     logits = [fused.source_logits(x, matrix, 0, EPS) for x in sources]
     block, of_block = fused.complete_block(sources[0], branch, matrix, 1, EPS)
     links, _ = fused.link_sources(sources, logits, of_ranges[0], 0, READS, EPS)
-    own, _ = fused.link_sources([block], [of_block], of_ranges[1], 1, READS, EPS)
+    later, _ = fused.link_sources([block], [of_block], of_ranges[1], 1, READS, EPS)
     made = fused.phase_1(sources, logits, 0, READS, READS)
     rest = {"branch": branch, "norm": "layer", "norm_eps": 1e-5, "norm_weight": norm, "norm_bias": norm}
     read = 0, READS, 1.0, EPS, sources[0]
     first = fused.read([links], [0], made[0], made[2], [], [], branch, rows[0], *read, **rest)
-    second = fused.read([links, own], [1, 0], made[1], made[3], [block], [of_block], None, None, 1, *read[1:])
-    return sum((x * x).sum() for x in (*first, *second))
+    second = fused.read([links, later], [1, 0], made[1], made[3], [block], [of_block], None, None, 1, *read[1:])
+    alone = own.own_read(sources, sources[0], queries[0], weights[0], 1.0, EPS, **rest)
+    return sum((x * x).sum() for x in (*first, *second, *alone))
 
 
 def main(width: int, count: int) -> None:

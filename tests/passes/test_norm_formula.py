@@ -15,9 +15,8 @@ from attnres_passes import norms as finder
 from attnres_passes.levels import is_depth_attention
 from attnres_passes.norms import Norm, NotFused, norm_behind
 from tests.passes.helpers import sample
-from tests.passes.test_norms import (
+from tests.passes.norm_models import (
     NO_NORM,
-    RECOGNISED,
     WIDTH,
     Stack,
     Written,
@@ -30,6 +29,7 @@ from tests.passes.test_norms import (
     stacked,
     written,
 )
+from tests.passes.test_norms import RECOGNISED
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -1,6 +1,6 @@
 """Puts each known fault into the store of a rank and shows by how much the comparison sees it.
 
-    OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo python -m tests.pipeline.negative_controls
+    python -m tests.pipeline.negative_controls
 
 Exits with 1 if a fault goes unseen.
 """

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -16,11 +13,11 @@ import pytest
 from attnres_passes.stage_layout import StageLayout, StageOrder
 from attnres_passes.transfer_cost import transfer_cost
 from attnres_passes.transfers import StagePlan, plan_stages
+from tests.pipeline import worker
 from tests.pipeline.cases import CASES, CRASH, HANG, REPLICAS, Case
 from tests.pipeline.models import LENGTH, MODELS, WIDTH
-from tests.pipeline.worker import ROWS
+from tests.processes import run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 SEEN = 1e-6
 """An error that a sabotaged run must exceed; sound ones stay four orders of magnitude below."""
 
@@ -30,23 +27,8 @@ pytestmark = pytest.mark.processes
 @cache
 def results(ranks: int, only: str = "", ends: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
     """What each rank found, for all cases; the processes are started once. ends: exit codes to expect."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in (".", "passes", "kernels")),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        commands = [
-            [sys.executable, "-m", "tests.pipeline.worker", str(r), str(ranks), folder, only] for r in range(ranks)
-        ]
-        running = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-            for command in commands
-        ]
-        errors = [process.communicate(timeout=600)[1] for process in running]
-        for rank, process in enumerate(running):
-            assert process.returncode == (ends[rank] if ends else 0), f"rank {rank}:\n{errors[rank][-4000:]}"
+        run_ranks(worker.main, ranks, Path(folder), only, ends=ends)
         paths = [Path(folder) / f"{rank}.json" for rank in range(ranks)]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
@@ -87,7 +69,7 @@ def test_bytes_handed_to_the_sends_are_the_plan(ranks: int, case: Case) -> None:
     found = of(case, ranks)
     assert len({result["plan"] for result in found}) == 1
     plan = plan_of(ranks, case)
-    unit = ROWS * LENGTH * WIDTH * 8
+    unit = worker.ROWS * LENGTH * WIDTH * 8
     sent = {place: count for result in found for place, count in result["sent"].items()}
     for hop, units in enumerate(transfer_cost(plan).hop_units):
         assert sent.get(f"fwd {hop}", 0) == units * unit

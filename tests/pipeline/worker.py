@@ -1,4 +1,4 @@
-"""One rank: runs the cases one after the other and writes what it found. ``python -m tests.pipeline.worker``."""
+"""One rank: runs the cases one after the other and writes what it found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import datetime
 import json
 import os
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -32,7 +31,6 @@ PATIENCE = datetime.timedelta(seconds=3)
 
 
 def main(rank: int, size: int, folder: Path, only: str = "") -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder / 'rendezvous'}", TIMEOUT, size, rank)
     found = {}
     if only in ALONE:
@@ -242,7 +240,3 @@ def sabotage(fault: str, pipe: Pipeline) -> None:
             put(microbatch, block, first.setdefault((microbatch, block), value.detach().clone()))
 
         store.put = keep_first  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

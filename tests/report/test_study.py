@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ from attnres_kernels.depth_attention.generated import (
     moved,
     tiling,
 )
+from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
 from attnres_passes.config import AttnResConfig
 from attnres_passes.fuse import fuse
+from attnres_passes.gradient_sets import gradient_passes
 from attnres_passes.grouping import group_reads
 from attnres_passes.implementation import Implementation
 from attnres_passes.lower import lower
@@ -59,12 +62,9 @@ def mechanism_flops(width: int, tokens: int, writes: int, size: int) -> tuple[in
             parts = n - group.shared + bool(group.shared) + bool(is_open)
             forward += parts + 2 * bool(is_open)
             backward += parts + 1 + 5 * bool(is_open)
-        # A block in the group: its squares and its own term, once for all reads that attend to it; four per read.
-        starts = [n > before for before, n in zip((0, *group.completed), group.completed, strict=False)]
-        for place, is_start in enumerate(starts):
-            if is_start:
-                blocks = group.completed[place] - (group.completed[place - 1] if place else 0)
-                backward += blocks * (2 + 4 * (count_of - place))
+    for found in gradient_passes(numbers, partial(moved_by_launches, width=width)):
+        # A block: its squares and its own term, once for all reads of a set; four per read.
+        backward += sum((of_set.stop - of_set.start) * (2 + 4 * of_set.reads) for of_set in found.sets)
     # Phase 1 is made again by the inner compiler, which the graph that is counted here leaves to it.
     backward -= sum(
         group.shared * len(group.completed)

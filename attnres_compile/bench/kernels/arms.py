@@ -14,9 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_compile.bench.kernels.bytes import SCHEDULES, Moved, grouping, moved_by_kernels, moved_ideally
+from attnres_compile.bench.kernels.bytes import (
+    SCHEDULES,
+    Moved,
+    grouping,
+    moved_by_kernels,
+    moved_by_own_read,
+    moved_ideally,
+)
 from attnres_compile.bench.kernels.work import BLOCK, EPS, OP, Inputs, Shape, block_by_reads, definition
-from attnres_kernels.depth_attention import fused, keys, scheduled
+from attnres_kernels.depth_attention import fused, keys, own, scheduled
+from attnres_kernels.depth_attention.generated import own_tiling
 from attnres_passes import torch_compat
 from attnres_passes.grouping import Grouping
 
@@ -74,6 +82,7 @@ _KERNEL_CALLS: tuple[Callable[..., Any], ...] = (
     fused.link_sources,
     fused.phase_1,
     fused.read,
+    own.own_read,
 )
 
 
@@ -96,7 +105,22 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
         if not unsupported:
             known = replace(known, call=compiled(_kernel_op(shape, "auto", True), inner), prepare=_kernel_logits)
         arms.append(replace(known, note="logits of completed blocks given, as in a model"))
+        arms.append(_one_launch(shape, inner, unsupported))
     return arms
+
+
+def _one_launch(shape: Shape, inner: str, unsupported: str) -> Arm:
+    """A read that makes its logits itself."""
+    arm = Arm("kernels, one launch", KERNELS, moved_by_own_read(shape), note="makes all logits itself")
+    most = own_tiling.most_sources(shape.width, None)
+    if shape.sources + 1 > most:
+        unsupported = unsupported or f"makes its own logits of up to {most} sources of this width"
+    return replace(arm, unsupported=unsupported) if unsupported else replace(arm, call=compiled(_own_op, inner))
+
+
+def _own_op(inputs: Inputs, _: list[Tensor]) -> list[Tensor]:
+    partial, query, key_weight = inputs.branches[0], inputs.queries[0], inputs.key_weights[0]
+    return list(own.own_read(inputs.sources, partial, query, key_weight, 1.0, EPS))
 
 
 def _kernel_logits(inputs: Inputs) -> list[Tensor]:

@@ -15,7 +15,9 @@ reads: one pass over blocks and ``h``, and one more over the blocks for the grad
 short, in launches as ``generated.cutting`` cuts them.
 
 The *ideal* form is what all other arms are charged with, so that their fractions compare times and nothing else: the
-cheaper schedule, every tensor read once per phase, logits known as they are in a model.
+cheaper schedule, every tensor read once per phase, logits known as they are in a model. For one read it is one pass
+each way, which a kernel that makes the logits itself does, too: sources and output, and backward sources, their
+gradients and that of the output.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnres_compile.bench.kernels.work import BLOCK, Shape
-from attnres_kernels.depth_attention.generated import tiling
-from attnres_kernels.depth_attention.generated.cutting import cut
-from attnres_kernels.depth_attention.generated.moved import of_sources_backward
+from attnres_kernels.depth_attention.generated import own_tiling, tiling
+from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
+from attnres_kernels.depth_attention.generated.moved import of_own_read, of_own_read_backward
+from attnres_kernels.depth_attention.generated.specs import ReadSpec
 from attnres_passes.grouping import Group, Grouping, group_reads
 
 SCHEDULES = ("direct", "two_phase")
@@ -62,8 +65,17 @@ def moved_by_kernels(shape: Shape, schedule: str, makes_logits: bool = False) ->
     return Moved(forward, backward)
 
 
+def moved_by_own_read(shape: Shape) -> Moved:
+    """What one read moves on a kernel that makes its logits itself, of a shape at op level."""
+    read = ReadSpec(shape.sources, has_inter=False)
+    backward = own_tiling.backward_spec(read, shape.width, True, False, False)
+    return Moved(of_own_read(own_tiling.forward_spec(read, shape.width)).total, of_own_read_backward(backward).total)
+
+
 def moved_ideally(shape: Shape) -> Moved:
     """What the other arms are charged with."""
+    if shape.level != BLOCK:
+        return moved_by_own_read(shape)
     found = []
     for schedule in SCHEDULES:
         groups = grouping(shape, schedule).groups
@@ -93,9 +105,6 @@ def _of_reads(shape: Shape, group: Group) -> int:
 
 
 def _of_sources(shape: Shape, group: Group) -> int:
-    """The launches of ``launch_sources_backward``; reads before the last ones find gradients to add to."""
-    count, blocks = len(group.completed), shape.sources
-    carried = tuple(range(blocks)) if group.first + count < shape.reads else ()
-    return sum(
-        of_sources_backward(launch.spec).total for launch in cut(blocks, tuple(range(count)), carried, shape.width)
-    )
+    """The launches of ``launch_sources_backward``; reads beyond the first launch's find gradients to add to."""
+    count = len(group.completed)
+    return moved_by_launches(shape.sources, count, shape.width, carried=group.first + count < shape.reads)

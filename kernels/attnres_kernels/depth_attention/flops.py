@@ -17,7 +17,7 @@ import attnres_kernels.depth_attention.key_ops
 import attnres_kernels.depth_attention.merge_ops
 import attnres_kernels.depth_attention.op
 import attnres_kernels.depth_attention.two_phase  # noqa: F401  (these define the operators)
-from attnres_kernels.depth_attention.generated import operators  # noqa: F401
+from attnres_kernels.depth_attention.generated import operators, own_operators  # noqa: F401
 
 Shape = Sequence[int]
 Shapes = Sequence[Shape]
@@ -85,6 +85,29 @@ def read_backward_flops(
     """The weighted sum again, and times its gradient; of the partial sum a product, three terms and the key's."""
     parts, elements = _parts(inter_shape, sources_shape, partial_shape)
     return PAIR * (parts + 1 + (5 if partial_shape is not None else 0)) * elements
+
+
+@register_flop_formula(torch.ops.attnres.generated_own_read)
+def own_read_flops(sources_shape: Shapes, partial_shape: Shape | None, *args: Any, **kwargs: Any) -> int:
+    """Square sum, dot product and weighted sum of every source, as the definition."""
+    parts, elements = _parts(None, sources_shape, partial_shape)
+    return 3 * PAIR * parts * elements
+
+
+@register_flop_formula(torch.ops.attnres.generated_own_read_backward)
+def own_read_backward_flops(
+    value_grad_shape: Shape | None,
+    normed_grad_shape: Shape | None,
+    partial_grad_shape: Shape | None,
+    statistics_shape: Shape,
+    sources_shape: Shapes,
+    partial_shape: Shape | None,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """Of every source a product, three terms and the key's; through a norm the weighted sum again."""
+    parts, elements = _parts(None, sources_shape, partial_shape)
+    return PAIR * parts * (5 + (normed_grad_shape is not None)) * elements
 
 
 @register_flop_formula(torch.ops.attnres.generated_sources_backward)

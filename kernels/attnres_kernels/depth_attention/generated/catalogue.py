@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from attnres_kernels.depth_attention.generated import tiling
+import torch
+
+from attnres_kernels.depth_attention.generated import own_tiling, tiling
 from attnres_kernels.depth_attention.generated.cutting import cut
 from attnres_kernels.depth_attention.generated.logits import logits_text
+from attnres_kernels.depth_attention.generated.own_read import own_read_text
+from attnres_kernels.depth_attention.generated.own_read_backward import own_read_backward_text
 from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
@@ -24,12 +28,21 @@ from attnres_kernels.depth_attention.generated.specs import (
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel. constants: its compile-time arguments but the tile."""
+    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; copied: rows
+    that its pipeline over rows copies at a time.
+    """
 
     kind: str
     text: str
     tile: tiling.Tiling
     constants: dict[str, float]
+    copied: int = 0
+
+    def constants_on(self, shared_memory: int) -> dict[str, float]:
+        """All constants but the tile, for bf16 sources. shared_memory: bytes of a multiprocessor."""
+        if not self.copied:
+            return self.constants
+        return {**self.constants, "STAGES": tiling.stages(self.copied, self.tile, 2, shared_memory)}
 
 
 def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> Iterator[Entry]:
@@ -54,7 +67,7 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
         if not launch.spec.sums_keys:
             yield Entry("sources backward, keys", keys_text(launch.spec), along, {})
     most = tiling.most_in_place(width)
-    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most)}
+    in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most - 1)}
     norms: tuple[NormKind, ...] = ("rms", "layer")
     for (kind, blocks), norm in product(in_place.items(), norms):
         if kind == "phase 2 with blocks" and blocks == 0:
@@ -62,5 +75,22 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
         read = ReadSpec(blocks, kind != "direct read", True, True, norm, True, norm == "layer", False)
         name = f"{kind}, {norm} norm"
         yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
-        backward_read = ReadBackwardSpec(read, False, True, True, is_wide=tiling.is_wide(width))
-        yield Entry(f"{name}, backward", read_backward_text(backward_read), whole, {"factor": 1.0})
+        spec = ReadBackwardSpec(read, False, True, True, tiling.is_wide(width))
+        yield Entry(f"{name}, backward", read_backward_text(spec), whole, {"factor": 1.0}, spec.copied)
+    yield from _own_reads(sources, width)
+
+
+def _own_reads(sources: int, width: int) -> Iterator[Entry]:
+    """Reads that make their own logits: alone, as is a read on its own, and with everything fused."""
+    forward, backward = own_tiling.forward_tile(width), own_tiling.backward_tile(width)
+    sums, sums_back = (own_tiling.lanes(tile, torch.bfloat16) for tile in (forward, backward))
+    norms: tuple[NormKind | None, ...] = (None, "rms", "layer")
+    for norm in norms:
+        has_norm = norm is not None
+        blocks = min(sources, own_tiling.most_sources(width, norm) - 1)
+        read = ReadSpec(blocks, False, True, has_norm, norm, has_norm, norm == "layer", not has_norm)
+        back = own_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm)
+        name = "read with own logits" + (f", {norm} norm" if has_norm else "")
+        text = own_read_text(own_tiling.forward_spec(read, width))
+        yield Entry(name, text, forward, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5, **sums})
+        yield Entry(f"{name}, backward", own_read_backward_text(back), backward, {"factor": 1.0, **sums_back})

@@ -14,9 +14,7 @@ from itertools import product
 
 from attnres_kernels.depth_attention.generated import moved, tiling
 from attnres_kernels.depth_attention.generated.specs import (
-    MOST_OF_MANY_READS,
     MOST_READS,
-    MOST_READS_OF_MANY,
     MOST_SOURCES,
     MOST_TILES_OF_KEYS,
     SourcesBackwardSpec,
@@ -36,11 +34,10 @@ class Launch:
         return 1 if self.spec.sums_keys else 2
 
 
-def tiles_held(sources: int, reads: int, width: int) -> int:
+def tiles_held(reads: int, width: int) -> int:
     """Tiles of a row for which one launch holds sums for the keys in registers: all of them, or none."""
     tiles = -(-width // tiling.steps(width).columns)
-    fits = reads * tiles <= MOST_TILES_OF_KEYS and (reads <= MOST_READS_OF_MANY or sources <= MOST_OF_MANY_READS)
-    return tiles if fits else 0
+    return tiles if reads * tiles <= MOST_TILES_OF_KEYS else 0
 
 
 @cache
@@ -61,6 +58,13 @@ def cut(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: i
     return min(_cuts(sources, reads, carried, width), key=cost, default=())
 
 
+@cache
+def moved_by_launches(sources: int, reads: int, width: int, carried: bool = True) -> int:
+    """What all launches move per token, in units of the width. carried: whether later reads gave gradients."""
+    launches = cut(sources, tuple(range(reads)), tuple(range(sources)) if carried else (), width)
+    return sum(moved.of_sources_backward(launch.spec).total for launch in launches)
+
+
 def _cuts(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int) -> Iterator[tuple[Launch, ...]]:
     for of_sources, of_reads in product(_pieces(sources, MOST_SOURCES), _pieces(len(reads), MOST_READS)):
         yield tuple(
@@ -74,7 +78,7 @@ def _spec(
     sources: range, reads: tuple[int, ...], carried: tuple[int, ...], goes_on: bool, width: int
 ) -> SourcesBackwardSpec:
     later = tuple(i for i, source in enumerate(sources) if goes_on or source in carried)
-    return SourcesBackwardSpec(len(sources), reads, later, tiles_held(len(sources), len(reads), width))
+    return SourcesBackwardSpec(len(sources), reads, later, tiles_held(len(reads), width))
 
 
 def _pieces(total: int, most: int) -> Iterator[list[tuple[int, int]]]:

@@ -195,17 +195,16 @@ def read_backward(
         norm, normed_grad = None, None
     given = [None if grad is None else tensors.rows_of(grad) for grad in (value_grad, normed_grad, partial_grad)]
     has_value_grad, has_normed_grad, has_partial_grad = (grad is not None for grad in given)
-    forward, is_wide = parts.spec(adds, norm, returns_value), tiling.is_wide(width)
-    spec = ReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, is_wide)
-    has_weight, has_bias = spec.forward.has_weight, spec.forward.has_bias
+    forward = parts.spec(adds, norm, returns_value)
+    spec = ReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, tiling.is_wide(width))
     tile = tiling.whole_rows(width)
-    programs, rows_per_program = tensors.shares(like, 1)
+    programs, rows_per_program = tensors.shares(like, 1, tiling.programs_at_once(tile))
     read_grad = tensors.new(like, (rows, width), dtype)
     scalars = tensors.new(like, (2, rows), torch.float32)
     partial_grad_out = None if parts.partial is None else tensors.new(like, (rows, width), dtype)
     sums = [
         tensors.new(like, (programs, width), torch.float32) if wanted else None
-        for wanted in (parts.partial is not None, has_weight, has_bias)
+        for wanted in (forward.has_partial, forward.has_weight, spec.sums_bias)
     ]
     if rows > 0:
         others = [norm.weight if norm is not None else None, statistics, *given]
@@ -222,9 +221,12 @@ def read_backward(
             *(grad.stride(0) for grad in given if grad is not None),
             factor=factor,
             BLOCK_D=tile.columns,
+            STAGES=tiling.stages(spec.copied, tile, dtype.itemsize, tiling.shared_memory(like.device)),
             num_warps=tile.warps,
         )
     else:
         sums = [None if x is None else torch.zeros_like(x) for x in sums]
     key_grad, weight_grad, bias_grad = (None if x is None else x.sum(0) for x in sums)
+    if forward.has_bias and given[1] is not None and not spec.sums_bias:
+        bias_grad = given[1].sum(0, dtype=torch.float32)
     return ReadGradients(read_grad, scalars, partial_grad_out, key_grad, weight_grad, bias_grad)

@@ -50,5 +50,7 @@ LAUNCHES: dict[str, Callable[[Sequence[Any]], int]] = {
     "attnres.generated_read": _of_read_call,
     "attnres.generated_read_backward": _of_read_backward_call,
     "attnres.generated_sources_backward": _of_sources_backward_call,
+    "attnres.generated_own_read": lambda args: 1,
+    "attnres.generated_own_read_backward": lambda args: 1,
 }
 """By operator, from the positional arguments of a call."""

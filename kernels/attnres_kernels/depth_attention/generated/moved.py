@@ -51,13 +51,10 @@ def of_read(spec: ReadSpec) -> Moved:
 def of_read_backward(spec: ReadBackwardSpec) -> Moved:
     """Its parts and the gradients given; the gradients of the weighted sum and of the partial sum.
 
-    What is read twice comes from the cache the second time.
+    One of the gradients is read again where that of the bias is apart, a sum over it.
     """
-    forward = spec.forward
-    has_normed_grad = forward.norm is not None and spec.has_normed_grad
-    parts = forward.sources + forward.has_inter + forward.has_partial
-    given = spec.has_value_grad + has_normed_grad + spec.has_partial_grad
-    return Moved(parts + given, 1 + forward.has_partial)
+    again = spec.has_normed_grad and spec.forward.has_bias and not spec.sums_bias
+    return Moved(spec.tiles + again, 1 + spec.forward.has_partial)
 
 
 def of_sources_backward(spec: SourcesBackwardSpec) -> Moved:

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnres_kernels.depth_attention.generated.specs import ReadSpec
-from attnres_kernels.depth_attention.generated.writing import ROW, along, lines, load, load_vector, store
+from attnres_kernels.depth_attention.generated.writing import (
+    ROW,
+    along,
+    lines,
+    load,
+    load_stored,
+    load_vector,
+    store,
+    sum_together,
+    with_additions,
+)
 
 
 def parts_of(spec: ReadSpec) -> list[str]:
@@ -38,17 +48,18 @@ def load_logits(spec: ReadSpec) -> list[str]:
     ]
 
 
-def merged_values(spec: ReadSpec, behind_loads: Sequence[str] = ()) -> list[str]:
-    """``merged``, the sum of all parts, each with its weight. behind_loads: statements between loads and sum."""
-    text = []
-    terms = ["weight_partial * state"] if spec.has_partial else []
-    if spec.has_inter:
-        text.append(load("inter", "width", "earlier"))
-        terms.append("weight_inter * earlier")
-    for i in range(spec.sources):
-        text.append(load(f"source_{i}", f"source_stride_{i}", f"block_{i}"))
-        terms.append(f"weight_source_{i} * block_{i}")
-    return [*text, *behind_loads, f"merged = {terms[0]}", *(f"merged += {term}" for term in terms[1:])]
+def load_earlier(spec: ReadSpec) -> list[str]:
+    """All parts but the partial sum, as they are stored."""
+    text = [load_stored("inter", "width", "earlier")] if spec.has_inter else []
+    return text + [load_stored(f"source_{i}", f"source_stride_{i}", f"block_{i}") for i in range(spec.sources)]
+
+
+def merged_values(spec: ReadSpec) -> list[str]:
+    """``merged``, the sum of all parts, each with its weight."""
+    terms = ["weight_inter * earlier.to(tl.float32)"] if spec.has_inter else []
+    terms += [f"weight_source_{i} * block_{i}.to(tl.float32)" for i in range(spec.sources)]
+    terms += ["weight_partial * state"] if spec.has_partial else []
+    return [f"merged = {terms[0]}", *(f"merged += {term}" for term in terms[1:])]
 
 
 def read_name(spec: ReadSpec, kind: str = "read") -> str:
@@ -85,15 +96,20 @@ def read_text(spec: ReadSpec) -> str:
         *(["partial_stride"] if spec.has_partial else []),
         *(["branch_stride"] if spec.adds else []),
     ]
+    # Everything is loaded before the first sum over the row, which no load is moved over: memory is waited for once.
     # Stores stand behind loads and sums, which do not wait for them; where they do, ptxas spills registers, too.
-    new_partial = [store("new_partial", "rounded")] if spec.adds else []
+    body = [*(_load_partial(spec) if spec.has_partial else []), *load_earlier(spec), *load_logits(spec)]
+    # As it is stored, too.
+    for name, has in (("weight", spec.has_weight), ("bias", spec.has_bias)):
+        body += [f"{name} = tl.load(norm_{name} + column, mask=inside, other=0.0)"] if has else []
+    body += [*(_partial(spec) if spec.has_partial else []), *_softmax(parts_of(spec))]
+    body += [store("new_partial", "rounded")] if spec.adds else []
+    body += [*merged_values(spec), "merged = merged * factor"]
     kept = _KEPT_OF_PARTIAL if spec.has_partial else []
-    body = [*load_logits(spec), *(_partial(spec) if spec.has_partial else []), *_softmax(parts_of(spec))]
-    body += [*merged_values(spec, new_partial), "merged = merged * factor"]
     if spec.returns_value:
         body.append(store("value", "merged"))
     body += _norm(spec, kept) if spec.norm else kept
-    return f"""\
+    return with_additions(f"""\
 @triton.jit
 def {read_name(spec)}(
     {", ".join(arguments)},
@@ -103,24 +119,27 @@ def {read_name(spec)}(
     column = tl.arange(0, BLOCK_D)
     inside = column < width
     {lines(body, 4)}
-"""
+""")
+
+
+def _load_partial(spec: ReadSpec) -> list[str]:
+    """The partial sum, the branch and the key."""
+    branch = [load("branch", "branch_stride", "added")] if spec.adds else []
+    return [load("partial", "partial_stride", "state"), *branch, load_vector("key", "key_row")]
 
 
 def _partial(spec: ReadSpec) -> list[str]:
     """``state``, the partial sum with the branch added, and its logit."""
-    text = [load("partial", "partial_stride", "state")]
-    if spec.adds:
-        text += [
-            load("branch", "branch_stride", "added"),
-            "# The sum is rounded before it is read, as it is where the add is a kernel of its own.",
-            "rounded = (state + added).to(new_partial.dtype.element_ty)",
-            "state = rounded.to(tl.float32)",
-        ]
+    added = [
+        "# The sum is rounded before it is read, as it is where the add is a kernel of its own.",
+        "rounded = (state + added).to(new_partial.dtype.element_ty)",
+        "state = rounded.to(tl.float32)",
+    ]
     return [
-        *text,
-        load_vector("key", "key_row"),
-        "inverse_rms = tl.rsqrt(tl.sum(state * state) / width + eps)",
-        "logit_partial = tl.sum(state * key_row) * inverse_rms",
+        *(added if spec.adds else []),
+        sum_together({"squares": "state * state", "product": "state * key_row"}),
+        "inverse_rms = tl.rsqrt(squares / width + eps)",
+        "logit_partial = product * inverse_rms",
     ]
 
 
@@ -142,8 +161,7 @@ def _softmax(parts: list[str]) -> list[str]:
 
 def _norm(spec: ReadSpec, kept: Sequence[str]) -> list[str]:
     """``normed``. kept: statements that store what the backward needs of the partial sum."""
-    # Loaded before the sums over the row, which it does not wait for; behind them ptxas spills registers, too.
-    text = [load_vector("norm_weight", "weight")] if spec.has_weight else []
+    text = []
     if spec.norm == "layer":
         text += [
             "mean = tl.sum(merged) / width",
@@ -159,8 +177,8 @@ def _norm(spec: ReadSpec, kept: Sequence[str]) -> list[str]:
         *kept,
     ]
     if spec.has_weight:
-        text.append("out *= weight")
+        text.append("out *= weight.to(tl.float32)")
     if spec.has_bias:
-        text += [load_vector("norm_bias", "bias"), "out += bias"]
+        text.append("out += bias.to(tl.float32)")
     text.append(store("normed", "out"))
     return text

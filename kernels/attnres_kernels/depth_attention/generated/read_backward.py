@@ -13,25 +13,31 @@ gets its own here::
 
 The value is computed again from the parts. Each program sums over its own rows; programs are summed in a fixed order
 afterwards, so that two runs give the same bits.
+
+A row's sums over the width stop a program twice, so that programs cannot hide how long memory takes: the loop over rows
+is a pipeline. While one row is worked on, the next ones are copied to shared memory, where they wait without registers.
 """
 
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.read import (
     earlier_arguments,
+    load_earlier,
     load_logits,
     merged_values,
     parts_of,
     read_name,
 )
 from attnres_kernels.depth_attention.generated.specs import ReadBackwardSpec
-from attnres_kernels.depth_attention.generated.writing import load, load_again, load_vector, over_rows, store
-
-BARRIER = "tl.debug_barrier()  # another thread may go on with a sum"
-
-_KEY = load_vector("key", "key_row")
-_LOG_TOTAL = "tl.store(scalars + rows + row, log_total)"
-"""Both stand where they cost fewest registers, by what offline compilation says."""
+from attnres_kernels.depth_attention.generated.writing import (
+    load,
+    load_again,
+    load_in_cache,
+    over_rows,
+    store,
+    sum_together,
+    with_additions,
+)
 
 
 def read_backward_text(spec: ReadBackwardSpec) -> str:
@@ -40,7 +46,7 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
     """
     forward = spec.forward
     norm = forward.norm if spec.has_normed_grad else None
-    has_weight, has_bias = bool(norm) and forward.has_weight, bool(norm) and forward.has_bias
+    has_weight, has_bias = bool(norm) and forward.has_weight, bool(norm) and spec.sums_bias
     pointers, strides = earlier_arguments(forward)
     arguments = [
         *pointers,
@@ -68,47 +74,34 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
     sums = ["key_grad"] if forward.has_partial else []
     sums += ["norm_weight_grad"] if has_weight else []
     sums += ["norm_bias_grad"] if has_bias else []
+    start = ["inverse_width = 1.0 / width", *(f"{name} = tl.zeros([BLOCK_D], tl.float32)" for name in sums)]
     loop = [
-        _statistic("log_total", 0),
-        *load_logits(forward),
-    ]
-    if forward.has_partial:
-        loop += [_statistic("logit_partial", 1), load("partial", "partial_stride", "state")]
-    loop += [f"weight_{part} = tl.exp(logit_{part} - log_total)" for part in parts_of(forward)]
-    loop += merged_values(forward)
-    if spec.has_value_grad:
-        loop.append(load("value_grad", "value_grad_stride", "grad"))
-    else:
-        loop.append("grad = tl.zeros([BLOCK_D], tl.float32)")
-    if norm:
-        loop += _norm(norm, has_weight, has_bias, spec.is_wide)
-    loop += [
+        *_numbers(spec),
+        "tl.store(scalars + rows + row, log_total)",
+        *([load("partial", "partial_stride", "state")] if forward.has_partial else []),
+        *(f"weight_{part} = tl.exp(logit_{part} - log_total)" for part in parts_of(forward)),
+        *load_earlier(forward),
+        *([load("normed_grad", "normed_grad_stride", "outer")] if norm else []),
+        *merged_values(forward),
+        *_grad(spec),
+        *_row_again(),
         "# Rounded as it is stored, so that the sums here and in the sources' backward are over the same numbers.",
         "grad_stored = (grad * factor).to(read_grad.dtype.element_ty)",
         store("read_grad", "grad_stored"),
         "grad = grad_stored.to(tl.float32)",
-        *([_KEY] if forward.has_partial and not spec.is_wide else []),
-        "delta = tl.sum(grad * merged)",
+        *([load_again("partial", "partial_stride", "state")] if spec.is_wide and forward.has_partial else []),
+        *_sums(spec, {"delta": "grad * merged"} | ({"along_state": "grad * state"} if forward.has_partial else {})),
         "tl.store(scalars + row, delta)",
-        *([_LOG_TOTAL] if spec.is_wide or not forward.has_partial else []),
+        *(_partial(spec) if forward.has_partial else []),
     ]
-    if forward.has_partial:
-        loop += _partial(spec)
-    if spec.is_wide:
-        loop.append(BARRIER)
-        zeros = "tl.zeros([BLOCK_D], tl.float32)"
-        start = [f"tl.store({name}s + program * width + column, {zeros}, mask=inside)" for name in sums]
-        start, end = [*start, BARRIER], []
-    else:
-        start = [f"{name} = tl.zeros([BLOCK_D], tl.float32)" for name in sums]
-        end = [f"tl.store({name}s + program * width + column, {name}, mask=inside)" for name in sums]
-    return f"""\
+    end = [f"tl.store({name}s + program * width + column, {name}, mask=inside)" for name in sums]
+    return with_additions(f"""\
 @triton.jit
 def {_name(spec)}(
     {", ".join(arguments)},
-    factor: tl.constexpr, BLOCK_D: tl.constexpr,
+    factor: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):
-{over_rows("0", start, loop, end)}"""
+{over_rows("0", start, loop, end, stages="STAGES")}""")
 
 
 def _name(spec: ReadBackwardSpec) -> str:
@@ -121,70 +114,90 @@ def _name(spec: ReadBackwardSpec) -> str:
         )
         if has
     ]
-    return "_".join([read_name(spec.forward, "read_backward"), *given, *["wide"] * spec.is_wide])
+    return "_".join([read_name(spec.forward, "read_backward"), *given])
 
 
-def _statistic(name: str, place: int) -> str:
-    return f"{name} = tl.load(statistics + row * 5 + {place})"
+def _numbers(spec: ReadBackwardSpec) -> list[str]:
+    """Loads of what a row has one number of."""
+    norm = spec.forward.norm if spec.has_normed_grad else None
+    places = {"log_total": 0}
+    places |= {"logit_partial": 1, "inverse_rms": 2} if spec.forward.has_partial else {}
+    places |= {"mean": 3} if norm == "layer" else {}
+    places |= {"inverse_deviation": 4} if norm else {}
+    statistics = [f"{name} = tl.load(statistics + row * 5 + {place})" for name, place in places.items()]
+    return [*statistics, *load_logits(spec.forward)]
 
 
-def _add(name: str, value: str, is_wide: bool) -> str:
-    """Add to a sum over tokens, in registers, or where they have no room for it, in the program's own row in memory."""
-    if not is_wide:
-        return f"{name} += {value}"
-    at = f"{name}s + program * width + column"
-    return f"tl.store({at}, tl.load({at}, mask=inside, other=0.0) + {value}, mask=inside)"
+def _grad(spec: ReadBackwardSpec) -> list[str]:
+    """``grad``, of the value: what is given, and that of the normed value through the norm."""
+    text = [load("value_grad", "value_grad_stride", "grad")] if spec.has_value_grad else []
+    if spec.forward.norm and spec.has_normed_grad:
+        return [*text, *_norm(spec)]
+    return text or ["grad = tl.zeros([BLOCK_D], tl.float32)"]
 
 
-def _norm(norm: str, has_weight: bool, has_bias: bool, is_wide: bool) -> list[str]:
-    """The gradient of the normed value, through the norm, added to ``grad``."""
-    centered = "merged * factor"
-    text = [_statistic("inverse_deviation", 4)]
-    if norm == "layer":
-        text.append(_statistic("mean", 3))
-        centered = "(merged * factor - mean)"
-    unit = f"unit = tl.where(inside, {centered} * inverse_deviation, 0.0)"
-    weighted = ["outer = outer * norm_weight_row"] if has_weight else []
-    text += [unit, load("normed_grad", "normed_grad_stride", "outer")]
-    if has_bias:
-        text.append(_add("norm_bias_grad", "outer", is_wide))
-    if has_weight:
+def _norm(spec: ReadBackwardSpec) -> list[str]:
+    """The gradient of the normed value, through the norm, added to ``grad``.
+
+    Behind the sums over the row, the normed value is written in other words, or a compiler would hold it until then,
+    beside what it is made of. It is not zero outside of the row, but is multiplied by what is.
+    """
+    forward, is_layer = spec.forward, spec.forward.norm == "layer"
+    unit = f"({'merged * factor - mean' if is_layer else 'merged * factor'}) * inverse_deviation"
+    opposite = "(mean - merged * factor)" if is_layer else "-merged"
+    text = [f"unit = {unit}"]
+    if spec.sums_bias:
+        text.append("norm_bias_grad += outer")
+    if forward.has_weight:
         text += [
-            _add("norm_weight_grad", "outer * unit", is_wide),
-            load_vector("norm_weight", "norm_weight_row"),
+            "norm_weight_grad += outer * unit",
+            "# The pipeline copies what a loop loads, but not behind a condition; this one holds always.",
+            "norm_weight_row = tl.zeros([BLOCK_D], norm_weight.dtype.element_ty)",
+            "if step >= 0:",
+            f"    norm_weight_row = {load_in_cache('norm_weight')}",
+            "outer *= norm_weight_row.to(tl.float32)",
         ]
-    text += [*weighted, "along_unit = tl.sum(outer * unit) / width"]
-    if norm == "layer":
-        text.append("along_ones = tl.sum(outer) / width")
-    if is_wide:
-        vector = [load_vector("norm_weight + zero", "norm_weight_row")] if has_weight else []
-        text += [unit, load_again("normed_grad", "normed_grad_stride", "outer"), *vector, *weighted]
-    text.append("inner = outer - along_unit * unit")
-    if norm == "layer":
-        text.append("inner = inner - along_ones")
-    text.append("grad += tl.where(inside, inner * inverse_deviation, 0.0)")
-    return text
+    sums = {"along_unit": "outer * unit"} | ({"along_ones": "outer"} if is_layer else {})
+    text += _sums(spec, sums)
+    text.append("along_unit *= inverse_width * inverse_deviation * inverse_deviation")
+    inner = f"outer * inverse_deviation + {opposite} * along_unit"
+    if is_layer:
+        inner += " - along_ones * inverse_width * inverse_deviation"
+    else:
+        text[-1] += " * factor"
+    return [*text, f"grad {'+=' if spec.has_value_grad else '='} {inner}"]
+
+
+def _sums(spec: ReadBackwardSpec, sums: dict[str, str]) -> list[str]:
+    """Sums over the row, together where registers hold all that is summed."""
+    return [sum_together(dict([one])) for one in sums.items()] if spec.is_wide else [sum_together(sums)]
+
+
+def _row_again() -> list[str]:
+    """The row in other words: a compiler that does not know ``zero`` makes addresses anew, and until then has their
+    registers.
+    """
+    return ["row = (row | zero).to(tl.uint32).to(tl.int64)"]
 
 
 def _partial(spec: ReadBackwardSpec) -> list[str]:
     """Gradients of the partial sum and of its key."""
-    text = [
-        load_again("partial", "partial_stride", "state"),
-        "logit_grad = weight_partial * (tl.sum(grad * state) - delta)",
+    later = [load("partial_grad_before", "partial_grad_stride", "later")] if spec.has_partial_grad else []
+    # Before the condition or behind it: for wide rows ptxas spills registers with the one or with the other.
+    before, behind = ([], later) if spec.forward.norm == "layer" else (later, [])
+    return [
+        *_row_again(),
+        "logit_grad = weight_partial * (along_state - delta)",
         "# With all the weight, a part has no gradient of its logit; rounding must not give it one.",
         "logit_grad = tl.where(weight_partial == 1.0, 0.0, logit_grad)",
-        _statistic("inverse_rms", 2),
-        _statistic("logit_partial", 1),
         "to_key = logit_grad * inverse_rms",
-        "to_itself = to_key * logit_partial * inverse_rms / width",
-        *([_KEY] if spec.is_wide else []),
-        "out = weight_partial * grad + to_key * key_row - to_itself * state",
-    ]
-    if spec.has_partial_grad:
-        text += [load("partial_grad_before", "partial_grad_stride", "later"), "out += later"]
-    return [
-        *text,
+        "to_itself = to_key * logit_partial * inverse_rms * inverse_width",
+        "out = weight_partial * grad - to_itself * state",
+        "key_grad += to_key * state",
+        *before,
+        "if to_key != 0.0:",
+        f"    out += to_key * {load_in_cache('key')}",
+        *behind,
+        *(["out += later"] if spec.has_partial_grad else []),
         store("partial_grad", "out"),
-        *([] if spec.is_wide else [_LOG_TOTAL]),
-        _add("key_grad", "to_key * state", spec.is_wide),
     ]

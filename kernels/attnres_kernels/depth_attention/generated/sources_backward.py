@@ -31,13 +31,22 @@ from attnres_kernels.depth_attention.generated.writing import (
 )
 
 AT_ONCE = 4
-AT_ONCE_BESIDE_KEYS = 2
-"""Sources that a thread works on at once, loading what is of reads once for them all; the second number for more
-sources than the first beside more than ``FEW_SUMS``. With others ptxas spills.
-"""
+"""Sources that a thread works on at once: what is of reads is loaded once for them all."""
 
-FEW_SUMS = 4
-"""Tiles of sums for the keys."""
+FEWER_AT_ONCE = {
+    (1, 1): {3: 2, 5: 3, 6: 3},
+    (1, 2): {8: 2, 9: 3},
+    (1, 3): {6: 2, 7: 3, 9: 2},
+    (1, 4): {5: 3, 6: 3},
+    (2, 1): {7: 3, 8: 3},
+    (3, 0): {7: 3},
+    (3, 1): {7: 3},
+    (4, 0): {5: 1, 6: 3, 7: 1},
+    (4, 1): {6: 3, 7: 3, 8: 3},
+    (5, 0): {5: 3, 6: 2, 8: 3},
+    (6, 0): {5: 3},
+}
+"""Fewer by reads and tiles of sums for the keys, then by sources, where ptxas spills registers with more."""
 
 
 def gradients_text(spec: SourcesBackwardSpec) -> str:
@@ -126,8 +135,7 @@ def _store_key_grad(spec: SourcesBackwardSpec, s: int, value: str) -> str:
 
 def _groups(spec: SourcesBackwardSpec) -> list[range]:
     """The sources, so many as a thread works on at once."""
-    has_room = spec.sources <= AT_ONCE or len(spec.reads) * spec.tiles <= FEW_SUMS
-    size = AT_ONCE if has_room else AT_ONCE_BESIDE_KEYS
+    size = FEWER_AT_ONCE.get((len(spec.reads), spec.tiles), {}).get(spec.sources, AT_ONCE)
     return [range(i, min(i + size, spec.sources)) for i in range(0, spec.sources, size)]
 
 

@@ -15,15 +15,14 @@ MOST_IN_PLACE = 12
 MOST_IN_PLACE_WIDE = 4
 """Completed blocks that a read attends to in place, in rows of any width and in wide ones; phase 1 sums up others."""
 
+MOST_PARTS_WITH_BIAS = 7
+"""Blocks and phase 1's output in a read whose backward has registers for sums for a bias."""
+
 MOST_READS = 8
 """Reads whose gradients one launch of the sources' backward holds in registers."""
 
-MOST_TILES_OF_KEYS = 9
-MOST_READS_OF_MANY = 4
-MOST_OF_MANY_READS = 4
-"""Sums for the keys that registers hold in one launch of the sources' backward: tiles of all reads; and those of more
-reads only beside so few sources. With any more ptxas spills.
-"""
+MOST_TILES_OF_KEYS = 4
+"""Tiles of all reads of which registers hold the sums for the keys, in one launch of the sources' backward."""
 
 NormKind = Literal["rms", "layer"]
 
@@ -88,8 +87,8 @@ class ReadBackwardSpec:
     """The backward of a read.
 
     forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
-    gradient; is_wide: rows are too wide for registers to hold them until their last use, and sums over tokens beside
-    them; both are read again from the cache.
+    gradient; is_wide: rows are too wide for registers to hold a third sum over tokens, so that the gradient of the
+    norm's bias, a sum over what is given, is not made here.
     """
 
     forward: ReadSpec
@@ -97,6 +96,25 @@ class ReadBackwardSpec:
     has_normed_grad: bool
     has_partial_grad: bool
     is_wide: bool = False
+
+    @property
+    def sums_bias(self) -> bool:
+        """Whether the gradient of the norm's bias is made here, for which many parts leave no registers, either."""
+        forward = self.forward
+        is_short = self.is_wide or forward.sources + forward.has_inter > MOST_PARTS_WITH_BIAS
+        return self.has_normed_grad and forward.has_bias and not is_short
+
+    @property
+    def tiles(self) -> int:
+        """Tensors that it reads a row of at a time: the parts and the gradients that are given."""
+        forward = self.forward
+        given = self.has_value_grad + (self.has_normed_grad and forward.norm is not None) + self.has_partial_grad
+        return forward.sources + forward.has_inter + forward.has_partial + given
+
+    @property
+    def copied(self) -> int:
+        """Rows that its pipeline copies at a time: one of each tensor, and of a wide partial sum a second one."""
+        return self.tiles + (self.is_wide and self.forward.has_partial)
 
 
 @dataclass(frozen=True)
@@ -117,3 +135,46 @@ class SourcesBackwardSpec:
     def sums_keys(self) -> bool:
         """Whether the kernel of the gradients sums the gradients of the keys, too."""
         return self.tiles > 0
+
+
+@dataclass(frozen=True)
+class OwnReadSpec:
+    """One read that makes the logits of all its sources itself.
+
+    read: its sources and neighbours, without phase 1; at_once: sources that it holds in registers at once.
+    """
+
+    read: ReadSpec
+    at_once: int
+
+    def __post_init__(self) -> None:
+        if self.read.has_inter:
+            raise ValueError("a read with own logits attends to all its sources in place: leave phase 1 out")
+        if self.at_once < 1:
+            raise ValueError("a read holds a source at a time: at_once is at least 1")
+
+
+@dataclass(frozen=True)
+class OwnReadBackwardSpec:
+    """The backward of a read with own logits: the gradients of all its sources, too.
+
+    forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
+    gradient; at_once: sources that registers hold at once, and if these are not all, each is read again from the cache
+    where it is needed; holds_sums: registers hold sums over tokens, else the program's own rows in memory do.
+    """
+
+    forward: ReadSpec
+    has_value_grad: bool
+    has_normed_grad: bool
+    has_partial_grad: bool
+    at_once: int
+    holds_sums: bool
+
+    @property
+    def holds_sources(self) -> bool:
+        return self.at_once >= self.forward.sources + self.forward.has_partial
+
+    @property
+    def norm(self) -> NormKind | None:
+        """The norm, if a gradient comes through it."""
+        return self.forward.norm if self.has_normed_grad else None

@@ -41,11 +41,13 @@ def cdiv(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def shares(like: Tensor, columns: int) -> tuple[int, int]:
+def shares(like: Tensor, columns: int, at_once: int = 2) -> tuple[int, int]:
     """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each.
+
+    columns: tiles that a row is cut into; at_once: programs for each multiprocessor.
 
     The first number depends on the device and on how many tiles a row is cut into, never on the tokens, so that a size
     that is unknown when a graph is compiled stays so.
     """
-    programs = max(1, tiling.programs(like.device) // columns)
+    programs = max(1, tiling.programs(like.device, at_once) // columns)
     return programs, cdiv(like.shape[0], programs)

@@ -17,7 +17,16 @@ WIDEST = 16384
 """A read holds whole rows, of at most this width."""
 
 WIDEST_HELD = 4096
-"""The widest rows whose sums over tokens the backward of a read holds in registers."""
+"""The widest rows of which a thread holds eight columns; there is room for fewer blocks and sums beside wider ones."""
+
+WARPS_AT_ONCE = 16
+"""Warps that work on a multiprocessor at once, with 128 registers for each of their threads."""
+
+IN_FLIGHT = 64 << 10
+"""Bytes that a multiprocessor waits for at once, which hide how long memory takes."""
+
+RESERVED = 2048
+"""Bytes of shared memory of a program that are not for tiles: 1 KiB of the driver's, and what sums over a row need."""
 
 INTERPRETED_PROGRAMS = 3
 """Programs that sum over tokens in Triton's interpreter, which runs them one after the other."""
@@ -71,8 +80,25 @@ def matrix_product(reads: int) -> Tiling:
 
 
 def is_wide(width: int) -> bool:
-    """Whether registers hold neither sums over tokens beside a row, nor what the backward of a read needs twice."""
+    """Whether a thread holds more than eight columns of a row."""
     return width > WIDEST_HELD
+
+
+def programs_at_once(tile: Tiling) -> int:
+    """Programs of this tile that work on a multiprocessor at once, where they go over rows of their own."""
+    return max(1, WARPS_AT_ONCE // tile.warps)
+
+
+def stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
+    """Stages of a pipeline over rows: 3 to copy two rows ahead, 2 for one, 1 for none.
+
+    Two where one of each program is less than ``IN_FLIGHT``, and as shared memory has room.
+
+    copied: rows that it copies at a time; itemsize: bytes of an element; shared_memory: bytes of a multiprocessor.
+    """
+    programs, size = programs_at_once(tile), copied * tile.rows * tile.columns * itemsize
+    wanted = 1 if programs * size >= IN_FLIGHT else 2
+    return 1 + min(wanted, max(0, shared_memory // programs - RESERVED) // size)
 
 
 def most_in_place(width: int) -> int:
@@ -81,8 +107,16 @@ def most_in_place(width: int) -> int:
 
 
 @cache
-def programs(device: torch.device) -> int:
-    """Programs that sum over tokens on their own: two for each multiprocessor."""
+def programs(device: torch.device, at_once: int = 2) -> int:
+    """Programs that sum over tokens on their own: so many for each multiprocessor."""
     if device.type == "cpu":
         return INTERPRETED_PROGRAMS
-    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return at_once * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory of a multiprocessor; the interpreter has none."""
+    if device.type == "cpu":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)

@@ -1,0 +1,272 @@
+"""The parts of how_it_works.md: one model followed through the compiler, level by level."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import example_variants
+import torch
+from example_model import example
+
+import attnres_compile
+from attnres_compile.capture import capture
+from attnres_kernels.depth_attention import cost
+from attnres_passes.aten_trace import AtenTrace, trace_aten
+from attnres_passes.chains import find_chains
+from attnres_passes.degree_rules import ZERO, output_degrees
+from attnres_passes.grouping import group_reads
+from attnres_passes.levels import RULES, Level
+from attnres_passes.plan import Reason
+from attnres_passes.reads import find_reads
+from attnres_passes.rewrite import rewrite
+from attnres_passes.roles import role_of
+from attnres_passes.streams import find_streams
+from parts import part
+from parts.layout import excerpt, fenced, table
+
+DOCS = Path(__file__).resolve().parents[1]
+OPTIONS = {"num_blocks": 2}
+
+
+@functools.cache
+def explained() -> attnres_compile.Explanation:
+    model, args, kwargs = example()
+    return attnres_compile.explain(model, args, kwargs, **OPTIONS)
+
+
+@functools.cache
+def explained_on_kernels() -> attnres_compile.Explanation:
+    """With the reads on generated kernels, as on a GPU; nothing is run."""
+    os.environ["ATTNRES_KERNELS"] = "triton"
+    try:
+        model, args, kwargs = example()
+        return attnres_compile.explain(model, args, kwargs, **OPTIONS)
+    finally:
+        del os.environ["ATTNRES_KERNELS"]
+
+
+@functools.cache
+def traced(model: Callable[[], torch.nn.Module] | None = None) -> AtenTrace:
+    module, args, kwargs = example() if model is None else (model(), (example_variants.states(),), {})
+    return trace_aten(capture(module, args, kwargs).graphs[0].gm)
+
+
+@part
+def version() -> str:
+    major, minor = torch.__version__.split(".")[:2]
+    return f"The generated parts of this page were made with torch {major}.{minor}.\n"
+
+
+@part
+def model() -> str:
+    return fenced((DOCS / "example_model.py").read_text(), "python")
+
+
+@part
+def levels() -> str:
+    rows = [[level.value, rule.says] for level in Level for rule in RULES[level]]
+    return table(rows, ["level", "rule"])
+
+
+@part
+def captured() -> str:
+    return excerpt(explained().text("captured"), "# h.0.attn.out", "# h.1.attn.inp")
+
+
+@part
+def trace() -> str:
+    """The first addition and the read behind it."""
+    found = traced()
+    first = find_chains(found)[0].additions[0].op
+    return operations(found, list(range(first - 4, first + 2)))
+
+
+def operations(trace: AtenTrace, indices: list[int]) -> str:
+    rows = []
+    for index in indices:
+        op = trace.ops[index]
+        rows.append([op.index, trace.nodes[op.node].name, op.name, numbers(op.inputs), numbers(op.outputs)])
+    return table(rows, ["operation", "node", "operator", "reads values", "gives values"])
+
+
+def numbers(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
+
+
+@part
+def in_place() -> str:
+    found = traced(example_variants.InPlace)
+    wanted = ("aten.mul", "aten.native_layer_norm", "aten.add_")
+    return operations(found, [op.index for op in found.ops if op.name in wanted])
+
+
+@part
+def chain() -> str:
+    candidate = find_chains(traced())[0]
+    rows = [
+        [
+            f"s_{k} = s_{k - 1} + v_{k}",
+            traced().nodes[traced().ops[a.op].node].name,
+            a.state,
+            a.branch,
+            a.after,
+        ]
+        for k, a in enumerate(candidate.additions, start=1)
+    ]
+    return table(rows, ["addition", "node", "state before", "branch", "state after"])
+
+
+@part
+def degrees() -> str:
+    """How the degree travels from a state through a hand-written norm and on to the next product."""
+    found = traced(functools.partial(example_variants.Variant, norm=example_variants.HandwrittenNorm))
+    state = find_chains(found)[0].additions[0].after
+    degree_of = {state: ZERO + 1}
+    rows: list[list[object]] = []
+    for op in found.ops:
+        is_live = op.index in found.node_ops[op.node]
+        if is_live and any(value in degree_of for value in op.inputs) and len(rows) < 6:
+            given = output_degrees(op, lambda value: degree_of.get(value, ZERO))
+            degree_of.update(zip(op.outputs, given, strict=True))
+            rows.append([op.name, *(", ".join(shown(degree_of.get(v, ZERO)) for v in op.inputs),), shown(given[0])])
+    return table(rows, ["operator", "degrees in", "degree out"])
+
+
+def shown(degree: object) -> str:
+    return "unknown" if degree is None else str(degree)
+
+
+@part
+def reads() -> str:
+    found = traced()
+    groups = find_reads(found, find_chains(found)[0], frozenset()).groups
+    rows = [
+        [
+            f"s_{read.state}",
+            ", ".join(found.nodes[node].name for _, node in read.uses),
+            "yes" if read.normed else "no",
+        ]
+        for read in groups
+    ]
+    return table(rows, ["state", "read by node", "normed"])
+
+
+@part
+def plan() -> str:
+    return fenced(str(explained().plan))
+
+
+@part
+def rewritten() -> str:
+    return excerpt(explained().text("rewritten"), "# h.0.attn.out", "# h.1.attn.inp")
+
+
+@part
+def rewritten_last() -> str:
+    return excerpt(explained().text("rewritten"), "# ln_f", "return")
+
+
+@part
+def parameters() -> str:
+    model, args, kwargs = example()
+    gm = capture(model, args, kwargs).graphs[0].gm
+    analysis = find_streams(trace_aten(gm), attnres_compile.AttnResConfig(**OPTIONS))
+    result = rewrite(gm, analysis)
+    added = [node for node in result.gm.graph.nodes if (role := role_of(node)) and role.kind == "parameter"]
+    rows = []
+    for node, slot in zip(added, result.slots, strict=True):
+        name = "query" if slot.name == "query" else "key_norm.weight"
+        path = f"model.attnres.streams[{slot.stream}].reads[{slot.read}].{name}"
+        rows.append([node.target, path, analysis.plan.streams[slot.stream].reads[role_of(node).read].module])
+    return table(rows, ["placeholder", "parameter", "read in"])
+
+
+def variant_text(model: torch.nn.Module) -> str:
+    return attnres_compile.explain(model.train(), (example_variants.states(),)).text("rewritten")
+
+
+@part
+def reshaped_read() -> str:
+    return excerpt(variant_text(example_variants.Reshaped()), "read_0_1:", "# mlps.1.up")
+
+
+@part
+def reshaped_write() -> str:
+    return excerpt(variant_text(example_variants.Reshaped()), "# mlps.1.down", "# norms.2")
+
+
+@part
+def cast() -> str:
+    return excerpt(variant_text(example_variants.Cast()), "x_1: bf16", "# norms.1")
+
+
+@part
+def dropped() -> str:
+    return excerpt(variant_text(example_variants.Dropped()), "ones_like", "layer_norm_1:")
+
+
+@part
+def scheduled_second() -> str:
+    return excerpt(explained().text("scheduled"), "logits_1", "layer_norm_2:")
+
+
+@part
+def costs() -> str:
+    rows = [
+        [
+            n,
+            *(f"{value:.2f}" for value in (cost.direct(n), *(cost.two_phase(n, s) for s in (2, 8)), cost.naive(n))),
+        ]
+        for n in (1, 2, 4, 8)
+    ]
+    return table(rows, ["completed blocks", "direct", "two-phase, 2 reads", "two-phase, 8 reads", "naive, unfused"])
+
+
+@part
+def schedule_table() -> str:
+    return fenced(str(group_reads([1 + read // 3 for read in range(1, 25)], "auto", most_in_place=12)))
+
+
+@part
+def fused_read() -> str:
+    return excerpt(explained_on_kernels().text("scheduled"), "fused_direct_read(", "linear_2:")
+
+
+@part
+def fused_report() -> str:
+    return fenced("\n".join(explained_on_kernels().schedule.splitlines()[-2:]))
+
+
+@part
+def lowered_second() -> str:
+    return excerpt(explained().text("lowered"), "keys_of_group_1 = ", "layer_norm_2:")
+
+
+@part
+def lowered_kernels() -> str:
+    return excerpt(explained_on_kernels().text("lowered"), "link_sources = ", "linear_2:")
+
+
+@part
+def declined() -> str:
+    """One message per reason; paths differ from machine to machine and are cut to file names."""
+    missing = {str(reason) for reason in Reason} - set(example_variants.DECLINED)
+    assert not missing, f"no example for {missing}"
+    messages = []
+    for reason, (make, give, options) in example_variants.DECLINED.items():
+        plan = attnres_compile.explain(make(), (give(),), on_decline="ignore", **options).plan
+        message = next(str(decline) for decline in plan.declined if decline.reason == reason)
+        messages.append(message.replace(f"{DOCS}/", ""))
+    return fenced("\n\n".join(messages))
+
+
+@part
+def verification() -> str:
+    """Rounding differs from machine to machine, so the errors are blanked."""
+    model, args, kwargs = example()
+    text = str(attnres_compile.verify(model, args, kwargs, **OPTIONS))
+    return fenced(re.sub(r"\d\.\de[+-]\d\d", "#.#e-##", text))
