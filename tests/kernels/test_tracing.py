@@ -24,8 +24,8 @@ WRITTEN = re.compile(
         # Logits of each source, and of a block that is completed; phase 1; two reads. Backwards: two reads, and each
         # set of blocks. A read with own logits, and its backward.
         (256, 3, 3 + 1 + 1 + 2 + 2 + 2 + 2),
-        # Wide rows have no registers for sums for the keys of two reads, but for those of one.
-        (16384, 3, 3 + 1 + 1 + 2 + 2 + 2 + 1 + 2),
+        # Wide rows have no registers for sums for the keys: two more kernels.
+        (16384, 3, 3 + 1 + 1 + 2 + 2 + 2 + 2 + 2),
         # More sources than one launch takes: phase 1 goes on once, and the sources' backward has a second part.
         (64, 14, 14 + 1 + 2 + 2 + 2 + 3 + 2),
     ],

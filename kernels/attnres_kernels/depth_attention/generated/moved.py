@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from attnres_kernels.depth_attention.generated.specs import (
     LogitsSpec,
+    OwnReadBackwardSpec,
+    OwnReadSpec,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
@@ -65,3 +67,18 @@ def of_sources_backward(spec: SourcesBackwardSpec) -> Moved:
     sources = spec.sources
     keys = Moved(0 if spec.sums_keys else sources, 0)
     return Moved(sources + len(spec.reads) + len(spec.carried), sources) + keys
+
+
+def of_own_read(spec: OwnReadSpec) -> Moved:
+    """As a direct read with known logits: what these are made of is in registers."""
+    return of_read(spec.read)
+
+
+def of_own_read_backward(spec: OwnReadBackwardSpec) -> Moved:
+    """Its sources and the gradients given; the gradients of the sources.
+
+    What is read more than once comes from the cache, as do sums over tokens that registers do not hold.
+    """
+    sources = spec.forward.sources + spec.forward.has_partial
+    given = spec.has_value_grad + (spec.norm is not None) + spec.has_partial_grad
+    return Moved(sources + given, sources)
