@@ -19,6 +19,8 @@ then over programs in a fixed order, so that two runs give the same bits.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
 from attnres_kernels.depth_attention.generated.writing import (
     ROW,
@@ -33,20 +35,25 @@ from attnres_kernels.depth_attention.generated.writing import (
 AT_ONCE = 4
 """Sources that a thread works on at once: what is of reads is loaded once for them all."""
 
-FEWER_AT_ONCE = {
-    (1, 1): {3: 2, 5: 3, 6: 3},
-    (1, 2): {8: 2, 9: 3},
-    (1, 3): {6: 2, 7: 3, 9: 2},
-    (1, 4): {5: 3, 6: 3},
-    (2, 1): {7: 3, 8: 3},
-    (3, 0): {7: 3},
-    (3, 1): {7: 3},
-    (4, 0): {5: 1, 6: 3, 7: 1},
-    (4, 1): {6: 3, 7: 3, 8: 3},
-    (5, 0): {5: 3, 6: 2, 8: 3},
-    (6, 0): {5: 3},
+AT_ONCE_OF: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
+    (1, 1): {3: (2, 1), 5: (3, 2), 6: (3, 3)},
+    (1, 2): {8: (2, 2, 2, 2), 9: (3, 3, 3)},
+    (1, 3): {6: (2, 2, 2), 7: (3, 3, 1), 9: (2, 2, 2, 2, 1)},
+    (1, 4): {5: (3, 2), 6: (3, 3)},
+    (2, 1): {5: (3, 2), 6: (2, 2, 2), 7: (3, 3, 1), 8: (3, 3, 2)},
+    (2, 0): {9: (3, 3, 3)},
+    (3, 0): {6: (2, 2, 2), 7: (3, 3, 1), 9: (2, 2, 2, 2, 1)},
+    (3, 1): {6: (3, 3), 7: (3, 3, 1)},
+    (4, 0): {5: (1, 1, 1, 1, 1), 6: (3, 3), 7: (1, 1, 1, 1, 1, 1, 1), 9: (3, 3, 3)},
+    (4, 1): {6: (3, 3), 7: (3, 3, 1), 8: (3, 3, 2), 9: (2, 2, 2, 2, 1)},
+    (5, 0): {5: (3, 2), 6: (2, 2, 2), 8: (2, 2, 2, 2)},
+    (6, 0): {5: (1, 4), 7: (5, 2), 9: (3, 3, 3)},
+    (7, 0): {5: (5,)},
+    (8, 0): {6: (2, 2, 2), 8: (3, 3, 2)},
 }
-"""Fewer by reads and tiles of sums for the keys, then by sources, where ptxas spills registers with more."""
+"""Others by reads and tiles of sums for the keys, then by sources, where ptxas spills registers with ``AT_ONCE``: found
+by compiling for all targets.
+"""
 
 
 def gradients_text(spec: SourcesBackwardSpec) -> str:
@@ -135,8 +142,9 @@ def _store_key_grad(spec: SourcesBackwardSpec, s: int, value: str) -> str:
 
 def _groups(spec: SourcesBackwardSpec) -> list[range]:
     """The sources, so many as a thread works on at once."""
-    size = FEWER_AT_ONCE.get((len(spec.reads), spec.tiles), {}).get(spec.sources, AT_ONCE)
-    return [range(i, min(i + size, spec.sources)) for i in range(0, spec.sources, size)]
+    usual = tuple(min(AT_ONCE, spec.sources - i) for i in range(0, spec.sources, AT_ONCE))
+    sizes = AT_ONCE_OF.get((len(spec.reads), spec.tiles), {}).get(spec.sources, usual)
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 # The two bodies
