@@ -221,9 +221,9 @@ class _Rewritten:
         """Of the mechanism, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
         on_kernels = not self.without_kernels()
         if on_kernels:
-            lowered = lower(self.scheduled(self.plan.config.schedule), Implementation.KERNELS)
+            lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Implementation.KERNELS)
         else:
-            lowered = lower(schedule(self.gm, self.plan, False, 0).gm, Implementation.TORCH)
+            lowered = lower(schedule(self.gm, self.plan, False, 0).gm, self.plan, Implementation.TORCH)
         widths = _added_widths(lowered, self.plan)
         return count(lowered, weightless(lowered, self._root_value(0).dtype, widths), keeps_inputs=True)
 

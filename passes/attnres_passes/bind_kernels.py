@@ -28,17 +28,19 @@ from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
 from attnres_passes import torch_compat
 from attnres_passes.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.levels import FUSED
-from attnres_passes.roles import role_of
+from attnres_passes.plan import Plan
+from attnres_passes.roles import Role, role_of
 from attnres_passes.scheduled_nodes import ScheduledRead, Segment, call, calls, items, segments
 
 
-def bind_kernels(gm: GraphModule, keeps_values: bool) -> None:
+def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
     """Bind every node of the scheduled level in ``gm``, in place.
 
-    keeps_values: have every kernel write the value of its read, although nothing but the norm behind may need it.
+    plan: of the whole model; keeps_values: have every kernel write the value of its read, although nothing but the norm
+    behind may need it.
     """
     for segment in segments(gm):
-        _Binding(segment, keeps_values).bind()
+        _Binding(segment, plan, keeps_values).bind()
     for node in calls(gm, scheduled.inter_block):
         node.target = fused.phase_1
         torch_compat.mark_for_recompute(node)
@@ -47,10 +49,10 @@ def bind_kernels(gm: GraphModule, keeps_values: bool) -> None:
 class _Binding:
     """One segment. handed: the node that hands on each block; row_of: the key of each read."""
 
-    def __init__(self, segment: Segment, keeps_values: bool) -> None:
+    def __init__(self, segment: Segment, plan: Plan, keeps_values: bool) -> None:
         self.segment, self.total, self.keeps_values = segment, segment.total, keeps_values
         self.handed: dict[Node, Node] = {}
-        self.passes = list(_passes(segment))
+        self.passes = list(_passes(segment, plan))
 
     def bind(self) -> None:
         ranges = [(of_set.first, of_set.reads) for _, sets in self.passes for of_set in sets]
@@ -128,25 +130,17 @@ class _Binding:
         node.graph.erase_node(node)
 
 
-def _passes(segment: Segment) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:
+def _passes(segment: Segment, plan: Plan) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:
     """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each."""
-    moved = partial(moved_by_launches, width=_width(segment))
-    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=_stage_of):
+    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=lambda read: _role(read).stage):
         reads = list(of_stage)
+        moved = partial(moved_by_launches, width=plan.streams[_role(reads[0]).stream].width)
         start = reads[0].number
         for found in gradient_passes([len(read.completed) for read in reads], moved, start):
             yield reads[found.first - start : found.first - start + found.reads], found.sets
 
 
-def _width(segment: Segment) -> int:
-    queries = segment.keys.args[0]
-    assert isinstance(queries, list | tuple)
-    assert isinstance(queries[0], Node)
-    query = torch_compat.example_value(queries[0])
-    return int(query.shape[-1])
-
-
-def _stage_of(read: ScheduledRead) -> int | None:
+def _role(read: ScheduledRead) -> Role:
     role = role_of(read.node)
     assert role is not None
-    return role.stage
+    return role

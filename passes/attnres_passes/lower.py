@@ -14,12 +14,15 @@ from attnres_passes.bind_kernels import bind_kernels
 from attnres_passes.bind_torch import bind_torch
 from attnres_passes.implementation import Implementation
 from attnres_passes.levels import is_depth_attention
+from attnres_passes.plan import Plan
 from attnres_passes.roles import role_of
 from attnres_passes.scheduled_nodes import call
 
 
-def lower(scheduled: GraphModule, implementation: Implementation, keeps_values: bool = False) -> GraphModule:
-    """A copy of ``scheduled`` whose reads run on ``implementation``.
+def lower(
+    scheduled: GraphModule, plan: Plan, implementation: Implementation, keeps_values: bool = False
+) -> GraphModule:
+    """A copy of ``scheduled`` whose reads run on ``implementation``. plan: of the whole model.
 
     keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
     """
@@ -28,7 +31,7 @@ def lower(scheduled: GraphModule, implementation: Implementation, keeps_values: 
         if is_depth_attention(node):
             _bind_definition(node)
     if implementation is Implementation.KERNELS:
-        bind_kernels(gm, keeps_values)
+        bind_kernels(gm, plan, keeps_values)
     else:
         bind_torch(gm)
     for node in reversed(list(gm.graph.nodes)):

@@ -67,7 +67,7 @@ def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
     scheduled = schedule(chunk, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
     if uses_kernels:
         fuse(scheduled.gm, plan)
-    lowered = lower(scheduled.gm, choice.implementation)
+    lowered = lower(scheduled.gm, plan, choice.implementation)
     lowered.graph.lint()
     return lowered
 
@@ -114,6 +114,6 @@ def run_later_passes(
     scheduled = schedule(rewritten, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
     fused = fuse(scheduled.gm, plan) if uses_kernels else None
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
-    lowered = lower(scheduled.gm, choice.implementation, keeps_values)
+    lowered = lower(scheduled.gm, plan, choice.implementation, keeps_values)
     after_stage(lowered, Level.LOWERED, plan)
     return Passed(result, rewritten, scheduled, lowered, choice, fused)

@@ -33,7 +33,7 @@ def graph_of(level: Level) -> tuple[GraphModule, Plan]:
     if level in (Level.SCHEDULED, Level.LOWERED):
         gm = schedule(gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
     if level is Level.LOWERED:
-        gm = lower(gm, Implementation.TORCH)
+        gm = lower(gm, analysis.plan, Implementation.TORCH)
     return gm, analysis.plan
 
 

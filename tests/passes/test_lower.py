@@ -46,7 +46,7 @@ def scheduled_and_lowered(found: Captured, analysis: Analysis, schedule: str) ->
     plan = replace(analysis.plan, config=config)
     made = make_schedule(result.gm, plan, joins_blocks=False, most_in_place=12).gm
     check_level(made, Level.SCHEDULED, plan)
-    gm = lower(made, Implementation.TORCH)
+    gm = lower(made, plan, Implementation.TORCH)
     check_level(gm, Level.LOWERED, plan)
     return Rewritten(made, result.slots, result.streams), Rewritten(gm, result.slots, result.streams)
 

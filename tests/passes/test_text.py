@@ -273,7 +273,7 @@ def graph_at(level: Level, model: Any) -> GraphModule:
     if level is Level.REWRITTEN:
         return result.gm
     scheduled = schedule(result.gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
-    return scheduled if level is Level.SCHEDULED else lower(scheduled, Implementation.TORCH)
+    return scheduled if level is Level.SCHEDULED else lower(scheduled, analysis.plan, Implementation.TORCH)
 
 
 def names_in(text: str) -> list[str]:

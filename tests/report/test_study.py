@@ -128,7 +128,7 @@ def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: st
     whole = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(64)).gm
     fuse(whole, plan)
     assert traffic(whole, plan) == found.moved["auto"]
-    lowered = lower(whole, Implementation.KERNELS)
+    lowered = lower(whole, plan, Implementation.KERNELS)
     widths = [
         plan.streams[role.stream].width
         for node in lowered.graph.nodes
@@ -173,7 +173,7 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     gm = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(width)).gm
     fuse(gm, plan)
     added = [torch.ones(width, requires_grad=True) for _ in range(2 * writes)]
-    outputs = Interpreter(lower(gm, Implementation.KERNELS)).run(*graph.captured.inputs, *added)
+    outputs = Interpreter(lower(gm, plan, Implementation.KERNELS)).run(*graph.captured.inputs, *added)
     forward = len(launches)
     outputs[0].sum().backward()
 
