@@ -143,7 +143,9 @@ def test_bytes_of_a_block_follow_the_cost_model(sources, reads):
     assert direct.forward == cost.group(0, completed) - 2 == reads * cost.direct(sources) - 2
     assert two_phase.forward == cost.group(sources, completed) - 2 == reads * cost.two_phase(sources, reads) - 2
     assert moved_ideally(shape).forward == min(direct.forward, two_phase.forward)
-    assert moved_ideally(shape).backward < min(direct.backward, two_phase.backward)
+    # Of two reads the kernels move no more than they must: one launch gives the gradients of all blocks and keys.
+    best = min(direct.backward, two_phase.backward)
+    assert moved_ideally(shape).backward == best if reads == 2 else moved_ideally(shape).backward < best
     assert moved_by_kernels(shape, "auto").forward == moved_ideally(shape).forward
     assert direct.parts(shape, False) == {"forward": direct.forward * 8192 * 2048 * 2}
 
@@ -153,7 +155,7 @@ def test_bytes_of_one_read():
     assert moved_ideally(shape) == moved_by_own_read(shape) == Moved(forward=4 + 1 + 1, backward=5 + 1 + 5)
     assert moved_by_kernels(shape, "direct", makes_logits=True).forward == 4 + 4 + 1 + 1
     assert moved_by_kernels(shape, "two_phase").forward == 4 + 1 + 1 + 1 + 1
-    assert moved_by_kernels(shape, "direct").backward == (4 + 4) + (4 + 1) + (4 + 1 + 4)
+    assert moved_by_kernels(shape, "direct").backward == (4 + 4) + (4 + 1 + 4)
 
 
 # --- the gate ---
