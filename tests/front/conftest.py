@@ -1,7 +1,8 @@
-"""Child processes of these tests see the packages of this checkout, and torchvision as the tests see it."""
+"""A small model; and where commands run: in a directory with factories, and in processes that see this checkout."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -31,3 +32,12 @@ def in_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("toys", None)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory) -> str:
+    """A configuration of two layers: compiling is what takes the time here."""
+    file = tmp_path_factory.mktemp("gpt2") / "config.json"
+    values = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 64, "n_positions": 16}
+    file.write_text(json.dumps(values | {"n_layer": 2, "n_embd": 32, "n_head": 4}))
+    return str(file)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -17,15 +15,6 @@ from attnres_compile.models.source import load_model
 transformers = pytest.importorskip("transformers")
 
 TINY = LoadOptions(batch=2, seq=12)
-
-
-@pytest.fixture(scope="session")
-def gpt2(tmp_path_factory) -> str:
-    """A configuration of two layers: compiling is what takes the time here."""
-    file = tmp_path_factory.mktemp("gpt2") / "config.json"
-    values = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 64, "n_positions": 16}
-    file.write_text(json.dumps(values | {"n_layer": 2, "n_embd": 32, "n_head": 4}))
-    return str(file)
 
 
 def prepared(name: str, **options):

@@ -30,15 +30,6 @@ TINY = LoadOptions(batch=2, seq=12)
 EAGER = {"inner": "eager", "num_blocks": 2}
 
 
-@pytest.fixture(scope="session")
-def gpt2(tmp_path_factory) -> str:
-    """A configuration of two layers: compiling is what takes the time here."""
-    file = tmp_path_factory.mktemp("gpt2") / "config.json"
-    values = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 64, "n_positions": 16}
-    file.write_text(json.dumps(values | {"n_layer": 2, "n_embd": 32, "n_head": 4}))
-    return str(file)
-
-
 def timed() -> Comparison:
     return compare(lambda: None, lambda: None, rounds=1, sample_seconds=0)
 

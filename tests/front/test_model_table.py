@@ -21,15 +21,6 @@ RECORDS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture(scope="session")
-def gpt2(tmp_path_factory) -> str:
-    """A configuration of two layers: compiling is what takes the time here."""
-    file = tmp_path_factory.mktemp("gpt2") / "config.json"
-    values = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 64, "n_positions": 16}
-    file.write_text(json.dumps(values | {"n_layer": 2, "n_embd": 32, "n_head": 4}))
-    return str(file)
-
-
 def row_of(table: str, metric: str, schedule: str = "") -> list[str]:
     """The cells of the one row of ``metric`` and, if it is named, of ``schedule``."""
     rows = [re.split(r" {2,}", line.strip()) for line in table.splitlines()]

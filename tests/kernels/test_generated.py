@@ -6,41 +6,20 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnres_kernels.depth_attention.generated import tensors
 from attnres_kernels.depth_attention.generated.launch_phase_1 import complete_block, phase_1, source_logits
 from attnres_kernels.depth_attention.generated.launch_read import Norm, Parts, ReadGradients, read, read_backward
 from attnres_kernels.depth_attention.generated.launch_sources_backward import sources_backward
 from attnres_kernels.errors import UnsupportedSourcesError
+from tests.kernels.sweep import DTYPES, EPS, NORMS, ROWS, TOLERANCES, WIDTHS, assert_close, norm_eps, sweep
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_outputs")]
 
-EPS = 1e-6
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-SWEEP = settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    phases=(Phase.explicit, Phase.generate),
-)
-ROWS = st.sampled_from((0, 1, 2, 17))
-WIDTHS = st.sampled_from((1, 2, 3, 8, 33, 64, 100))
 SOURCES = st.sampled_from((1, 2, 3, 4, 5, 6, 7, 8, 9, 33))
 READS = st.integers(1, 6)
-DTYPES = st.sampled_from((torch.float32, torch.bfloat16, torch.float16))
-
-
-@pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write is NaN, and not by chance the right number."""
-    honest = tensors.new
-    monkeypatch.setattr(tensors, "new", lambda *args: honest(*args).fill_(float("nan")))
 
 
 class Draw:
@@ -57,16 +36,6 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.detach().double().requires_grad_()
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    assert actual.shape == expected.shape, what
-    if expected.numel() == 0:
-        return
-    # In half precision an error is relative to what was added up, normal numbers times a factor of 3, which may cancel.
-    largest = expected.abs().max().clamp_min(1e-3 if tolerance < 1e-4 else 3.0)
-    error = float((actual.double() - expected).abs().max() / largest)
-    assert error < tolerance, f"{what} is off by {error:.1e}"
-
-
 # Phase 1
 
 
@@ -81,7 +50,7 @@ def equations(sources: list[Tensor], keys: Tensor) -> tuple[list[Tensor], list[T
     return outputs, log_sums
 
 
-@SWEEP
+@sweep(25)
 @given(ROWS, WIDTHS, SOURCES, READS, DTYPES, st.integers(0, 99))
 @example(17, 100, 33, 6, torch.float32, 0)
 @example(2, 8, 13, 2, torch.bfloat16, 1)
@@ -98,7 +67,7 @@ def test_phase_1(rows: int, width: int, count: int, reads: int, dtype: torch.dty
         assert_close(log_sums[s], expected_sums[s], 2e-5, f"log-sum-exp {s}")
 
 
-@SWEEP
+@sweep(25)
 @given(ROWS, WIDTHS, READS, DTYPES, st.integers(0, 99))
 def test_a_block_is_completed_with_its_logits(rows: int, width: int, reads: int, dtype: torch.dtype, seed: int) -> None:
     draw = Draw(seed, dtype)
@@ -146,12 +115,7 @@ class Group:
         return Group([exact(x) for x in self.shared], own, partials, exact(self.keys), norm, self.factor)
 
 
-NORMS = st.sampled_from(
-    [None, *((kind, weight, bias) for kind in ("rms", "layer") for weight in (0, 1) for bias in (0, 1))]
-)
-
-
-@SWEEP
+@sweep(25)
 @given(ROWS, WIDTHS, SOURCES, READS, DTYPES, NORMS, st.booleans(), st.integers(0, 99))
 @example(17, 100, 33, 6, torch.float32, ("layer", 1, 1), True, 0)
 @example(17, 33, 4, 6, torch.float32, ("rms", 1, 0), True, 1)
@@ -179,8 +143,7 @@ def test_a_group_of_reads_and_every_gradient(
     norm = None
     if norm_spec is not None:
         kind, weight, bias = norm_spec
-        # A LayerNorm of one feature divides zero by its eps; a larger one keeps the comparison well conditioned.
-        eps = 1e-5 if width > 3 else 1e-1
+        eps = norm_eps(width)
         norm = Norm(kind, eps, draw(width) if weight else None, draw(width) if bias else None)  # type: ignore[arg-type]
     group = Group([draw(rows, width) for _ in range(count)], own, partials, keys, norm, 3.0 if seed % 2 else 1.0)
     _Comparison(group, dtype, draw, seed, two_phase, returns_value=norm is None or seed % 3 > 0).run()

@@ -6,36 +6,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from attnres_kernels.depth_attention import naive, own, scheduled
-from attnres_kernels.depth_attention.generated import launch_own_read, tensors, tiling
+from attnres_kernels.depth_attention.generated import launch_own_read, tiling
 from attnres_kernels.errors import UnsupportedSourcesError
+from tests.kernels.sweep import DTYPES, EPS, NORMS, ROWS, TOLERANCES, WIDTHS, assert_close, norm_eps, sweep
 
-pytestmark = pytest.mark.interpreter
-
-EPS = 1e-6
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-SWEEP = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    phases=(Phase.explicit, Phase.generate),
-)
-NORMS = st.sampled_from(
-    [None, *((kind, weight, bias) for kind in ("rms", "layer") for weight in (0, 1) for bias in (0, 1))]
-)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write is NaN, and not by chance the right number."""
-    honest = tensors.new
-    monkeypatch.setattr(tensors, "new", lambda *args: honest(*args).fill_(float("nan")))
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_outputs")]
 
 
 @dataclass(frozen=True)
@@ -87,7 +67,7 @@ class Case:
             self.factor,
             EPS,
             norm=of_norm,
-            norm_eps=self.norm_eps,
+            norm_eps=norm_eps(self.width),
             returns_value=self.returns_value,
             **rest,
         )
@@ -106,28 +86,13 @@ class Case:
         outputs = [value] if self.returns_value or self.norm is None else []
         if self.norm is not None:
             vectors = rest["norm_weight"], rest["norm_bias"]
-            outputs.append(scheduled.normalise(value, self.norm[0], self.norm_eps, *vectors))
+            outputs.append(scheduled.normalise(value, self.norm[0], norm_eps(self.width), *vectors))
         return (*outputs, *([partial] if branch is not None and partial is not None else []))
-
-    @property
-    def norm_eps(self) -> float:
-        # A LayerNorm of one feature divides zero by its eps; a larger one keeps the comparison well conditioned.
-        return 1e-5 if self.width > 3 else 1e-1
 
 
 def _parted(given: dict[str, Tensor | None]) -> tuple[list[Tensor], dict[str, Tensor | None]]:
     sources = [x for name, x in given.items() if name.startswith("source") and x is not None]
     return sources, {name: x for name, x in given.items() if not name.startswith("source")}
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    assert actual.shape == expected.shape, what
-    if expected.numel() == 0:
-        return
-    # In half precision an error is relative to what was added up, normal numbers times a factor of 3, which may cancel.
-    largest = expected.abs().max().clamp_min(1e-3 if tolerance < 1e-4 else 3.0)
-    error = float((actual.double() - expected).abs().max() / largest)
-    assert error < tolerance, f"{what} is off by {error:.1e}"
 
 
 def compare(case: Case, seed: int) -> None:
@@ -160,15 +125,15 @@ def compare(case: Case, seed: int) -> None:
         assert_close(one, other, tolerance, f"gradient of {name}")
 
 
-@SWEEP
+@sweep(20)
 @given(
-    st.sampled_from((0, 1, 2, 17)),
-    st.sampled_from((1, 2, 3, 8, 33, 64, 100)),
+    ROWS,
+    WIDTHS,
     st.sampled_from((1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 33)),
     st.sampled_from((None, "partial", "branch")),
     NORMS,
     st.booleans(),
-    st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+    DTYPES,
     st.integers(0, 99),
 )
 @example(17, 100, 33, "branch", ("layer", 1, 1), True, torch.float32, 0)

@@ -1,8 +1,10 @@
 """How the backward of several reads into completed blocks is cut into launches: so that it moves the fewest bytes.
 
 Every launch reads the gradients of its reads; a launch of further reads reads the sources again, and the gradients that
-the launch before it wrote, to add to them. Sums for the keys that registers do not hold cost a read of the sources. All
-cuts into pieces of the sizes that matter are compared, by ``moved``.
+the launch before it wrote, to add to them. Sums for the keys that registers do not hold cost a read of the sources.
+
+Sources do not know of one another, so that each piece of them has a cut of the reads of its own. Pieces of sources are
+as few as can be, since each reads the gradients of all reads; how many reads to a launch is compared by ``moved``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 
 from attnres_kernels.depth_attention.generated import moved, tiling
 from attnres_kernels.depth_attention.generated.specs import (
@@ -23,7 +24,7 @@ from attnres_kernels.depth_attention.generated.specs import (
 
 @dataclass(frozen=True)
 class Launch:
-    """first: of its sources, and of its reads among those with a gradient."""
+    """first_source: its first one of all sources; first_read: of the reads that have a gradient."""
 
     first_source: int
     first_read: int
@@ -50,38 +51,47 @@ def cut(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: i
         carried: the sources that come with a gradient from later reads.
         width: of the stream.
     """
-
-    def cost(launches: tuple[Launch, ...]) -> tuple[int, int, int]:
-        moves = sum(moved.of_sources_backward(x.spec).total for x in launches)
-        return moves, sum(x.kernels for x in launches), len(launches)
-
-    return min(_cuts(sources, reads, carried, width), key=cost, default=())
+    return tuple(
+        Launch(first, launch.first_read, launch.spec)
+        for first, count in (_pieces_of_sources(sources) if reads else ())
+        for launch in _cut_of_reads(count, reads, tuple(i - first for i in carried if 0 <= i - first < count), width)
+    )
 
 
 @cache
 def moved_by_launches(sources: int, reads: int, width: int, carried: bool = True) -> int:
     """What all launches move per token, in units of the width. carried: whether later reads gave gradients."""
-    launches = cut(sources, tuple(range(reads)), tuple(range(sources)) if carried else (), width)
+    return sum(_moved_by_piece(count, reads, width, carried) for _, count in _pieces_of_sources(sources))
+
+
+@cache
+def _moved_by_piece(sources: int, reads: int, width: int, carried: bool) -> int:
+    launches = _cut_of_reads(sources, tuple(range(reads)), tuple(range(sources)) if carried else (), width)
     return sum(moved.of_sources_backward(launch.spec).total for launch in launches)
 
 
-def _cuts(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int) -> Iterator[tuple[Launch, ...]]:
-    for of_sources, of_reads in product(_pieces(sources, MOST_SOURCES), _pieces(len(reads), MOST_READS)):
-        yield tuple(
-            Launch(i, s, _spec(range(i, i + n), reads[s : s + count], carried, s > 0, width))
-            for s, count in of_reads
-            for i, n in of_sources
-        )
+def _pieces_of_sources(sources: int) -> list[tuple[int, int]]:
+    """The fewest pieces, about equally large."""
+    return _pieces(sources, -(-sources // -(-sources // MOST_SOURCES))) if sources else []
 
 
-def _spec(
-    sources: range, reads: tuple[int, ...], carried: tuple[int, ...], goes_on: bool, width: int
-) -> SourcesBackwardSpec:
-    later = tuple(i for i, source in enumerate(sources) if goes_on or source in carried)
-    return SourcesBackwardSpec(len(sources), reads, later, tiles_held(len(reads), width))
+@cache
+def _cut_of_reads(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int) -> tuple[Launch, ...]:
+    """The launches for one piece of the sources; every one of these is carried on from the first launch."""
+
+    def cost(launches: tuple[Launch, ...]) -> tuple[int, int]:
+        return sum(moved.of_sources_backward(x.spec).total for x in launches), sum(x.kernels for x in launches)
+
+    def launches(size: int) -> Iterator[Launch]:
+        for first, count in _pieces(len(reads), size):
+            later = carried if first == 0 else tuple(range(sources))
+            yield Launch(
+                0, first, SourcesBackwardSpec(sources, reads[first : first + count], later, tiles_held(count, width))
+            )
+
+    return min((tuple(launches(size)) for size in range(1, min(len(reads), MOST_READS) + 1)), key=cost, default=())
 
 
-def _pieces(total: int, most: int) -> Iterator[list[tuple[int, int]]]:
-    """Places and sizes of the pieces, all as large as the first one but the last, for every size of the first one."""
-    for size in range(1, min(total, most) + 1):
-        yield [(first, min(size, total - first)) for first in range(0, total, size)]
+def _pieces(total: int, size: int) -> list[tuple[int, int]]:
+    """Places and sizes of the pieces, all of ``size`` but the last."""
+    return [(first, min(size, total - first)) for first in range(0, total, size)]

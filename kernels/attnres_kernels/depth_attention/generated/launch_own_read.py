@@ -72,12 +72,7 @@ def own_read(
     (rows, width), dtype = flat[0].shape, flat[0].dtype
     added = None if branch is None else tensors.rows_of(branch)
     read = parts.spec(added is not None, norm, returns_value)
-    result = ReadResult(
-        tensors.new(flat[0], (rows, width), dtype) if read.returns_value else None,
-        tensors.new(flat[0], (rows, width), dtype) if read.norm else None,
-        tensors.new(flat[0], (rows, width), dtype) if read.adds else None,
-        tensors.new(flat[0], (rows, statistics_of(read)), torch.float32),
-    )
+    result = ReadResult.new(read, flat[0], dtype, numbers=statistics_of(read))
     if rows == 0:
         return result
     tile = own_tiling.forward_tile(width)

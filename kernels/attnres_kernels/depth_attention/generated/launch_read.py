@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class Norm:
     eps: float
     weight: Tensor | None = None
     bias: Tensor | None = None
+
+
+def norm_of(kind: str | None, eps: float, weight: Tensor | None, bias: Tensor | None) -> Norm | None:
+    """The norm, from what an operator is called with."""
+    return None if kind is None else Norm(cast(NormKind, kind), eps, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,25 @@ class ReadResult:
     """What the kernel of one read writes, each ``[rows, d]`` in the dtype of the sources.
 
     value: the depth-attended value; normed: behind the norm; partial: the new partial sum; None where the spec has no
-    such output. statistics: ``[rows, 5]`` in fp32, for the backward.
+    such output. statistics: ``[rows, numbers]`` in fp32, for the backward.
     """
 
     value: Tensor | None
     normed: Tensor | None
     partial: Tensor | None
     statistics: Tensor
+
+    @classmethod
+    def new(cls, spec: ReadSpec, like: Tensor, dtype: torch.dtype, numbers: int) -> ReadResult:
+        """To be written. like: ``[rows, d]``; numbers: per token, of the statistics."""
+        wanted = (spec.returns_value, spec.norm is not None, spec.adds)
+        value, normed, partial = (tensors.new(like, like.shape, dtype) if has else None for has in wanted)
+        return cls(value, normed, partial, tensors.new(like, (like.shape[0], numbers), torch.float32))
+
+    def as_list(self, shape: torch.Size) -> list[Tensor]:
+        """Those that there are, in ``shape``, and last the statistics."""
+        made = [x.reshape(shape) for x in (self.value, self.normed, self.partial) if x is not None]
+        return [*made, self.statistics]
 
 
 def read(
@@ -124,12 +142,7 @@ def read(
     rows, width = like.shape
     added = None if branch is None else tensors.rows_of(branch)
     spec = parts.spec(added is not None, norm, returns_value)
-    result = ReadResult(
-        tensors.new(like, (rows, width), dtype) if spec.returns_value else None,
-        tensors.new(like, (rows, width), dtype) if spec.norm else None,
-        tensors.new(like, (rows, width), dtype) if spec.adds else None,
-        tensors.new(like, (rows, 5), torch.float32),
-    )
+    result = ReadResult.new(spec, like, dtype, numbers=5)
     if rows == 0:
         return result
     tile = tiling.whole_rows(width)

@@ -5,13 +5,11 @@ tensors; what an operator does not make of its possible results is left out of t
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from attnres_kernels.depth_attention.generated import launch_phase_1, launch_read, launch_sources_backward, tensors
-from attnres_kernels.depth_attention.generated.specs import NormKind
 from attnres_kernels.depth_attention.tiles import flatten
 from attnres_kernels.load_triton import triton_operator
 
@@ -75,10 +73,6 @@ def _parts(
     return launch_read.Parts(inter, log_sum, sources, of_read, partial, key)
 
 
-def _norm(kind: str | None, eps: float, weight: Tensor | None, bias: Tensor | None) -> launch_read.Norm | None:
-    return None if kind is None else launch_read.Norm(cast(NormKind, kind), eps, weight, bias)
-
-
 @triton_operator("attnres::generated_read")
 def read_op(
     inter: Tensor | None,
@@ -103,10 +97,9 @@ def read_op(
     parts = _parts(inter, log_sum, sources, logits, partial, key, number, total)
     shape = parts.first().shape
     result = launch_read.read(
-        parts, dtype, factor, eps, branch, _norm(norm, norm_eps, norm_weight, norm_bias), returns_value
+        parts, dtype, factor, eps, branch, launch_read.norm_of(norm, norm_eps, norm_weight, norm_bias), returns_value
     )
-    made = [x.reshape(shape) for x in (result.value, result.normed, result.partial) if x is not None]
-    return [*made, result.statistics]
+    return result.as_list(shape)
 
 
 @read_op.register_fake
@@ -172,7 +165,7 @@ def read_backward_op(
         normed_grad,
         partial_grad,
         adds,
-        _norm(norm, norm_eps, norm_weight, norm_bias),
+        launch_read.norm_of(norm, norm_eps, norm_weight, norm_bias),
         returns_value,
     )
     of_partial = [] if found.partial is None else [found.partial.reshape(shape)]

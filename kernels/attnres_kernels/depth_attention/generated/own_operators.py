@@ -3,21 +3,15 @@ together.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from attnres_kernels.depth_attention.generated import launch_own_read
-from attnres_kernels.depth_attention.generated.launch_read import Norm
+from attnres_kernels.depth_attention.generated.launch_read import norm_of
 from attnres_kernels.depth_attention.generated.own_read import statistics_of
-from attnres_kernels.depth_attention.generated.specs import NormKind
 from attnres_kernels.depth_attention.tiles import flatten
 from attnres_kernels.load_triton import triton_operator
-
-
-def _norm(kind: str | None, eps: float, weight: Tensor | None, bias: Tensor | None) -> Norm | None:
-    return None if kind is None else Norm(cast(NormKind, kind), eps, weight, bias)
 
 
 @triton_operator("attnres::generated_own_read")
@@ -39,10 +33,9 @@ def own_read_op(
     parts = launch_own_read.OwnRead(sources, partial, query, key_weight)
     shape = parts.values()[0].shape
     result = launch_own_read.own_read(
-        parts, factor, eps, branch, _norm(norm, norm_eps, norm_weight, norm_bias), returns_value
+        parts, factor, eps, branch, norm_of(norm, norm_eps, norm_weight, norm_bias), returns_value
     )
-    made = [x.reshape(shape) for x in (result.value, result.normed, result.partial) if x is not None]
-    return [*made, result.statistics]
+    return result.as_list(shape)
 
 
 @own_read_op.register_fake
@@ -94,7 +87,7 @@ def own_read_backward_op(
         value_grad,
         normed_grad,
         partial_grad,
-        _norm(norm, norm_eps, norm_weight, norm_bias),
+        norm_of(norm, norm_eps, norm_weight, norm_bias),
     )
     wide = [grad.reshape(x.shape) for grad, x in zip(found.sources, parts.values(), strict=True)]
     return [*wide, *(x for x in (found.key, found.norm_weight, found.norm_bias) if x is not None)]

@@ -22,7 +22,7 @@ from attnres_kernels.depth_attention.generated.own_read import (
     sums,
     tile,
 )
-from attnres_kernels.depth_attention.generated.read import read_name
+from attnres_kernels.depth_attention.generated.read import backward_name
 from attnres_kernels.depth_attention.generated.specs import OwnReadBackwardSpec
 from attnres_kernels.depth_attention.generated.writing import (
     load,
@@ -80,24 +80,11 @@ def own_read_backward_text(spec: OwnReadBackwardSpec) -> str:
     start.insert(0, "inverse_width = 1.0 / width")
     return with_additions(f"""\
 @triton.jit
-def {_name(spec)}(
+def {backward_name(spec, "own_read_backward")}(
     {", ".join(arguments)},
     factor: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr, FOLD: tl.constexpr,
 ):
 {over_rows("0", start, loop, end)}""")
-
-
-def _name(spec: OwnReadBackwardSpec) -> str:
-    given = [
-        name
-        for name, has in (
-            ("of_value", spec.has_value_grad),
-            ("of_normed", spec.has_normed_grad),
-            ("of_partial", spec.has_partial_grad),
-        )
-        if has
-    ]
-    return "_".join([read_name(spec.forward, "own_read_backward"), *given])
 
 
 def _statistic(spec: OwnReadBackwardSpec, name: str, place: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnres_kernels.depth_attention.generated.specs import ReadSpec
+from attnres_kernels.depth_attention.generated.specs import OwnReadBackwardSpec, ReadBackwardSpec, ReadSpec
 from attnres_kernels.depth_attention.generated.writing import (
     ROW,
     along,
@@ -71,6 +71,12 @@ def read_name(spec: ReadSpec, kind: str = "read") -> str:
         parts += ["weight"] * spec.has_weight + ["bias"] * spec.has_bias
         parts += ["value"] * spec.returns_value
     return "_".join(parts)
+
+
+def backward_name(spec: ReadBackwardSpec | OwnReadBackwardSpec, kind: str) -> str:
+    """The name of the backward, with the outputs of the forward that have a gradient."""
+    given = {"of_value": spec.has_value_grad, "of_normed": spec.has_normed_grad, "of_partial": spec.has_partial_grad}
+    return "_".join([read_name(spec.forward, kind), *(name for name, has in given.items() if has)])
 
 
 def read_text(spec: ReadSpec) -> str:

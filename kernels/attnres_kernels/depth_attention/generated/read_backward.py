@@ -21,12 +21,12 @@ is a pipeline. While one row is worked on, the next ones are copied to shared me
 from __future__ import annotations
 
 from attnres_kernels.depth_attention.generated.read import (
+    backward_name,
     earlier_arguments,
     load_earlier,
     load_logits,
     merged_values,
     parts_of,
-    read_name,
 )
 from attnres_kernels.depth_attention.generated.specs import ReadBackwardSpec
 from attnres_kernels.depth_attention.generated.writing import (
@@ -97,24 +97,11 @@ def read_backward_text(spec: ReadBackwardSpec) -> str:
     end = [f"tl.store({name}s + program * width + column, {name}, mask=inside)" for name in sums]
     return with_additions(f"""\
 @triton.jit
-def {_name(spec)}(
+def {backward_name(spec, "read_backward")}(
     {", ".join(arguments)},
     factor: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):
 {over_rows("0", start, loop, end, stages="STAGES")}""")
-
-
-def _name(spec: ReadBackwardSpec) -> str:
-    given = [
-        name
-        for name, has in (
-            ("of_value", spec.has_value_grad),
-            ("of_normed", spec.has_normed_grad),
-            ("of_partial", spec.has_partial_grad),
-        )
-        if has
-    ]
-    return "_".join([read_name(spec.forward, "read_backward"), *given])
 
 
 def _numbers(spec: ReadBackwardSpec) -> list[str]:

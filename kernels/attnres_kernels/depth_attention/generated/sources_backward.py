@@ -30,6 +30,8 @@ from attnres_kernels.depth_attention.generated.writing import (
     load_vector,
     over_rows,
     store,
+    sum_together,
+    with_additions,
 )
 
 AT_ONCE = 4
@@ -82,14 +84,13 @@ def gradients_text(spec: SourcesBackwardSpec) -> str:
         *(f"read_grad_stride_{s}" for s in reads),
         *(f"carried_stride_{i}" for i in spec.carried),
     ]
-    return f"""\
+    return with_additions(f"""\
 @triton.jit
 def {_name("gradients", spec)}(
     {", ".join(arguments)},
     eps: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
 ):
-{_many_tokens(spec) if spec.sums_keys else _one_token(spec)}
-{_additions(spec)}"""
+{_many_tokens(spec) if spec.sums_keys else _one_token(spec)}""")
 
 
 def keys_text(spec: SourcesBackwardSpec) -> str:
@@ -214,9 +215,7 @@ def _scalars(spec: SourcesBackwardSpec, group: range) -> list[str]:
     """Per source and read ``weights`` ``w_si`` and ``to_keys`` ``e_si r_i``, and per source ``to_selves``, the factor
     of ``v_i`` in its own gradient. They go through memory, which is to say the cache, for want of registers.
     """
-    names = _sums(spec, group)
-    # Threads are summed for all numbers in one trip through shared memory.
-    text = [f"{', '.join(names)} = tl.reduce(({', '.join(names)}), 0, {_addition(len(names))})", *_again(spec)]
+    text = [sum_together({name: name for name in _sums(spec, group)}), *_again(spec)]
     for i in group:
         text += [f"inverse_rms = tl.rsqrt(squares_{i} / width + eps)", "to_itself = 0.0"]
         for s, read in enumerate(spec.reads):
@@ -265,21 +264,3 @@ def _keys(spec: SourcesBackwardSpec, group: range, tile: str) -> list[str]:
         for s in range(len(spec.reads)):
             text.append(f"key_grad_{s}{tile} += tl.load(to_keys + {_pair(spec, i, s)}) * value")
     return text
-
-
-def _addition(count: int) -> str:
-    return f"add_{count}"
-
-
-def _additions(spec: SourcesBackwardSpec) -> str:
-    """Functions that add as many numbers to as many others as groups of sources have sums."""
-    text = []
-    for count in sorted({len(_sums(spec, group)) for group in _groups(spec)}):
-        ones, others = ([f"{name}_{k}" for k in range(count)] for name in ("one", "other"))
-        sums = ", ".join(f"{one} + {other}" for one, other in zip(ones, others, strict=True))
-        text.append(f"""
-@triton.jit
-def {_addition(count)}({", ".join([*ones, *others])}):
-    return {sums}
-""")
-    return "\n".join(text)
