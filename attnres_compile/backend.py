@@ -85,7 +85,7 @@ def _compile(
         check_not_cut(stream, end)
     planned = _planned(owner, analysis, end)
     # Then build the new graph beside the old one.
-    passed = run_passes(gm, analysis, stages)
+    passed = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
     stages.schedule(passed.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
     slots = tuple(planned(slot) for slot in passed.slots)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -136,7 +137,8 @@ def explain(
 
     Args:
         model, args, kwargs, config, options: as for ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
-            which nothing can be rewritten is explained too, also one whose stream a graph break cuts.
+            which nothing can be rewritten is explained too, also one whose stream a graph break cuts. Under
+            ``torch.no_grad()``, the schedule is that of a graph without gradients.
         name: of the model in reports; by default its class's.
 
     Raises:
@@ -155,20 +157,29 @@ def explain(
         if not plan.streams:
             settle_declined(plan)
     passed = tuple(
-        PassedGraph(graph, passed_under(graph, chosen) if plan.streams and graph.analysis.plan.streams else None)
+        PassedGraph(
+            graph,
+            passed_under(graph, chosen, differentiates=torch.is_grad_enabled())
+            if plan.streams and graph.analysis.plan.streams
+            else None,
+        )
         for graph in graphs
     )
     breaks = breaks_of(captured, "" if cut is None else cut.name)
     return Explanation(plan, inspection_of(plan, passed, breaks), passed, name or type(model).__name__)
 
 
-def passed_under(graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False) -> Passed:
+def passed_under(
+    graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False, differentiates: bool = True
+) -> Passed:
     """The levels of one captured graph under ``config``, each checked.
 
-    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``. keeps_values: as
-    for ``run_passes``.
+    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``. keeps_values,
+    differentiates: as for ``run_passes``.
     """
-    return run_passes(graph.captured.gm, _under(graph, config), keeps_values=keeps_values)
+    return run_passes(
+        graph.captured.gm, _under(graph, config), keeps_values=keeps_values, differentiates=differentiates
+    )
 
 
 def rewritten_under(graph: AnalysedGraph, config: AttnResConfig) -> GraphModule:

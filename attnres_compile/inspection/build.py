@@ -16,7 +16,7 @@ from attnres_compile.inspection.kernels import kernels_of
 from attnres_compile.preparation import AnalysedGraph
 from attnres_kernels.depth_attention import scheduled
 from attnres_passes import provenance
-from attnres_passes.levels import SCHEDULED_READS, Level, is_depth_attention
+from attnres_passes.levels import OWN_READS, SCHEDULED_READS, Level, is_depth_attention
 from attnres_passes.pipeline import Passed
 from attnres_passes.plan import Plan, Stream
 from attnres_passes.roles import Role, role_of
@@ -30,7 +30,7 @@ BREAK_FIX = (
 DECAY = "0 (group 'attnres')"
 """How ``param_groups`` decays them."""
 
-_DIRECT = (scheduled.direct_read, scheduled.fused_direct_read)
+_DIRECT = (scheduled.direct_read, scheduled.fused_direct_read, *OWN_READS)
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
 

@@ -17,20 +17,21 @@ After::
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain, groupby
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from attnres_kernels.depth_attention import fused, keys, scheduled
+from attnres_kernels.depth_attention import fused, keys, own, scheduled
 from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
 from attnres_passes import torch_compat
 from attnres_passes.gradient_sets import GradientSet, gradient_passes
-from attnres_passes.levels import FUSED
+from attnres_passes.levels import FUSED, OWN_READS
 from attnres_passes.plan import Plan
 from attnres_passes.roles import Role, role_of
-from attnres_passes.scheduled_nodes import ScheduledRead, Segment, call, calls, items, segments
+from attnres_passes.scheduled_nodes import ScheduledRead, Segment, arguments, call, calls, items, segments
 
 
 def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
@@ -41,6 +42,8 @@ def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
     """
     for segment in segments(gm):
         _Binding(segment, plan, keeps_values).bind()
+    for node in calls(gm, *OWN_READS):
+        _bind_own_read(node, keeps_values)
     for node in calls(gm, scheduled.inter_block):
         node.target = fused.phase_1
         torch_compat.mark_for_recompute(node)
@@ -92,8 +95,7 @@ class _Binding:
         row = None
         if given["partial"] is not None:
             row = call(node, operator.getitem, self.rows, read.number, name=f"key_{read.number}")
-        taken = items(node) if node.target in FUSED else {}
-        returns_value = self.keeps_values or not taken or bool(taken.get(0) and taken[0].users)
+        returns_value = self.keeps_values or _value_is_used(node)
         bound = call(
             node,
             fused.read,
@@ -110,24 +112,50 @@ class _Binding:
             given["factor"],
             given["eps"],
             read.completed[0],
-            *(given.get(name) for name in ("branch", "norm")),
-            given.get("norm_eps", 0.0),
-            *(given.get(name) for name in ("norm_weight", "norm_bias")),
+            *_neighbours(given),
             returns_value,
         )
-        if node.target not in FUSED:
-            value = call(node, operator.getitem, bound, 0)
-            value.meta.update(node.meta)
-            node.replace_all_uses_with(value)
+        _put_in_place(node, given, bound, returns_value)
+
+
+def _bind_own_read(node: Node, keeps_values: bool) -> None:
+    """A read with own logits, which has nothing in common with other reads."""
+    given = arguments(node)
+    *blocks, last = given["sources"]
+    returns_value = keeps_values or _value_is_used(node)
+    form = (given[name] for name in ("query", "weight", "factor", "eps"))
+    bound = call(node, own.own_read, blocks, last, *form, *_neighbours(given), returns_value)
+    _put_in_place(node, given, bound, returns_value)
+
+
+def _value_is_used(node: Node) -> bool:
+    """Whether anything but the norm fused with a read takes its value."""
+    if node.target not in FUSED:
+        return True
+    value = items(node).get(0)
+    return value is not None and bool(value.users)
+
+
+def _neighbours(given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The branch and the norm, as the kernels' functions take them."""
+    rest = given.get("norm_weight"), given.get("norm_bias")
+    return given.get("branch"), given.get("norm"), given.get("norm_eps", 0.0), *rest
+
+
+def _put_in_place(node: Node, given: Mapping[str, Any], bound: Node, returns_value: bool) -> None:
+    """Let ``bound``, which has no result that is not made, stand for the scheduled read ``node``."""
+    if node.target not in FUSED:
+        value = call(node, operator.getitem, bound, 0)
+        value.meta.update(node.meta)
+        node.replace_all_uses_with(value)
+    made = [returns_value, given.get("norm") is not None, given.get("branch") is not None]
+    for index, item in items(node).items() if node.target in FUSED else ():
+        if made[index]:
+            item.args = (bound, sum(made[:index]))
         else:
-            made = [returns_value, given["norm"] is not None, given["branch"] is not None]
-            for index, item in taken.items():
-                if made[index]:
-                    item.args = (bound, sum(made[:index]))
-                else:
-                    assert not item.users
-                    item.graph.erase_node(item)
-        node.graph.erase_node(node)
+            assert not item.users
+            item.graph.erase_node(item)
+    node.graph.erase_node(node)
 
 
 def _passes(segment: Segment, plan: Plan) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:

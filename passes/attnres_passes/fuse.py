@@ -36,6 +36,7 @@ from attnres_passes.scheduled_nodes import arguments, call, calls
 _FUSED: dict[Any, Callable[..., Any]] = {
     scheduled.merge: scheduled.fused_merge,
     scheduled.direct_read: scheduled.fused_direct_read,
+    scheduled.own_read: scheduled.fused_own_read,
 }
 
 
@@ -84,22 +85,27 @@ class _Graph:
 
     def fuse_read(self, read: Node, norm: Norm | None) -> bool:
         """Put a fused read in place of ``read`` and its neighbours; whether an add was among them."""
-        given = arguments(read)
-        add = given["partial"]
-        adds = add is not None and self._can_be_made_by(read, add)
-        if norm is None and not adds:
+        add = self._add_before(read)
+        if norm is None and add is None:
             return False
-        if adds:
-            read.replace_input_with(add, add.args[0])
+        branch = None
+        if add is not None:
+            partial, branch = add.args
+            assert isinstance(partial, Node)
+            read.replace_input_with(add, partial)
         for vector in (norm.weight, norm.bias) if norm is not None else ():
             if vector is not None:
                 self._move_before(vector, read)
         kind = (None, 0.0, None, None) if norm is None else (norm.kind, norm.eps, norm.weight, norm.bias)
-        fused = call(read, _FUSED[read.target], *read.args, add.args[1] if adds else None, *kind)
+        fused = call(read, _FUSED[read.target], *read.args, branch, *kind)
         role = role_of(read)
         assert role is not None
         set_role(fused, replace(role, kind="schedule"))
-        outputs = [(read, 0), *([(norm.output, 1)] if norm is not None else []), *([(add, 2)] if adds else [])]
+        outputs = [
+            (read, 0),
+            *([(norm.output, 1)] if norm is not None else []),
+            *([(add, 2)] if add is not None else []),
+        ]
         for old, index in outputs:
             new = call(read, operator.getitem, fused, index, name=("read", "normed", "partial")[index])
             new.meta.update(old.meta)
@@ -111,9 +117,9 @@ class _Graph:
         self.order[fused] = self.order[read]
         for node in reversed((read, *(norm.inner if norm is not None else ()))):
             node.graph.erase_node(node)
-        if adds:
+        if add is not None:
             add.graph.erase_node(add)
-        return adds
+        return add is not None
 
     def fuse_block(self, logits: Node) -> bool:
         """Let the kernel that makes the logits of a block complete it first."""
@@ -131,6 +137,14 @@ class _Graph:
         logits.graph.erase_node(logits)
         add.graph.erase_node(add)
         return True
+
+    def _add_before(self, read: Node) -> Node | None:
+        """The add that makes the open partial sum of a read, if the read's kernel can do it; of a read with own logits
+        also the one that completes its last block.
+        """
+        given = arguments(read)
+        last = given["sources"][-1] if read.target is scheduled.own_read else given["partial"]
+        return last if last is not None and self._can_be_made_by(read, last) else None
 
     def _can_be_made_by(self, node: Node, add: Node) -> bool:
         """Whether ``add`` is an addition of ours that nothing needs before ``node``, under the same modes."""

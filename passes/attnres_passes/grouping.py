@@ -5,17 +5,23 @@ since in place. One group per block is Algorithm 1 of the paper; a group without
 ``block_size=1``, where every read completes a block, groups of several reads are the paper's two-phase schedule for
 Full AttnRes. Which cut is best follows from the numbers of completed blocks alone, and is found exactly, by dynamic
 programming over the reads.
+
+Where nothing is differentiated, bytes are not all that counts: with few tokens, as in a decode step, what a model pays
+for is kernels. There a read may make the logits of its sources itself, in one launch with the add before it and the
+norm behind it, as many as the plain model has. Logits made first cost a launch per block; but as soon as one read needs
+them, so do those of all blocks before it, and nothing is lost if earlier reads use them too. So such reads come last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from tabulate import tabulate
 
 from attnres_kernels.depth_attention import cost
+from attnres_kernels.depth_attention.generated.launches import of_phase_1
 
 MOST_READS = 16
 """Reads of one group: as many outputs of phase 1 are alive at once."""
@@ -25,16 +31,19 @@ MOST_READS = 16
 class Group:
     """Reads ``first .. first + len(completed) - 1`` of a stream.
 
-    completed: completed blocks that each read attends to; shared: how many of them phase 1 goes over, none if direct.
+    completed: completed blocks that each read attends to; shared: how many of them phase 1 goes over, none if direct;
+    own_logits: direct reads that make the logits of their sources themselves.
     """
 
     first: int
     completed: tuple[int, ...]
     shared: int
+    own_logits: bool = False
 
     @property
     def schedule(self) -> str:
-        return "two_phase" if self.shared else "direct"
+        """How ``str()`` of a grouping calls it."""
+        return "two_phase" if self.shared else "own logits" if self.own_logits else "direct"
 
     @property
     def moved(self) -> float:
@@ -43,10 +52,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Inference:
+    """What counts beside bytes where nothing is differentiated.
+
+    launch: what a kernel more costs, in units of the width moved per token (``cost.launch``); most: completed blocks up
+    to which a read may make the logits of its sources itself.
+    """
+
+    launch: float
+    most: int
+
+
+@dataclass(frozen=True)
 class Grouping:
-    """The groups of one stream; ``str()`` is the cost model's table."""
+    """The groups of one stream; ``str()`` is the cost model's table. inference: what they were compared by, too."""
 
     groups: tuple[Group, ...]
+    inference: Inference | None = None
 
     def __str__(self) -> str:
         rows = []
@@ -66,10 +88,15 @@ class Grouping:
             )
         headers = ["reads", "completed", "schedule", "shared", "moved", "if direct", "plain"]
         table = tabulate(rows, headers=headers, disable_numparse=True)
-        return f"{table}\nmoved per read and token, in units of the width: the add before and the norm behind included"
+        text = f"{table}\nmoved per read and token, in units of the width: the add before and the norm behind included"
+        if self.inference is None:
+            return text
+        return f"{text}\nnothing is differentiated: a launch counts as {self.inference.launch:.3g}"
 
 
-def group_reads(completed: Sequence[int], schedule: str, most_in_place: int) -> Grouping:
+def group_reads(
+    completed: Sequence[int], schedule: str, most_in_place: int, inference: Inference | None = None
+) -> Grouping:
     """Cut the reads of one stream, or of one layout of it, into groups.
 
     Args:
@@ -77,13 +104,18 @@ def group_reads(completed: Sequence[int], schedule: str, most_in_place: int) -> 
         schedule: "auto" for the cut that moves fewest bytes, "direct", or "two_phase" for one group per block, and for
             the best cut without direct reads where every read has a block of its own.
         most_in_place: completed blocks that a read may take in place; phase 1's output beside them counts as one.
+        inference: for "auto", what counts beside bytes; None where something is differentiated.
     """
     if schedule == "direct":
         return Grouping(_joined(Group(first, (n,), 0) for first, n in enumerate(completed)))
     has_one_read_per_block = len(set(completed)) == len(completed)
     if schedule == "two_phase" and not has_one_read_per_block:
         return Grouping(tuple(_per_block(completed)))
-    return Grouping(_joined(_cheapest(completed, schedule == "auto", most_in_place)))
+    if schedule == "two_phase":
+        return Grouping(_joined(_cheapest(completed, False, most_in_place, 0.0)[-1].groups))
+    if inference is None:
+        return Grouping(_joined(_cheapest(completed, True, most_in_place, 0.0)[-1].groups))
+    return Grouping(_joined(_cheapest_inference(completed, most_in_place, inference)), inference)
 
 
 def _per_block(completed: Sequence[int]) -> Iterator[Group]:
@@ -94,18 +126,40 @@ def _per_block(completed: Sequence[int]) -> Iterator[Group]:
         first += count
 
 
-def _cheapest(completed: Sequence[int], allows_direct: bool, most_in_place: int) -> tuple[Group, ...]:
-    """The cut of least cost: the best cut before each read, extended by each group that can end there."""
-    best: list[tuple[float, tuple[Group, ...]]] = [(0.0, ())]
+@dataclass(frozen=True)
+class _Cut:
+    cost: float
+    groups: tuple[Group, ...]
+
+
+def _cheapest(completed: Sequence[int], allows_direct: bool, most_in_place: int, launch: float) -> list[_Cut]:
+    """The cuts of least cost of the first 0, 1, .. reads: the best one before a group, extended by each group that can
+    end there. launch: what phase 1 costs beside what it moves, for each of its launches.
+    """
+    best = [_Cut(0.0, ())]
     for end in range(1, len(completed) + 1):
         candidates = []
         for first in range(max(0, end - MOST_READS), end):
             for group in _groups(first, completed[first:end], allows_direct, most_in_place):
-                before, groups = best[first]
-                candidates.append((before + group.moved, (*groups, group)))
+                cost_of_group = group.moved + launch * of_phase_1(group.shared)
+                candidates.append(_Cut(best[first].cost + cost_of_group, (*best[first].groups, group)))
         # Of equally cheap cuts, the one with fewer groups: fewer launches.
-        best.append(min(candidates, key=lambda candidate: (candidate[0], len(candidate[1]))))
-    return best[-1][1]
+        best.append(min(candidates, key=lambda cut: (cut.cost, len(cut.groups))))
+    return best
+
+
+def _cheapest_inference(completed: Sequence[int], most_in_place: int, inference: Inference) -> tuple[Group, ...]:
+    """Reads with logits made first up to some read, and from there on reads that make their own."""
+    before = _cheapest(completed, True, most_in_place, inference.launch)
+    cuts = []
+    for first in range(len(completed) + 1):
+        own = [Group(k, (n,), 0, own_logits=True) for k, n in enumerate(completed) if k >= first]
+        if own and completed[-1] > inference.most:
+            continue
+        blocks = completed[first - 1] if first else 0
+        logits = blocks * (cost.logits_first() + inference.launch)
+        cuts.append(_Cut(before[first].cost + logits + sum(x.moved for x in own), (*before[first].groups, *own)))
+    return min(cuts, key=lambda cut: cut.cost).groups
 
 
 def _joined(groups: Iterable[Group]) -> tuple[Group, ...]:
@@ -113,8 +167,8 @@ def _joined(groups: Iterable[Group]) -> tuple[Group, ...]:
     joined: list[Group] = []
     for group in groups:
         before = joined[-1] if joined else None
-        if before and not before.shared and not group.shared and len(before.completed) < MOST_READS:
-            joined[-1] = Group(before.first, (*before.completed, *group.completed), 0)
+        if before and before.schedule == group.schedule and not group.shared and len(before.completed) < MOST_READS:
+            joined[-1] = replace(before, completed=(*before.completed, *group.completed))
         else:
             joined.append(group)
     return tuple(joined)

@@ -9,7 +9,7 @@ from enum import Enum
 
 from torch.fx import GraphModule
 
-from attnres_kernels.depth_attention.generated import tensors, tiling
+from attnres_kernels.depth_attention.generated import own_tiling, tensors, tiling
 from attnres_kernels.load_triton import is_interpreted
 from attnres_passes import torch_compat
 from attnres_passes.config import ConfigError
@@ -28,20 +28,28 @@ class Implementation(Enum):
 
 @dataclass(frozen=True)
 class Choice:
-    """why: in words, for logs and dumps; width: of the widest stream."""
+    """why: in words, for logs and dumps; width: of the widest stream; differentiates: gradients may be wanted."""
 
     implementation: Implementation
     why: str
     width: int
+    differentiates: bool
 
     @property
     def most_in_place(self) -> int:
         """Completed blocks that a read takes in place."""
         return tiling.most_in_place(self.width)
 
+    @property
+    def most_with_own_logits(self) -> int:
+        """Completed blocks up to which a read may make its own logits, beside an open partial sum."""
+        return 0 if self.differentiates else own_tiling.MOST_SOURCES - 1
 
-def choose(rewritten: GraphModule, plan: Plan) -> Choice:
+
+def choose(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> Choice:
     """Kernels for streams on a GPU that they can hold, else torch; ATTNRES_KERNELS=triton or torch overrides.
+
+    differentiates: whether gradients may be wanted of the graph.
 
     Raises:
         ConfigError: the variable asks for what cannot be.
@@ -53,13 +61,14 @@ def choose(rewritten: GraphModule, plan: Plan) -> Choice:
             f"{KERNELS_VARIABLE}={asked!r} is neither 'triton' nor 'torch'; set one of them, or unset it."
         )
     if asked == Implementation.TORCH.value:
-        return Choice(Implementation.TORCH, f"{KERNELS_VARIABLE}=torch", width)
+        return Choice(Implementation.TORCH, f"{KERNELS_VARIABLE}=torch", width, differentiates)
     missing = _missing(rewritten, plan, width)
     if asked and missing:
         raise ConfigError(f"{KERNELS_VARIABLE}=triton, but {missing}; unset it, or set it to 'torch'.")
     if missing:
-        return Choice(Implementation.TORCH, missing, width)
-    return Choice(Implementation.KERNELS, f"{KERNELS_VARIABLE}=triton" if asked else "the streams are on a GPU", width)
+        return Choice(Implementation.TORCH, missing, width, differentiates)
+    why = f"{KERNELS_VARIABLE}=triton" if asked else "the streams are on a GPU"
+    return Choice(Implementation.KERNELS, why, width, differentiates)
 
 
 def _missing(rewritten: GraphModule, plan: Plan, width: int) -> str:

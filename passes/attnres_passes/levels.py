@@ -20,8 +20,10 @@ from attnres_passes import provenance
 from attnres_passes.plan import Plan
 from attnres_passes.roles import role_of
 
-FUSED = (scheduled.fused_merge, scheduled.fused_direct_read)
-SCHEDULED_READS = (scheduled.merge, scheduled.direct_read, *FUSED)
+OWN_READS = (scheduled.own_read, scheduled.fused_own_read)
+"""Reads that make the logits of their sources themselves."""
+FUSED = (scheduled.fused_merge, scheduled.fused_direct_read, scheduled.fused_own_read)
+SCHEDULED_READS = (scheduled.merge, scheduled.direct_read, scheduled.own_read, *FUSED)
 """What a read is at the scheduled level."""
 
 

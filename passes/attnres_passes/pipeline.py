@@ -64,7 +64,7 @@ def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
     """
     choice = choose(chunk, plan)
     uses_kernels = choice.implementation is Implementation.KERNELS
-    scheduled = schedule(chunk, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    scheduled = schedule(chunk, plan, uses_kernels, choice.most_in_place, choice.most_with_own_logits)
     if uses_kernels:
         fuse(scheduled.gm, plan)
     lowered = lower(scheduled.gm, plan, choice.implementation)
@@ -73,12 +73,17 @@ def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
 
 
 def run_passes(
-    gm: GraphModule, analysis: Analysis, after_stage: AfterStage = check_level, keeps_values: bool = False
+    gm: GraphModule,
+    analysis: Analysis,
+    after_stage: AfterStage = check_level,
+    keeps_values: bool = False,
+    differentiates: bool = True,
 ) -> Passed:
     """Take ``gm``, on which ``analysis`` was made, through all levels. Neither is changed.
 
     after_stage: called with the graph of each level, when it is made; checks it and may keep it; keeps_values: as for
-    ``lower``, to compare the values of reads.
+    ``lower``, to compare the values of reads; differentiates: whether gradients may be wanted, which the schedule is
+    for.
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
@@ -87,7 +92,7 @@ def run_passes(
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
-    return run_later_passes(rewritten, _placed(rewritten, plan), plan, after_stage, keeps_values)
+    return run_later_passes(rewritten, _placed(rewritten, plan), plan, after_stage, keeps_values, differentiates)
 
 
 def _placed(rewritten: Rewritten, plan: Plan) -> GraphModule:
@@ -106,12 +111,13 @@ def run_later_passes(
     plan: Plan,
     after_stage: AfterStage = check_level,
     keeps_values: bool = False,
+    differentiates: bool = True,
 ) -> Passed:
     """Take the graph ``rewritten``, which is that of ``result`` or was made of it, on; as ``run_passes``."""
     after_stage(rewritten, Level.REWRITTEN, plan)
-    choice = choose(rewritten, plan)
+    choice = choose(rewritten, plan, differentiates)
     uses_kernels = choice.implementation is Implementation.KERNELS
-    scheduled = schedule(rewritten, plan, joins_blocks=uses_kernels, most_in_place=choice.most_in_place)
+    scheduled = schedule(rewritten, plan, uses_kernels, choice.most_in_place, choice.most_with_own_logits)
     fused = fuse(scheduled.gm, plan) if uses_kernels else None
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, plan, choice.implementation, keeps_values)

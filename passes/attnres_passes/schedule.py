@@ -12,13 +12,15 @@ After (Algorithm 1 of the paper, with logits first)::
     inter = inter_block([x, block_1], [logits_x, logits_1], 0, 3, 24)  # once per group
     read_0 = merge(x, inter[0], inter[3], [], [], partial, keys, ..)   # once per read
 
-A group is cut by what it moves (``grouping``); under ``direct`` there is no ``inter_block``. With ``naive``, the graph
-stays as it is. The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes
-what the rewritten graph does.
+A group is cut by what it moves (``grouping``); under ``direct`` there is no ``inter_block``. Where nothing is
+differentiated and tokens are few, a read makes its own logits (``own_read``). With ``naive``, the graph stays as it is.
+The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes what the
+rewritten graph does.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,9 +28,9 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from attnres_kernels.depth_attention import scheduled
+from attnres_kernels.depth_attention import cost, scheduled
 from attnres_passes import torch_compat
-from attnres_passes.grouping import Group, Grouping, group_reads
+from attnres_passes.grouping import Group, Grouping, Inference, group_reads
 from attnres_passes.levels import is_depth_attention
 from attnres_passes.plan import Plan
 from attnres_passes.roles import Role, role_of, set_role
@@ -46,12 +48,16 @@ class Scheduled:
         return "\n\n".join(str(grouping) for of_stream in self.groupings for grouping in of_stream)
 
 
-def schedule(rewritten: GraphModule, plan: Plan, joins_blocks: bool, most_in_place: int) -> Scheduled:
+def schedule(
+    rewritten: GraphModule, plan: Plan, joins_blocks: bool, most_in_place: int, most_with_own_logits: int = 0
+) -> Scheduled:
     """A copy of ``rewritten`` with its reads grouped as ``plan.config.schedule`` says.
 
     Args:
         joins_blocks: whether "auto" looks for the cheapest cut; it is the cut by blocks else, "two_phase".
         most_in_place: completed blocks that a read may take in place.
+        most_with_own_logits: completed blocks up to which a read may make its own logits under "auto"; 0 where
+            something is differentiated.
     """
     gm = torch_compat.copied(rewritten)
     chosen = plan.config.schedule
@@ -64,7 +70,9 @@ def schedule(rewritten: GraphModule, plan: Plan, joins_blocks: bool, most_in_pla
         reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
         of_stream = []
         for segment in _segments(reads):
-            grouping = group_reads([len(read.completed) for read in segment], chosen, most_in_place)
+            inference = _inference(segment[0], plan, most_with_own_logits)
+            completed = [len(read.completed) for read in segment]
+            grouping = group_reads(completed, chosen, most_in_place, inference)
             _Segment(segment, plan).emit(grouping)
             of_stream.append(grouping)
         groupings.append(tuple(of_stream))
@@ -112,6 +120,17 @@ def _taken_apart(node: Node, plan: Plan) -> _Read:
     return _Read(node, role, completed, partial, query, weight)
 
 
+def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
+    """What counts beside bytes for the segment of ``read``; None if that is nothing, or its tokens are not known."""
+    value = torch_compat.example_value(read.node)
+    if most == 0 or value is None:
+        return None
+    tokens = torch_compat.size_hint(math.prod(value.shape[:-1]))
+    if tokens is None:
+        return None
+    return Inference(cost.launch(tokens, plan.streams[read.role.stream].width, value.dtype.itemsize), most)
+
+
 def _segments(reads: Sequence[_Read]) -> list[list[_Read]]:
     """Consecutive reads each of whose completed sources extend those of the read before.
 
@@ -141,6 +160,8 @@ class _Segment:
     def emit(self, grouping: Grouping) -> None:
         for index, group in enumerate(grouping.groups):
             self._emit_group(index, group)
+        if not self.keys.users:
+            self.keys.graph.erase_node(self.keys)
 
     def _emit_group(self, index: int, group: Group) -> None:
         reads = self.reads[group.first : group.first + len(group.completed)]
@@ -154,21 +175,31 @@ class _Segment:
             names = [f"{kind}_{group.first + k}" for kind in ("inter", "log_sum") for k in range(len(reads))]
             inter = [_call(reads[0], operator.getitem, phase_1, k, name=name) for k, name in enumerate(names)]
         for place, read in enumerate(reads):
-            number = group.first + place
-            self._make_logits(read, number)
-            factor = float(len(read.node.args[0])) if self.plan.config.scale == "sum" else 1.0  # type: ignore[arg-type]
-            own = slice(group.shared, len(read.completed))
-            beside = list(read.completed[own]), self.logits[own], read.partial, self.keys, number
-            rest = factor, self.plan.config.eps
-            if group.shared:
-                of_read = read.completed[0], inter[place], inter[len(reads) + place]
-                node = _call(read, scheduled.merge, *of_read, *beside, *rest)
-            else:
-                node = _call(read, scheduled.direct_read, *beside, *rest)
+            of_phase_1 = (inter[place], inter[len(reads) + place]) if group.shared else ()
+            node = (
+                self._own_read(read) if group.own_logits else self._read(read, group, group.first + place, of_phase_1)
+            )
             set_role(node, read.role)
             if "example_value" in read.node.meta:
                 node.meta["example_value"] = read.node.meta["example_value"]
             read.node.replace_all_uses_with(node)
+
+    def _read(self, read: _Read, group: Group, number: int, of_phase_1: tuple[Node, ...]) -> Node:
+        self._make_logits(read, number)
+        in_place = slice(group.shared, len(read.completed))
+        given = list(read.completed[in_place]), self.logits[in_place], read.partial, self.keys, number
+        if group.shared:
+            return _call(read, scheduled.merge, read.completed[0], *of_phase_1, *given, *self._form(read))
+        return _call(read, scheduled.direct_read, *given, *self._form(read))
+
+    def _own_read(self, read: _Read) -> Node:
+        sources = [*read.completed, *([] if read.partial is None else [read.partial])]
+        return _call(read, scheduled.own_read, sources, read.query, read.weight, *self._form(read))
+
+    def _form(self, read: _Read) -> tuple[float, float]:
+        """Factor and eps."""
+        factor = float(len(read.node.args[0])) if self.plan.config.scale == "sum" else 1.0  # type: ignore[arg-type]
+        return factor, self.plan.config.eps
 
     def _make_logits(self, read: _Read, number: int) -> None:
         """Logits of the blocks that were completed since the read before."""

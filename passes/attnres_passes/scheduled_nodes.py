@@ -65,14 +65,16 @@ class ScheduledRead:
 
 @dataclass(frozen=True)
 class Segment:
-    """The reads that share one matrix of keys, by group. keys: the node that makes it."""
+    """The reads that share one matrix of keys, by group. keys: the node that makes it, with a row for each read of the
+    segment, those that make their own logits among them, which are in no group.
+    """
 
     keys: Node
     groups: list[list[ScheduledRead]]
 
     @property
     def total(self) -> int:
-        return sum(map(len, self.groups))
+        return len(self.keys.args[0])  # type: ignore[arg-type]
 
 
 def segments(gm: GraphModule) -> list[Segment]:
@@ -82,7 +84,7 @@ def segments(gm: GraphModule) -> list[Segment]:
     for keys in calls(gm, scheduled.key_matrix):
         groups: dict[int | None, list[ScheduledRead]] = {}
         for read in reads:
-            if read.given["keys"] is keys:
+            if read.given.get("keys") is keys:
                 role = role_of(read.node)
                 assert role is not None
                 groups.setdefault(role.group, []).append(read)

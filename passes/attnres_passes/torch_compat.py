@@ -140,6 +140,11 @@ def size_token(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
+def size_hint(size: Any) -> int | None:
+    """A size as it is in this call, without a guard on it; None where that is not known before the call."""
+    return size.node.hint if isinstance(size, torch.SymInt) else int(size)
+
+
 def example_value(node: torch.fx.Node) -> Any:
     """The fake value that Dynamo recorded for a node; None where it recorded none."""
     return node.meta.get("example_value", node.meta.get("val"))

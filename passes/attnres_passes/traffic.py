@@ -13,7 +13,7 @@ from attnres_kernels.depth_attention import cost, scheduled
 from attnres_kernels.depth_attention.generated import moved, tiling
 from attnres_kernels.depth_attention.generated.moved import Moved
 from attnres_kernels.depth_attention.generated.specs import MOST_SOURCES, LogitsSpec, Phase1Spec, ReadSpec
-from attnres_passes.levels import FUSED, SCHEDULED_READS, is_depth_attention
+from attnres_passes.levels import FUSED, OWN_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.mechanism import is_residual_add
 from attnres_passes.plan import Plan, Stream
 from attnres_passes.roles import role_of
@@ -90,16 +90,18 @@ def _of_phase_1(sources: int, reads: int) -> Moved:
 
 def _of_read(node: Node, width: int) -> Moved:
     given = arguments(node)
-    sources, has_inter = len(given["sources"]), "inter" in given
+    is_own = node.target in OWN_READS
+    has_inter = "inter" in given
+    has_partial = is_own or given["partial"] is not None
+    sources = len(given["sources"]) - is_own
     condensed = Moved(0, 0)
-    if sources > tiling.most_in_place(width):
+    if not is_own and sources > tiling.most_in_place(width):
         # More than a launch takes in place are summed up by a phase 1 of their own.
         condensed, sources, has_inter = _of_phase_1(sources, 1), 0, True
     norm = given.get("norm")
     is_fused = node.target in FUSED
     value_is_used = not is_fused or bool((value := items(node).get(0)) and value.users)
     adds = given.get("branch") is not None
-    has_partial = given["partial"] is not None
     spec = ReadSpec(
         sources, has_inter, has_partial, adds, norm, False, False, returns_value=value_is_used or norm is None
     )

@@ -15,9 +15,11 @@ import attnres_compile as ac
 from attnres_compile import graph_runs
 from attnres_compile.explanation import passed_under
 from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from
-from attnres_kernels.depth_attention import fused, keys, scheduled
-from attnres_kernels.depth_attention.generated import launch_phase_1
+from attnres_kernels.depth_attention import fused, keys, own, scheduled
+from attnres_kernels.depth_attention.generated import launch_own_read, launch_phase_1, launch_read
+from attnres_passes import schedule
 from attnres_passes.config import ConfigError
+from attnres_passes.grouping import Group, Grouping
 from attnres_passes.implementation import Implementation
 from attnres_passes.pipeline import Passed
 from tests import zoo
@@ -33,10 +35,12 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNRES_KERNELS", "triton")
 
 
-def passed(model: nn.Module, args: tuple, kwargs: dict, **options: object) -> tuple[AnalysedGraph, Passed]:
+def passed(
+    model: nn.Module, args: tuple, kwargs: dict, differentiates: bool = True, **options: object
+) -> tuple[AnalysedGraph, Passed]:
     config = config_from(None, options)
     graph = next(x for x in analyse_model(model, args, kwargs, config) if x.analysis.plan.streams)
-    return graph, passed_under(graph, config)
+    return graph, passed_under(graph, config, differentiates=differentiates)
 
 
 def outputs_and_gradients(gm: GraphModule, graph: AnalysedGraph, added: list[Tensor]) -> list[Tensor | None]:
@@ -99,6 +103,48 @@ def test_a_pass_of_the_backward_serves_reads_of_several_groups() -> None:
     (made,) = found.lowered.graph.find_nodes(op="call_function", target=keys.key_matrix)
     assert made.args[2] == [(0, 2), (2, 3), (5, 7), (8, 4), (11, 1)], "the reads of each set of blocks"
     assert_levels_agree(graph, found)
+
+
+@pytest.mark.parametrize("options", [{"block_size": 2}, {"block_size": 1, "scale": "sum"}], ids=["block", "full"])
+@pytest.mark.parametrize("name", ["hf_gpt2", "hf_llama", "toy_parallel_two_norms"])
+def test_reads_of_few_tokens_make_their_own_logits_where_nothing_is_differentiated(name: str, options: dict) -> None:
+    """They have gradients all the same, which are compared too."""
+    graph, found = passed(*zoo.by_name(name).build(), differentiates=False, **options)
+    targets = [node.target for node in found.lowered.graph.nodes]
+    assert targets.count(own.own_read) == len(graph_runs.read_nodes(found.rewritten))
+    assert not {fused.read, fused.source_logits, keys.key_matrix} & set(targets)
+    assert "own logits" in found.schedule_text()
+    assert_levels_agree(graph, found)
+
+
+def test_both_kinds_of_reads_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads of more blocks than a read with own logits takes have them made first, and so do all before them."""
+    first = (Group(0, (1, 1, 2, 2, 2), 0), Group(5, (3, 3), 3))
+    cut = (*first, Group(7, (3, 4, 4, 4, 5), 0, own_logits=True))
+    monkeypatch.setattr(schedule, "group_reads", lambda *_: Grouping(cut))
+    graph, found = passed(PreNorm(layers=12), (tokens(),), {}, differentiates=False, block_size=3)
+    targets = [node.target for node in found.lowered.graph.nodes]
+    assert (targets.count(fused.read), targets.count(own.own_read)) == (7, 5)
+    assert targets.count(fused.source_logits) + targets.count(fused.complete_block) == 3
+    assert_levels_agree(graph, found)
+
+
+def test_a_decode_step_launches_one_kernel_per_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    for module in (launch_own_read, launch_phase_1, launch_read):
+        honest = module.launchable
+        monkeypatch.setattr(module, "launchable", lambda text, honest=honest: launched.append(text) or honest(text))
+    model, ids = PreNorm(layers=6).eval(), tokens(1, 1)
+    plan = ac.prepare(model, (ids,), block_size=2)
+    randomize(model)
+    model.compile(backend="attnres", options={"inner": "aot_eager"})
+    with torch.no_grad():
+        found = model(ids)
+    assert len(launched) == len(plan.streams[0].parametrized_reads)
+    assert all("def own_read" in text for text in launched)
+    launched.clear()
+    assert torch.allclose(found, model(ids), atol=1e-6), "with gradients, which is another graph"
+    assert not any("def own_read" in text for text in launched)
 
 
 def test_norms_adds_and_blocks_are_fused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_kernels.depth_attention import cost
-from attnres_passes.grouping import MOST_READS, Group, group_reads
+from attnres_passes.grouping import MOST_READS, Group, Inference, group_reads
 
 
 def completed_by(writes: int, block_size: int) -> list[int]:
@@ -91,6 +91,37 @@ def test_the_cut_of_gpt2() -> None:
     assert sum(group.moved for group in found.groups) == 168
     text = str(found)
     assert "5-10     3-4          two_phase   3         7.00     7.50         4.00" in text
+
+
+@given(rising, st.floats(0, 20), st.integers(1, 20))
+def test_without_gradients_launches_count(completed: list[int], launch: float, most: int) -> None:
+    """The cheapest of all cuts in which a launch costs something, where logits made first cost a launch per block."""
+
+    def cost_of(groups: tuple[Group, ...]) -> float:
+        first = [group for group in groups if not group.own_logits]
+        blocks = max((group.completed[-1] for group in first), default=0)
+        launches = blocks + sum(group.shared > 0 for group in first)
+        return sum(group.moved for group in groups) + blocks * cost.logits_first() + launches * launch
+
+    found = group_reads(completed, "auto", 100, Inference(launch, most)).groups
+    assert [n for group in found for n in group.completed] == completed
+    if completed[-1] > most:
+        assert not any(group.own_logits for group in found)
+    own = (Group(0, tuple(completed), 0, own_logits=True),)
+    others = [*(own for _ in range(completed[-1] <= most)), group_reads(completed, "auto", 100).groups]
+    others += [group_reads(completed, "direct", 100).groups, group_reads(completed, "two_phase", 100).groups]
+    assert cost_of(found) <= min(map(cost_of, others)) * (1 + 1e-9)
+
+
+def test_the_cut_of_gpt2_without_gradients() -> None:
+    """As many launches as the plain model has, until what two phases save is more than theirs cost."""
+    completed = completed_by(24, 3)
+    decode = group_reads(completed, "auto", 12, Inference(cost.launch(1, 768, 2), most=31))
+    assert {group.schedule for group in decode.groups} == {"own logits"}
+    assert "a launch counts as 5.46e+03" in str(decode)
+    prefill = group_reads(completed, "auto", 12, Inference(cost.launch(65536, 768, 2), most=31))
+    assert {group.schedule for group in prefill.groups} == {"two_phase", "direct"}
+    assert group_reads(completed, "direct", 12, Inference(1e9, 31)) == group_reads(completed, "direct", 12)
 
 
 def test_what_is_taken_in_place_is_bounded() -> None:

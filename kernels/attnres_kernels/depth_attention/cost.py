@@ -43,6 +43,30 @@ def two_phase(completed: int, reads: int) -> float:
     return completed / reads + 1.0 + 5.0
 
 
+def own_logits(completed: int) -> float:
+    """One fused pass per read that makes the logits of its sources itself: as `direct`, and nothing beforehand."""
+    return direct(completed)
+
+
+def logits_first() -> float:
+    """The logits of one completed block for all its later reads: one further read of it."""
+    return 1.0
+
+
+LAUNCH_BYTES = 8 << 20
+"""What a kernel more costs, as the bytes that a GPU moves meanwhile. An estimate: 2 to 3 us, the time of the smallest
+reads that others report on an H100 (FlagGems, pull request 737), at 3 to 4 TB/s.
+"""
+
+
+def launch(tokens: int, width: int, itemsize: int) -> float:
+    """What a kernel more costs, in units of `d` elements per token, for `tokens` of `d = width` elements.
+
+    itemsize: bytes of an element. With few tokens it is all that counts. No tokens count as one.
+    """
+    return LAUNCH_BYTES / (max(tokens, 1) * width * itemsize)
+
+
 def group(shared: int, completed: Sequence[int]) -> float:
     """All reads of a group: phase 1 over `shared` blocks, and each read's further completed blocks in place.
 

@@ -3,8 +3,9 @@
 A schedule groups consecutive reads. Of the completed blocks that all reads of a group share, `inter_block` makes one
 output per read in one pass (phase 1 of Algorithm 1); `merge` adds what the group does not share: blocks completed
 since, read in place, and the open partial sum (phase 2). `direct_read` reads all its sources in place. All logits of
-completed blocks are made once, by `source_logits`. The `fused_` forms have the residual add before and the norm behind
-in them, and `complete_block` is the add that completes a block with its logits.
+completed blocks are made once, by `source_logits`; only `own_read` makes those of its sources itself. The `fused_`
+forms have the residual add before and the norm behind in them, and `complete_block` is the add that completes a block
+with its logits.
 
 Lowering binds each node to an implementation for the device; these definitions are what implementations must equal.
 """
@@ -97,6 +98,18 @@ def direct_read(
     return _read(sources[0], [], [], sources, logits, partial, keys, number, factor, eps)
 
 
+def own_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, factor: float, eps: float) -> Tensor:
+    """One read `[*, d]` on its own, with the logits of all its sources.
+
+    Args:
+        sources: completed blocks `[*, d]` and, last, the open partial sum, if there is one.
+        query, weight: `[d]`, the pseudo-query and the weight of the key norm; all others as for `merge`.
+    """
+    keys = key_matrix([query], [weight])
+    logits = [source_logits(source, keys, 0, eps) for source in sources]
+    return direct_read(sources, logits, None, keys, 0, factor, eps)
+
+
 def fused_merge(
     like: Tensor,
     inter: Tensor,
@@ -148,6 +161,28 @@ def fused_direct_read(
     value = direct_read(sources, logits, new_partial, keys, number, factor, eps)
     normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
     return value, normed, None if branch is None else new_partial
+
+
+def fused_own_read(
+    sources: Sequence[Tensor],
+    query: Tensor,
+    weight: Tensor,
+    factor: float,
+    eps: float,
+    branch: Tensor | None,
+    norm: str | None,
+    norm_eps: float,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`own_read` with its neighbours, as `fused_merge`; the branch is added to the last source, a partial sum or the
+    block that it completes, and the third result is that sum.
+    """
+    *others, last = sources
+    total = last if branch is None else last + branch
+    value = own_read([*others, total], query, weight, factor, eps)
+    normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
+    return value, normed, None if branch is None else total
 
 
 def _read(
