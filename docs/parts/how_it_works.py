@@ -18,7 +18,7 @@ from attnres_kernels.depth_attention import cost
 from attnres_passes.aten_trace import AtenTrace, trace_aten
 from attnres_passes.chains import find_chains
 from attnres_passes.degree_rules import ZERO, output_degrees
-from attnres_passes.grouping import group_reads
+from attnres_passes.grouping import Inference, group_reads
 from attnres_passes.levels import RULES, Level
 from attnres_passes.plan import Reason
 from attnres_passes.reads import find_reads
@@ -229,6 +229,27 @@ def costs() -> str:
 @part
 def schedule_table() -> str:
     return fenced(str(group_reads([1 + read // 3 for read in range(1, 25)], "auto", most_in_place=12)))
+
+
+@part
+def without_gradients() -> str:
+    completed = [1 + read // 3 for read in range(1, 25)]
+    rows = []
+    for tokens in (1, 64, 1024, 8192, 65536):
+        inference = Inference(cost.launch(tokens, 768, 2), most=31)
+        groups = group_reads(completed, "auto", 12, inference).groups
+        first = [group for group in groups if not group.own_logits]
+        of_phase_1, of_logits = (
+            sum(group.shared > 0 for group in first),
+            max((x.completed[-1] for x in first), default=0),
+        )
+        reads = sum(len(group.completed) for group in groups if group.own_logits)
+        moved = (sum(group.moved for group in groups) + of_logits * cost.logits_first()) / len(completed)
+        rows.append([tokens, f"{inference.launch:.3g}", reads, of_phase_1 + of_logits, f"{moved:.2f}"])
+    return table(
+        rows,
+        ["tokens", "a launch counts as", "reads with own logits", "launches beyond one per read", "moved per read"],
+    )
 
 
 @part

@@ -12,6 +12,8 @@ After::
     inter = phase_1([x, block_1], [logits_x, logits_1], 0, 3, 24)           # made again in the backward
     links, blocks = link_sources([x, block_1], [logits_x, logits_1], ..)    # one gradient per block, from all its reads
     read = read([links], [0], inter[0], inter[3], [], [], partial, key_0, 0, .., branch, 'rms', ..)
+
+A read that makes its own logits is a call of ``own.own_read``, without links.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def test_reads_of_few_tokens_make_their_own_logits_where_nothing_is_differentiat
 
 
 def test_both_kinds_of_reads_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads of more blocks than a read with own logits takes have them made first, and so do all before them."""
+    """Logits made first for the first reads, of which the last has a phase 1; the others make their own."""
     first = (Group(0, (1, 1, 2, 2, 2), 0), Group(5, (3, 3), 3))
     cut = (*first, Group(7, (3, 4, 4, 4, 5), 0, own_logits=True))
     monkeypatch.setattr(schedule, "group_reads", lambda *_: Grouping(cut))

@@ -1,7 +1,8 @@
 """A read that makes the logits of all its sources itself, on one generated kernel each way, with gradients.
 
 Nothing of it is shared with other reads: neither logits nor the gradients of blocks (see `fused` for that). It needs
-one launch and one pass over memory, which is what a read on its own wants, and reads of few tokens.
+one launch and one pass over memory, which is what a read on its own wants, and what `own_read` and `fused_own_read` of
+`scheduled` are bound to: reads of few tokens without gradients.
 """
 
 from collections.abc import Sequence
