@@ -113,6 +113,23 @@ def test_size_token_can_be_compared_without_a_guard() -> None:
     assert torch_compat.size_token(sample(5).shape[0]) == 5
 
 
+def test_size_hint_is_the_size_of_the_call_without_a_guard() -> None:
+    hints: list[int | None] = []
+
+    def look(size: Any) -> None:
+        hints.append(torch_compat.size_hint(2 * size))
+
+    assert graphs_after_looking_at_the_size(look, suppressed=False) == 1
+    assert hints == [10]
+    assert torch_compat.size_hint(5) == 5
+
+
+def test_size_that_data_decides_has_no_hint() -> None:
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        (places,) = torch.nonzero(torch.zeros(3), as_tuple=True)
+    assert torch_compat.size_hint(places.shape[0]) is None
+
+
 def test_sizes_that_depend_on_data_are_forgotten() -> None:
     env = ShapeEnv(allow_dynamic_output_shape_ops=True)
     mode = FakeTensorMode(shape_env=env)
