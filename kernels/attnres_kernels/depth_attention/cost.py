@@ -27,7 +27,7 @@ def direct(completed: int) -> float:
     """One fused pass per read: the `completed` blocks, and the four of `standard_residual`.
 
     Exact when the logits of the completed blocks are known beforehand (logits first), which costs one further
-    read of each block in all.
+    read of each block in all (`logits_first`), or made by the read itself.
     """
     return completed + 4.0
 
@@ -41,11 +41,6 @@ def two_phase(completed: int, reads: int) -> float:
     if reads < 1:
         raise ValueError(f"a block has {reads} reads: pass at least 1")
     return completed / reads + 1.0 + 5.0
-
-
-def own_logits(completed: int) -> float:
-    """One fused pass per read that makes the logits of its sources itself: as `direct`, and nothing beforehand."""
-    return direct(completed)
 
 
 def logits_first() -> float:
