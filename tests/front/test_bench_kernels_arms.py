@@ -7,7 +7,8 @@ import torch
 
 from attnres_compile.bench.kernels import arms as kernel_arms
 from attnres_compile.bench.kernels import gate as kernel_gate
-from attnres_compile.bench.kernels.bytes import Moved, grouping, moved_by_kernels, moved_by_own_read, moved_ideally
+from attnres_compile.bench.kernels.bytes import Moved, grouping, moved_by_kernels, moved_ideally
+from attnres_compile.bench.kernels.own_arms import moved_by_own_reads
 from attnres_compile.bench.kernels.run import bench_kernels
 from attnres_compile.bench.kernels.work import BLOCK, FORWARD, OP, TRAINING, Shape, make_inputs
 from attnres_kernels.depth_attention import cost
@@ -36,7 +37,7 @@ def test_all_forms_of_ours_pass_the_gate_and_are_timed(level, dtype, direction):
         assert set(arm["errors"]) == ({"outputs", "gradients"} if direction == TRAINING else {"outputs"})
         assert set(arm["seconds"]) == ({"forward", "backward", "step"} if direction == TRAINING else {"forward"})
     others = {"naive, eager", "logits first, eager", "two phases, eager"}
-    assert set(arms) == others | ({"kernels, logits known", "kernels, one launch"} if level == OP else set())
+    assert set(arms) == others | {"kernels, own logits"} | ({"kernels, logits known"} if level == OP else set())
 
 
 class Launches:
@@ -88,22 +89,24 @@ def test_counted_bytes_are_those_that_the_kernels_of_a_compiled_block_are_given(
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("sources", [2, 4])
-def test_a_read_with_own_logits_is_given_the_counted_bytes_in_one_launch_each_way(monkeypatch, sources):
-    shape = Shape(OP, 11, 32, sources, 1, "float32")
-    (arm,) = (arm for arm in kernel_arms.kernel_arms(shape, "aot_eager") if arm.name == "kernels, one launch")
+@pytest.mark.parametrize(("level", "sources", "reads"), [(OP, 2, 1), (OP, 4, 1), (BLOCK, 3, 4)])
+def test_reads_with_own_logits_are_given_the_counted_bytes_in_one_launch_each_way(monkeypatch, level, sources, reads):
+    shape = Shape(level, 11, 32, sources, reads, "float32")
+    (arm,) = (arm for arm in kernel_arms.kernel_arms(shape, "aot_eager") if arm.name == "kernels, own logits")
     inputs = make_inputs(shape, CPU, True)
     wanted = kernel_gate.reference(shape, inputs, True)
     launches = Launches(monkeypatch, shape)
     found = kernel_gate.errors(wanted, shape, inputs, lambda: arm.call(inputs, []), True)
     assert max(found.values()) < 1e-5
-    assert len(launches.names) == 2
-    assert launches.wide == arm.moved.forward + arm.moved.backward == (sources + 2) + (2 * (sources + 1) + 1)
+    assert len(launches.names) == 2 * reads
+    # Additions of the graph's are not of our kernels: the last one, and those of gradients.
+    added = 3 + 3 * (sources * (reads - 1) + 1) if level == BLOCK else 0
+    assert launches.wide == arm.moved.forward + arm.moved.backward - added
 
 
-def test_a_read_with_more_sources_than_registers_hold_is_no_arm_of_one_launch():
+def test_a_read_with_more_sources_than_registers_hold_is_no_arm_with_own_logits():
     shape = Shape(OP, 11, 8192, 10, 1, "bfloat16")
-    (arm,) = (arm for arm in kernel_arms.kernel_arms(shape, "eager") if arm.name == "kernels, one launch")
+    (arm,) = (arm for arm in kernel_arms.kernel_arms(shape, "eager") if arm.name == "kernels, own logits")
     assert arm.unsupported == "makes its own logits of up to 10 sources of this width"
 
 
@@ -125,7 +128,7 @@ def test_bytes_of_a_block_follow_the_cost_model(sources, reads):
 
 def test_bytes_of_one_read():
     shape = Shape(OP, 8192, 2048, 4, 1, "bfloat16")
-    assert moved_ideally(shape) == moved_by_own_read(shape) == Moved(forward=4 + 1 + 1, backward=5 + 1 + 5)
+    assert moved_ideally(shape) == moved_by_own_reads(shape) == Moved(forward=4 + 1 + 1, backward=5 + 1 + 5)
     assert moved_by_kernels(shape, "direct", makes_logits=True).forward == 4 + 4 + 1 + 1
     assert moved_by_kernels(shape, "two_phase").forward == 4 + 1 + 1 + 1 + 1
     assert moved_by_kernels(shape, "direct").backward == (4 + 4) + (4 + 1 + 4)

@@ -19,12 +19,11 @@ from attnres_compile.bench.kernels.bytes import (
     Moved,
     grouping,
     moved_by_kernels,
-    moved_by_own_read,
     moved_ideally,
 )
+from attnres_compile.bench.kernels.own_arms import most_sources, moved_by_own_reads, own_block, own_op
 from attnres_compile.bench.kernels.work import BLOCK, EPS, OP, Inputs, Shape, block_by_reads, definition
 from attnres_kernels.depth_attention import fused, keys, own, scheduled
-from attnres_kernels.depth_attention.generated import own_tiling
 from attnres_passes import torch_compat
 from attnres_passes.grouping import Grouping
 
@@ -105,22 +104,18 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
         if not unsupported:
             known = replace(known, call=compiled(_kernel_op(shape, "auto", True), inner), prepare=_kernel_logits)
         arms.append(replace(known, note="logits of completed blocks given, as in a model"))
-        arms.append(_one_launch(shape, inner, unsupported))
-    return arms
+    return [*arms, _own_logits(shape, inner, unsupported)]
 
 
-def _one_launch(shape: Shape, inner: str, unsupported: str) -> Arm:
-    """A read that makes its logits itself."""
-    arm = Arm("kernels, one launch", KERNELS, moved_by_own_read(shape), note="makes all logits itself")
-    most = own_tiling.most_sources(shape.width, None)
+def _own_logits(shape: Shape, inner: str, unsupported: str) -> Arm:
+    """Reads that make their logits themselves."""
+    arm = Arm("kernels, own logits", KERNELS, moved_by_own_reads(shape), note="a launch for each read")
+    most = most_sources(shape)
     if shape.sources + 1 > most:
         unsupported = unsupported or f"makes its own logits of up to {most} sources of this width"
-    return replace(arm, unsupported=unsupported) if unsupported else replace(arm, call=compiled(_own_op, inner))
-
-
-def _own_op(inputs: Inputs, _: list[Tensor]) -> list[Tensor]:
-    partial, query, key_weight = inputs.branches[0], inputs.queries[0], inputs.key_weights[0]
-    return list(own.own_read(inputs.sources, partial, query, key_weight, 1.0, EPS))
+    if unsupported:
+        return replace(arm, unsupported=unsupported)
+    return replace(arm, call=compiled(own_block if shape.level == BLOCK else own_op, inner))
 
 
 def _kernel_logits(inputs: Inputs) -> list[Tensor]:

@@ -25,10 +25,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnres_compile.bench.kernels.work import BLOCK, Shape
-from attnres_kernels.depth_attention.generated import own_tiling, tiling
+from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.depth_attention.generated.cutting import moved_by_launches
-from attnres_kernels.depth_attention.generated.moved import of_own_read, of_own_read_backward
-from attnres_kernels.depth_attention.generated.specs import ReadSpec
 from attnres_passes.grouping import Group, Grouping, group_reads
 
 SCHEDULES = ("direct", "two_phase")
@@ -65,17 +63,11 @@ def moved_by_kernels(shape: Shape, schedule: str, makes_logits: bool = False) ->
     return Moved(forward, backward)
 
 
-def moved_by_own_read(shape: Shape) -> Moved:
-    """What one read moves on a kernel that makes its logits itself, of a shape at op level."""
-    read = ReadSpec(shape.sources, has_inter=False)
-    backward = own_tiling.backward_spec(read, shape.width, True, False, False)
-    return Moved(of_own_read(own_tiling.forward_spec(read, shape.width)).total, of_own_read_backward(backward).total)
-
-
 def moved_ideally(shape: Shape) -> Moved:
     """What the other arms are charged with."""
     if shape.level != BLOCK:
-        return moved_by_own_read(shape)
+        sources = shape.sources + 1
+        return Moved(sources + 1, 2 * sources + 1)
     found = []
     for schedule in SCHEDULES:
         groups = grouping(shape, schedule).groups
