@@ -81,16 +81,21 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
 
 
 def _own_reads(sources: int, width: int) -> Iterator[Entry]:
-    """Reads that make their own logits: alone, as is a read on its own, and with everything fused."""
+    """Reads that make their own logits: alone, as is a read on its own, and with everything fused.
+
+    A forward without a backward, in inference, takes more sources than one with a backward.
+    """
     forward, backward = own_tiling.forward_tile(width), own_tiling.backward_tile(width)
     sums, sums_back = (own_tiling.lanes(tile, torch.bfloat16) for tile in (forward, backward))
     norms: tuple[NormKind | None, ...] = (None, "rms", "layer")
     for norm in norms:
         has_norm = norm is not None
-        blocks = min(sources, own_tiling.most_sources(width, norm) - 1)
-        read = ReadSpec(blocks, False, True, has_norm, norm, has_norm, norm == "layer", not has_norm)
-        back = own_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm)
+        beside = False, True, has_norm, norm, has_norm, norm == "layer", not has_norm
         name = "read with own logits" + (f", {norm} norm" if has_norm else "")
-        text = own_read_text(own_tiling.forward_spec(read, width))
+        text = own_read_text(
+            own_tiling.forward_spec(ReadSpec(min(sources, own_tiling.MOST_SOURCES - 1), *beside), width)
+        )
         yield Entry(name, text, forward, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5, **sums})
+        read = ReadSpec(min(sources, own_tiling.most_sources(width, norm) - 1), *beside)
+        back = own_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm)
         yield Entry(f"{name}, backward", own_read_backward_text(back), backward, {"factor": 1.0, **sums_back})
