@@ -142,6 +142,7 @@ def test_a_decode_step_launches_one_kernel_per_read(monkeypatch: pytest.MonkeyPa
         found = model(ids)
     assert len(launched) == len(plan.streams[0].parametrized_reads)
     assert all("def own_read" in text for text in launched)
+    assert sum("branch," in text for text in launched) == 3, "the adds that complete the three blocks"
     launched.clear()
     assert torch.allclose(found, model(ids), atol=1e-6), "with gradients, which is another graph"
     assert not any("def own_read" in text for text in launched)
