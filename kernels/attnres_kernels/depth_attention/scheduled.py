@@ -10,7 +10,7 @@ with its logits.
 Lowering binds each node to an implementation for the device; these definitions are what implementations must equal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -136,10 +136,11 @@ def fused_merge(
     Returns:
         The value `[*, d]`, the normed value and the new partial sum; None for those that are not made.
     """
-    new_partial = partial if branch is None or partial is None else partial + branch
-    value = merge(like, inter, log_sum, sources, logits, new_partial, keys, number, factor, eps)
-    normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
-    return value, normed, None if branch is None else new_partial
+
+    def read(total: Tensor | None) -> Tensor:
+        return merge(like, inter, log_sum, sources, logits, total, keys, number, factor, eps)
+
+    return _with_neighbours(read, partial, branch, norm, norm_eps, norm_weight, norm_bias)
 
 
 def fused_direct_read(
@@ -157,10 +158,11 @@ def fused_direct_read(
     norm_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`direct_read` with its neighbours, as `fused_merge`."""
-    new_partial = partial if branch is None or partial is None else partial + branch
-    value = direct_read(sources, logits, new_partial, keys, number, factor, eps)
-    normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
-    return value, normed, None if branch is None else new_partial
+
+    def read(total: Tensor | None) -> Tensor:
+        return direct_read(sources, logits, total, keys, number, factor, eps)
+
+    return _with_neighbours(read, partial, branch, norm, norm_eps, norm_weight, norm_bias)
 
 
 def fused_own_read(
@@ -179,8 +181,25 @@ def fused_own_read(
     block that it completes, and the third result is that sum.
     """
     *others, last = sources
-    total = last if branch is None else last + branch
-    value = own_read([*others, total], query, weight, factor, eps)
+
+    def read(total: Tensor | None) -> Tensor:
+        return own_read([*others, last if total is None else total], query, weight, factor, eps)
+
+    return _with_neighbours(read, last, branch, norm, norm_eps, norm_weight, norm_bias)
+
+
+def _with_neighbours(
+    read: Callable[[Tensor | None], Tensor],
+    last: Tensor | None,
+    branch: Tensor | None,
+    norm: str | None,
+    norm_eps: float,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The read of `last + branch`, the norm of it, and the sum. read: from that sum, its last source."""
+    total = last if branch is None or last is None else last + branch
+    value = read(total)
     normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
     return value, normed, None if branch is None else total
 
