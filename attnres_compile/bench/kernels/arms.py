@@ -44,8 +44,8 @@ class Arm:
 
     kind: KERNELS, TORCH or PEER; call: from the inputs and what ``prepare`` made to the outputs of ``definition``, and
     behind them the completed block's logits where the form makes them; prepare: what a model has from earlier blocks,
-    not timed; moved: what it is charged with; note: in what it differs; unsupported: why it cannot do this work;
-    same_as: the arm that it is identical with here.
+    not timed; moved: what it is charged with; note: what it leaves out, or does otherwise; unsupported: why it cannot
+    do this work; same_as: the arm that it is identical with here.
     """
 
     name: str
@@ -111,7 +111,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
 
 def _one_launch(shape: Shape, inner: str, unsupported: str) -> Arm:
     """A read that makes its logits itself."""
-    arm = Arm("kernels, one launch", KERNELS, moved_by_own_read(shape), note="makes all logits itself")
+    arm = Arm("kernels, one launch", KERNELS, moved_by_own_read(shape))
     most = own_tiling.most_sources(shape.width, None)
     if shape.sources + 1 > most:
         unsupported = unsupported or f"makes its own logits of up to {most} sources of this width"
