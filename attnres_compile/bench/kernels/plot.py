@@ -73,6 +73,8 @@ def _draw(axis: Any, cells: Sequence[dict[str, Any]], names: dict[str, str]) -> 
         axis.plot(xs, shares, mark, ms=5, color=colour, label=name)
         if kind == KERNELS:
             axis.vlines(xs, [arm["ideal_fraction"][part] for _, arm in found], shares, color=colour, lw=0.8)
+    for x in range(1, len(cells)):
+        axis.axvline(x - 0.5, color="0.9", lw=0.8)
     goal = SHARES[part] / 100
     axis.axhline(goal, color="tab:green", lw=1, ls="--", label=f"goal {goal:.0%}")
     dtypes = {cell["dtype"] for cell in cells}
