@@ -21,4 +21,6 @@ def benchmark_records() -> dict[str, dict[str, Any]]:
 def gpu_records() -> dict[str, dict[str, Any]]:
     """The records of kernels and models that were measured on a GPU, by the names of their files."""
     kinds = (KERNELS, MODEL)
-    return {name: record for name, record in benchmark_records().items() if record.get("kind") in kinds and on_gpu(record)}
+    return {
+        name: record for name, record in benchmark_records().items() if record.get("kind") in kinds and on_gpu(record)
+    }
