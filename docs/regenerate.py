@@ -2,7 +2,7 @@
 
 A part begins with `<!-- generated: NAME -->` and ends with `<!-- end -->`; the function NAME in the file of the folder
 `parts` that is named after the page makes it. A picture is a file of the folder `pictures`, made by the function of its
-name in `parts/inspection.py`.
+name in `parts/inspection.py`, or one of those that a record of the folder `benchmarks` has in `parts/kernels.py`.
 
 python docs/regenerate.py            # rewrites them
 python docs/regenerate.py --check    # writes nothing; exits with 1 and shows the difference if one is stale
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from overhead_records import count_overhead, published
-from parts import PARTS, PICTURES
+from parts import PARTS, PICTURE_SETS, PICTURES
 
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(?P<open><!-- generated: (?P<name>\S+) -->\n).*?(?P<close><!-- end -->)", re.DOTALL)
@@ -40,6 +40,8 @@ def made_anew() -> Iterator[tuple[Path, str]]:
         yield page, regenerated(page)
     for name, draw in PICTURES.items():
         yield DOCS / "pictures" / f"{name}.svg", draw()
+    for name, picture in (drawn for draw in PICTURE_SETS for drawn in draw().items()):
+        yield DOCS / "pictures" / f"{name}.svg", picture
 
 
 def main() -> int:

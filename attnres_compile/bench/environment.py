@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from attnres_kernels.load_triton import is_interpreted
+
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
 
@@ -25,10 +27,14 @@ def device_name(device: torch.device | str) -> str:
 
 
 def describe_environment(device: torch.device | str) -> dict[str, Any]:
-    """Versions, device, threads and date, as plain data. A package that is not installed is None."""
+    """Versions, device, threads and date, as plain data. A package that is not installed is None.
+
+    triton_interpreter: whether Triton's kernels run in its interpreter, so that their times say nothing.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(device),
+        "triton_interpreter": is_interpreted(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),

@@ -32,7 +32,7 @@ def bench_table(record: dict[str, Any]) -> str:
 
     Raises MeasureError if ``record`` is of another kind or of a later version.
     """
-    record = _in_this_schema(record)
+    record = in_this_schema(record)
     cells: list[dict[str, Any]] = record["cells"]
     notes: list[str] = []
     rows = [_latency_row(cell, notes) for cell in cells]
@@ -45,7 +45,8 @@ def bench_table(record: dict[str, Any]) -> str:
     return "\n".join([_heading(record), table, *dict.fromkeys(notes)])
 
 
-def _in_this_schema(record: dict[str, Any]) -> dict[str, Any]:
+def in_this_schema(record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` as today's version writes it. Raises MeasureError for another kind or a later version."""
     version = record.get("schema_version")
     if record.get("kind") != KIND or version not in (_FIRST_SCHEMA, SCHEMA_VERSION):
         raise MeasureError(

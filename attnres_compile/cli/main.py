@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from attnres_compile.cli import report_verb
+from attnres_compile.cli import plot_verb, report_verb
 from attnres_compile.cli import verbs as cli_verbs
 from attnres_compile.cli.options import (
     add_bench_model_options,
@@ -133,10 +133,10 @@ def _add_report(verbs: Any) -> None:
 
 
 def _add_plot(verbs: Any) -> None:
-    text = "draw recorded depth weights, magnitudes and gradient norms"
-    parser = _add_verb(verbs, "plot", cli_verbs.run_plot, text)
-    parser.add_argument("file", metavar="FILE", help="a recording that w.save(FILE) wrote")
-    ending = "the picture; its ending chooses the format (png, svg, pdf)"
+    text = "draw recorded depth weights, or a record of `attnres bench kernels` or `attnres bench model`"
+    parser = _add_verb(verbs, "plot", plot_verb.run_plot, text)
+    parser.add_argument("file", metavar="FILE", help="a recording that w.save(FILE) wrote, or a record of --json FILE")
+    ending = "the picture; its ending chooses the format (png, svg; of depth weights also pdf)"
     parser.add_argument("-o", "--output", metavar="PICTURE", required=True, help=ending)
 
 

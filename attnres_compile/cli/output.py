@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,33 @@ def write_text(text: str, path: str | None) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(_cannot_write(path, error)) from error
+
+
+def keep_record(record: Any, path: str | None) -> None:
+    """Write ``record`` as JSON to ``path``, if one is given: a whole one put in place of the one before, so that a run
+    which is killed while it writes keeps what it had. Raises OutputError.
+    """
+    if path is None:
+        return
+    if not Path(path).is_file() and Path(path).exists():  # a pipe or a device, which nothing can be put in place of
+        write_text(json_text(record), path)
+        return
+    temporary = f"{path}.part"
+    write_text(json_text(record), temporary)
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(_cannot_write(path, error)) from error
+
+
+def read_record(path: str) -> Any:
+    """The JSON in ``path``. Raises OutputError if it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path} is not a readable record ({error}): pass what --json FILE or w.save(FILE) wrote"
+        ) from error
 
 
 def write_bytes(content: bytes, path: str) -> None:

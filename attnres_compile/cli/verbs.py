@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from attnres_compile.cli.options import load_options, rewrite_options
-from attnres_compile.cli.output import OutputError, check_writable, json_text, write_text
+from attnres_compile.cli.output import check_writable, json_text, keep_record, read_record, write_text
 from attnres_passes.config import ConfigError
 
 PASSED, FAILED = 0, 1
@@ -71,15 +69,6 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return PASSED if verification.passed else FAILED
 
 
-def run_plot(arguments: argparse.Namespace) -> int:
-    """Draw a recording of depth weights into a file."""
-    check_writable(arguments.output)
-    from attnres_compile.recording.record import DepthWeights
-
-    DepthWeights.load(arguments.file).plot(arguments.output)
-    return 0
-
-
 def run_bench_model(arguments: argparse.Namespace) -> int:
     """Measure one model; print the table and keep the record."""
     check_writable(arguments.json)
@@ -105,8 +94,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     )
 
     def keep(record: dict[str, Any]) -> None:
-        if path is not None:
-            write_text(json_text(record), path)
+        keep_record(record, path)
 
     return _show_record(bench_model(job, arguments.command, keep), bench_table, path)
 
@@ -137,8 +125,7 @@ def run_bench_kernels(arguments: argparse.Namespace) -> int:
     )
 
     def keep(record: dict[str, Any]) -> None:
-        if path is not None:
-            write_text(json_text(record), path)
+        keep_record(record, path)
 
     record = bench_kernels(job, arguments.command, keep)
     text = json_text(record) if arguments.format == "json" else kernels_table(record, arguments.format)
@@ -153,7 +140,7 @@ def run_bench_offline(arguments: argparse.Namespace) -> int:
     from attnres_kernels.offline import TARGETS
 
     targets, widths = arguments.targets or tuple(TARGETS), arguments.widths or offline.WIDTHS
-    earlier = None if arguments.earlier is None else _read_record(arguments.earlier)
+    earlier = None if arguments.earlier is None else read_record(arguments.earlier)
     record = offline.bench_offline(targets, widths, arguments.command, earlier)
     if arguments.output is not None:
         write_text(offline.record_text(record), arguments.output)
@@ -178,7 +165,7 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
     from attnres_compile.bench.kernels.table import kernels_table
     from attnres_compile.bench.model_table import bench_table
 
-    record = _read_record(arguments.file)
+    record = read_record(arguments.file)
     tables = {
         bench_analysis.KIND: bench_analysis.analysis_table,
         bench_kernels.KIND: kernels_table,
@@ -188,16 +175,8 @@ def run_bench_show(arguments: argparse.Namespace) -> int:
     return _show_record(record, tables.get(kind, bench_table), None)
 
 
-def _read_record(path: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} is not a readable record ({error}): pass a file that --json wrote") from error
-
-
 def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:
-    if path is not None:
-        write_text(json_text(record), path)
+    keep_record(record, path)
     write_text(table(record), None)
     return 0
 

@@ -15,6 +15,9 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = defaultdict(dict)
 PICTURES: dict[str, Callable[[], str]] = {}
 """What draws each SVG of the folder ``pictures``, by the name of its file without the ending."""
 
+PICTURE_SETS: list[Callable[[], dict[str, str]]] = []
+"""What draws as many SVGs as there is something to draw of, by the names of their files without the ending."""
+
 
 def part(function: Callable[[], str]) -> Callable[[], str]:
     """Mark a function as a part of the page that its module is named after."""
@@ -26,4 +29,10 @@ def part(function: Callable[[], str]) -> Callable[[], str]:
 def picture(function: Callable[[], str]) -> Callable[[], str]:
     """Mark a function as one that draws a picture: ``gpt2_unfolded`` draws ``pictures/gpt2-unfolded.svg``."""
     PICTURES[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def pictures(function: Callable[[], dict[str, str]]) -> Callable[[], dict[str, str]]:
+    """Mark a function as one that draws several pictures, and gives the name of each."""
+    PICTURE_SETS.append(function)
     return function

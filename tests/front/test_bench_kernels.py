@@ -13,6 +13,7 @@ from attnres_compile.bench.kernels.run import bench_kernels
 from attnres_compile.bench.kernels.table import kernels_table
 from attnres_compile.bench.kernels.work import FORWARD, TRAINING
 from attnres_compile.bench.measure import MeasureError
+from attnres_compile.cli.output import json_text
 from tests.front.command_line import attnres
 from tests.front.kernel_jobs import arm_of, small
 
@@ -103,6 +104,16 @@ def test_bad_options_are_one_line(capsys, tmp_path, monkeypatch, words, message)
     assert err.startswith("attnres: error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_record_read_back_tells_of_errors_that_json_has_no_number_for():
+    broken = [arm_of("broken", change=lambda outputs: [float("nan") * x for x in outputs])]
+    record = bench_kernels(small(direction=(TRAINING,)), arms=lambda shape, device: broken)
+    again = json.loads(json_text(record))
+    assert again["cells"][0]["arms"][0]["errors"]["outputs"] is None
+    assert kernels_table(again) == kernels_table(record)
+    (row,) = (line for line in kernels_table(again).splitlines() if line.startswith("broken  "))
+    assert row.split() == ["broken", "wrong", "inf"]
 
 
 def test_another_record_is_refused():

@@ -110,6 +110,12 @@ def test_a_read_with_more_sources_than_registers_hold_is_no_arm_with_own_logits(
     assert arm.unsupported == "makes its own logits of up to 10 sources of this width"
 
 
+def test_of_our_arms_only_the_one_that_is_given_logits_leaves_work_out():
+    """An arm with a note is not chosen as our fastest."""
+    arms = kernel_arms.kernel_arms(Shape(OP, 11, 32, 3, 1, "bfloat16"), "eager")
+    assert [arm.name for arm in arms if arm.note] == ["kernels, logits known"]
+
+
 @pytest.mark.parametrize("sources", [2, 4, 8])
 @pytest.mark.parametrize("reads", [2, 6, 16])
 def test_bytes_of_a_block_follow_the_cost_model(sources, reads):

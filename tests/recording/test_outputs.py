@@ -181,8 +181,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("content", "picture", "message"),
     [
-        (None, "weights.png", "cannot be read"),
-        ("not json", "weights.png", "cannot be read"),
+        (None, "weights.png", "is not a readable record"),
+        ("not json", "weights.png", "is not a readable record"),
         ('{"schema_version": 1}', "weights.png", "no recording of depth weights"),
         ('{"schema_version": 9, "content": "attnres depth weights"}', "weights.png", "schema 9"),
         ('{"schema_version": 1, "content": "attnres depth weights", "model": "M"}', "weights.png", "is damaged"),

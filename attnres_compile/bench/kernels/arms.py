@@ -43,8 +43,8 @@ class Arm:
 
     kind: KERNELS, TORCH or PEER; call: from the inputs and what ``prepare`` made to the outputs of ``definition``, and
     behind them the completed block's logits where the form makes them; prepare: what a model has from earlier blocks,
-    not timed; moved: what it is charged with; note: in what it differs; unsupported: why it cannot do this work;
-    same_as: the arm that it is identical with here.
+    not timed; moved: what it is charged with; note: what it leaves out, or does otherwise; unsupported: why it cannot
+    do this work; same_as: the arm that it is identical with here.
     """
 
     name: str
@@ -109,7 +109,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
 
 def _own_logits(shape: Shape, inner: str, unsupported: str) -> Arm:
     """Reads that make their logits themselves."""
-    arm = Arm("kernels, own logits", KERNELS, moved_by_own_reads(shape), note="a launch for each read")
+    arm = Arm("kernels, own logits", KERNELS, moved_by_own_reads(shape))
     most = most_sources(shape)
     if shape.sources + 1 > most:
         unsupported = unsupported or f"makes its own logits of up to {most} sources of this width"

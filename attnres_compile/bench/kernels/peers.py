@@ -22,6 +22,7 @@ from attnres_compile.bench.kernels.bytes import moved_ideally
 from attnres_compile.bench.kernels.work import BLOCK, EPS, Inputs, Shape, block_by_reads
 
 PACKAGES = ("fla-core", "liger-kernel", "flash-attn-res", "fast-attnres")
+NOT_INSTALLED = "not installed: pip install 'attnres-compile[bench]'"
 
 Loaded = Callable[[list[Tensor], Tensor, Tensor, Tensor | None], Tensor]
 """One read: sources, query, key weight, and the norm's weight for a peer that fuses the norm, else None."""
@@ -207,7 +208,7 @@ def peer_arms(shape: Shape, device: torch.device, inner: str, peers: tuple[Peer,
 def _arm(peer: Peer, shape: Shape, device: torch.device, inner: str) -> Arm:
     arm = Arm(peer.name, PEER, moved_ideally(shape), note=peer.note)
     if package_version(peer.package) is None:
-        return replace(arm, unsupported="not installed: pip install 'attnres-compile[bench]'")
+        return replace(arm, unsupported=NOT_INSTALLED)
     if device.type != "cuda":
         return replace(arm, unsupported=f"runs on a GPU only, not on {device.type}")
     limit = peer.limit(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,21 +25,27 @@ _LEGEND = (
 
 def kernels_table(record: dict[str, Any], style: str = "table") -> str:
     """A table per cell, and one of the best arm of ours in each. Raises MeasureError for another kind or version."""
-    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again")
+    checked(record)
     environment = record["environment"]
     heading = f"{environment['device']}, torch {environment['versions']['torch']}, {environment['date']}"
     cells = [_cell(cell, style) for cell in record["cells"]]
-    reasons = "\n".join(_listed(_reasons(record["cells"]), style))
+    reasons = "\n".join(_listed(not_timed(record["cells"]), style))
     parts = [heading, *cells, reasons, *_summary(record["cells"], style), _LEGEND]
     return "\n\n".join(part for part in parts if part)
 
 
+def checked(record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` itself. Raises MeasureError for another kind or version."""
+    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
+        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again")
+    return record
+
+
 def _cell(cell: dict[str, Any], style: str) -> str:
-    title = _title(cell)
+    title = cell_title(cell)
     if "skipped" in cell:
         return f"{title}: {cell['skipped']}"
-    parts = ["forward", "backward", "step"] if cell["direction"] == TRAINING else ["forward"]
+    parts = _parts(cell)
     rows = [_row(arm, parts) for arm in cell["arms"]]
     headers = ["arm", *(f"{part} [us]" for part in parts), "moved", "ideal", "error", "late"]
     copied = cell["copy"]["bytes_per_second"] / 1e9
@@ -46,7 +53,11 @@ def _cell(cell: dict[str, Any], style: str) -> str:
     return "\n".join([f"{title}; copy {copied:.4g} GB/s", *[""] * (style == "md"), table])
 
 
-def _reasons(cells: Sequence[dict[str, Any]]) -> list[str]:
+def _parts(cell: dict[str, Any]) -> list[str]:
+    return ["forward", "backward", "step"] if cell["direction"] == TRAINING else ["forward"]
+
+
+def not_timed(cells: Sequence[dict[str, Any]]) -> list[str]:
     """Why arms were not timed, each reason once, with the number of cells that it holds for."""
     arms = [arm for cell in cells for arm in cell.get("arms", []) if "reason" in arm]
     counted = Counter(f"{arm['name']}: {arm['status']}, {arm['reason']}" for arm in arms)
@@ -57,14 +68,21 @@ def _listed(lines: Sequence[str], style: str) -> list[str]:
     return [f"- {line}" for line in lines] if style == "md" else list(lines)
 
 
-def _title(cell: dict[str, Any]) -> str:
-    reads = f", S {cell['reads']}" if cell["level"] == BLOCK else ""
-    shape = f"T {cell['tokens']}, d {cell['width']}, n {cell['sources']}{reads}, {cell['dtype']}"
-    return f"{cell['level']}, {cell['direction']}: {shape}"
+def cell_title(cell: dict[str, Any]) -> str:
+    """Level, direction, shape and dtype of a cell."""
+    """Level, direction, shape and dtype of a cell."""
+    return f"{cell['level']}, {cell['direction']}: {shape_text(cell)}, {cell['dtype']}"
+
+
+def shape_text(cell: dict[str, Any], separator: str = ", ") -> str:
+    """The numbers of a cell's shape: ``T 8192, d 2048, n 4, S 6``."""
+    reads = [f"S {cell['reads']}"] if cell["level"] == BLOCK else []
+    return separator.join([f"T {cell['tokens']}", f"d {cell['width']}", f"n {cell['sources']}", *reads])
 
 
 def _row(arm: dict[str, Any], parts: Sequence[str]) -> list[str]:
-    worst = max(arm.get("errors", {}).values(), default=None)
+    # JSON has no number for what is not finite.
+    worst = max((math.inf if value is None else value for value in arm.get("errors", {}).values()), default=None)
     error = "" if worst is None else f"{worst:.1e}"
     if arm["status"] != MEASURED:
         return [arm["name"], arm["status"], *[""] * (len(parts) - 1), "", "", error, ""]
@@ -79,21 +97,16 @@ def _row(arm: dict[str, Any], parts: Sequence[str]) -> list[str]:
 
 def _summary(cells: Sequence[dict[str, Any]], style: str) -> Iterator[str]:
     """Per cell our fastest arm and its speed over the fastest peer and torch code; then their geometric means."""
-    rows: list[list[str]] = []
-    speeds: dict[tuple[str, str, str], list[float]] = {}
-    for cell in cells:
-        best = _best(cell)
-        if best is None:
-            continue
-        over = {kind: best.get("speed_over", {}).get(kind) for kind in (PEER, TORCH)}
-        rows.append([_title(cell), best["name"], *(_speed(one) for one in over.values())])
-        for kind, one in over.items():
-            if one is not None:
-                speeds.setdefault((cell["level"], cell["direction"], kind), []).append(one["median"])
-    if not rows:
+    best = [(cell, found) for cell in cells if (found := best_arm(cell)) is not None]
+    if not best:
         return
-    headers = ["cell", "our fastest", "speed over the fastest peer", "over the fastest torch code"]
+    headers = ["cell", "our fastest", "[us]", "moved", "ideal", "speed over the fastest peer", "over torch code"]
+    rows = [_summary_row(cell, arm) for cell, arm in best]
     yield tabulate(rows, headers, tablefmt=TABLE_FORMATS[style], disable_numparse=True)
+    speeds: dict[tuple[str, str, str], list[float]] = {}
+    for cell, arm in best:
+        for kind, one in arm.get("speed_over", {}).items():
+            speeds.setdefault((cell["level"], cell["direction"], kind), []).append(one["median"])
     means = [
         f"{level}, {direction}, geometric mean of the speed over the fastest {'peer' if kind == PEER else 'torch code'}"
         f": {statistics.geometric_mean(values):.3f} ({len(values)} cells, lowest {min(values):.3f})"
@@ -103,8 +116,21 @@ def _summary(cells: Sequence[dict[str, Any]], style: str) -> Iterator[str]:
         yield "\n".join(_listed(means, style))
 
 
-def _best(cell: dict[str, Any]) -> dict[str, Any] | None:
-    """Our fastest measured arm that does all of the work (a note says what an arm leaves out)."""
+def summary_table(cells: Sequence[dict[str, Any]], style: str = "table") -> str:
+    """Our fastest arm of each cell and the geometric means; '' if none was measured."""
+    return "\n\n".join(_summary(cells, style))
+
+
+def _summary_row(cell: dict[str, Any], arm: dict[str, Any]) -> list[str]:
+    parts = _parts(cell)
+    times = " / ".join(f"{1e6 * arm['median'][part]:.1f}" for part in parts)
+    moved, ideal = (" / ".join(f"{arm[key][part]:.2f}" for part in parts) for key in ("fraction", "ideal_fraction"))
+    over = [_speed(arm.get("speed_over", {}).get(kind)) for kind in (PEER, TORCH)]
+    return [cell_title(cell), arm["name"], times, moved, ideal, *over]
+
+
+def best_arm(cell: dict[str, Any]) -> dict[str, Any] | None:
+    """Our fastest measured arm that does all of the work, if there is one; a note says what an arm leaves out."""
     part = "step" if cell["direction"] == TRAINING else "forward"
     arms = cell.get("arms", [])
     own = [arm for arm in arms if arm["kind"] == KERNELS and arm["status"] == MEASURED and not arm["note"]]

@@ -1,0 +1,26 @@
+"""The records of the folder ``benchmarks``: whatever `attnres bench` wrote there, found by what a record says it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attnres_compile.bench.kernels.run import KIND as KERNELS
+from attnres_compile.bench.measured import on_gpu
+from attnres_compile.bench.model import KIND as MODEL
+
+BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+
+
+def benchmark_records() -> dict[str, dict[str, Any]]:
+    """Every record, by the name of its file."""
+    return {path.name: json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))}
+
+
+def gpu_records() -> dict[str, dict[str, Any]]:
+    """The records of kernels and models that were measured on a GPU, by the names of their files."""
+    kinds = (KERNELS, MODEL)
+    return {
+        name: record for name, record in benchmark_records().items() if record.get("kind") in kinds and on_gpu(record)
+    }
