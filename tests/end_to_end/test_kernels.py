@@ -105,8 +105,15 @@ def test_a_pass_of_the_backward_serves_reads_of_several_groups() -> None:
     assert_levels_agree(graph, found)
 
 
-@pytest.mark.parametrize("options", [{"block_size": 2}, {"block_size": 1, "scale": "sum"}], ids=["block", "full"])
-@pytest.mark.parametrize("name", ["hf_gpt2", "hf_llama", "toy_parallel_two_norms"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hf_gpt2", {"block_size": 2}),
+        ("hf_llama", {"block_size": 1, "scale": "sum"}),
+        ("toy_parallel_two_norms", {"block_size": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value["block_size"]),
+)
 def test_reads_of_few_tokens_make_their_own_logits_where_nothing_is_differentiated(name: str, options: dict) -> None:
     """They have gradients all the same, which are compared too."""
     graph, found = passed(*zoo.by_name(name).build(), differentiates=False, **options)
