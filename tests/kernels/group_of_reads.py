@@ -1,4 +1,4 @@
-"""A group of reads with the adds before and the norms behind, on kernels and by definition: for GPUs and interpreter."""
+"""A group of reads with adds before and norms behind, on kernels and by definition: for GPUs and the interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs on a GPU at real sizes (``test_on_gpu``), here in the interpreter: eager, and through Dynamo and Inductor."""
+"""What runs on a GPU at real sizes (``test_on_gpu``), here in the interpreter: eager, and through a compiler."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class _Read(torch.autograd.Function):
             form.factor,
             form.dtype,
         )
-        rest = list(others)  # which Dynamo takes for a tuple
+        rest = list(others)  # the Dynamo of torch 2.11 takes it for a tuple
         to_partial, to_key = (rest.pop(0), rest.pop(0)) if partial is not None else (None, None)
         to_weight, to_bias = (
             rest.pop(0).to(x.dtype) if x is not None and normed_grad is not None else None
