@@ -14,8 +14,9 @@ from tests.front.kernel_jobs import CPU, small
 def test_a_peer_that_cannot_do_a_shape_says_why(monkeypatch):
     cuda = torch.device("cuda")
 
-    def reasons(width: int, dtype: str, device=cuda) -> dict[str, str]:
-        arms = kernel_peers.peer_arms(Shape(BLOCK, 8, width, 2, 2, dtype), device, "inductor")
+    def reasons(width: int, dtype: str, device=cuda, tokens: int = 8, level: str = BLOCK) -> dict[str, str]:
+        shape = Shape(level, tokens, width, 7, 8 if level == BLOCK else 1, dtype)
+        arms = kernel_peers.peer_arms(shape, device, "inductor")
         return {arm.name: arm.unsupported for arm in arms if arm.unsupported}
 
     assert set(reasons(64, "bfloat16").values()) == {"not installed: pip install 'attnres-compile[bench]'"}
@@ -23,6 +24,11 @@ def test_a_peer_that_cannot_do_a_shape_says_why(monkeypatch):
     assert reasons(64, "bfloat16") == {}
     assert reasons(7168, "bfloat16") == {"flash-attn-res": "takes widths that are powers of two"}
     assert reasons(16384, "bfloat16") == {"fast-attnres": "takes widths up to 8192"}
+    # Eight tensors of 2^28 elements end at 2^31, which is the last that an offset of 32 bits reaches.
+    assert reasons(8192, "bfloat16", tokens=1 << 15) == {}
+    too_far = "its 32-bit offsets do not reach the end of 8 tensors [T, d] in one"
+    assert reasons(8192, "bfloat16", tokens=(1 << 15) + 1) == {"liger-kernel": too_far, "flash-attn-res": too_far}
+    assert set(reasons(8192, "bfloat16", tokens=(1 << 15) + 1, level=OP)) == {"liger-kernel", "flash-attn-res"}
     assert set(reasons(64, "float32")) == {"flash-attn-res", "fast-attnres"}
     assert set(reasons(64, "bfloat16", CPU).values()) == {"runs on a GPU only, not on cpu"}
     monkeypatch.setenv("FLA_GLUON", "1")

@@ -41,6 +41,7 @@ def test_a_compiler_takes_only_results_to_be_written_and_any_number_of_tokens(
     traced = json.loads(done.stdout.splitlines()[-1])
     # Tensors have equally many tokens; how many stays open, so that another number compiles nothing again.
     assert all(re.fullmatch(r"Eq\((\d+\*)?s\d+, (\d+\*)?s\d+\)", guard) for guard in traced["guards"]), traced["guards"]
+    assert traced["constants"] == 0, "a GPU that is given a tensor of the host waits for it, and records no graph"
     seen = traced["launches"]
     assert len(seen) == launches
     for written in seen:

@@ -1,8 +1,8 @@
 """Run in a process of its own, without Triton's interpreter: what a compiler sees of the kernels of a group of reads.
 
 Prints, as JSON, for every kernel launch of the joint graph of forward and backward, the arguments that the compiler
-takes to be written; and the guards that it needs on the number of tokens, which is unknown. No GPU is needed: the
-analysis of what a kernel writes asks for a target only.
+takes to be written; the guards that it needs on the number of tokens, which is unknown; and how many tensors the graph
+holds as constants, which are the host's. No GPU is needed: the analysis of what a kernel writes asks for a target only.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def group(sources: list[Tensor], queries: list[Tensor], weights: list[Tensor], b
 
 def main(width: int, count: int) -> None:
     triton.runtime.driver.set_active(NoDevice())
-    launches = []
+    launches, constants = [], []
 
     def look(joint: torch.fx.GraphModule, *_: object, **__: object) -> None:
+        constants.extend(joint.graph.find_nodes(op="get_attr"))
         for node in joint.graph.nodes:
             if "triton_kernel_wrapper" in str(node.target):
                 launches.append(node.kwargs["tensors_to_clone"])
@@ -85,7 +86,8 @@ def main(width: int, count: int) -> None:
         try:
             aot_function(flat, fw_compiler=None, partition_fn=look)(*leaves)
         except Done:
-            print(json.dumps({"launches": launches, "guards": [str(guard.expr) for guard in shapes.guards]}))
+            guards = [str(guard.expr) for guard in shapes.guards]
+            print(json.dumps({"launches": launches, "guards": guards, "constants": len(constants)}))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def _no_limit(_shape: Shape) -> str:
     return ""
 
 
+def _offset_limit(shape: Shape, rows: int) -> str:
+    """For kernels that reach ``rows`` tensors ``[T, d]`` in one by offsets of 32 bits: beyond, they touch memory that
+    is not theirs, after which the process has no GPU any more.
+    """
+    too_far = rows * shape.tokens * shape.width > 2**31
+    return f"its 32-bit offsets do not reach the end of {rows} tensors [T, d] in one" if too_far else ""
+
+
 def _folded(query: Tensor, key_weight: Tensor) -> Tensor:
     """The effective key vector, for peers whose keys have no weight."""
     return query.float() * key_weight.float()
@@ -90,6 +98,10 @@ def _load_fla_gluon() -> Loaded:
     return read
 
 
+def _liger_limit(shape: Shape) -> str:
+    return _offset_limit(shape, shape.sources + 1)
+
+
 def _load_liger() -> Loaded:
     from liger_kernel.ops import LigerAttnResFunction
 
@@ -119,7 +131,9 @@ def _load_fast() -> Loaded:
 def _flash_limit(shape: Shape) -> str:
     if shape.dtype != "bfloat16":
         return "its kernels write bfloat16 only"
-    return "takes widths that are powers of two" if shape.width & (shape.width - 1) else ""
+    if shape.width & (shape.width - 1):
+        return "takes widths that are powers of two"
+    return _offset_limit(shape, max(shape.sources + (shape.level != BLOCK), shape.reads))
 
 
 def _load_flash() -> Loaded:
@@ -181,7 +195,7 @@ PEERS = (
         note="checkpoint_level=0: the weighted sum is kept for the backward",
     ),
     Peer("fla-core gluon", "fla-core", _load_fla_gluon, _no_limit, norms=True),
-    Peer("liger-kernel", "liger-kernel", _load_liger, _no_limit),
+    Peer("liger-kernel", "liger-kernel", _load_liger, _liger_limit),
     Peer("flash-attn-res", "flash-attn-res", _load_flash, _flash_limit, in_one_graph=True, build=_flash_block),
     Peer(
         "fast-attnres",

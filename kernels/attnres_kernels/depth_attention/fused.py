@@ -139,7 +139,7 @@ class _Read(torch.autograd.Function):
         value_grad = given.pop(0) if form.returns_value else None
         normed_grad = given.pop(0) if form.norm is not None else None
         partial_grad = given.pop(0) if ctx.adds else None
-        read_grad, scalars, *rest = operators.read_backward_op(
+        read_grad, scalars, *others = operators.read_backward_op(
             value_grad,
             normed_grad,
             partial_grad,
@@ -161,6 +161,7 @@ class _Read(torch.autograd.Function):
             form.factor,
             form.dtype,
         )
+        rest = list(others)  # the Dynamo of torch 2.11 takes it for a tuple
         to_partial, to_key = (rest.pop(0), rest.pop(0)) if partial is not None else (None, None)
         to_weight, to_bias = (
             rest.pop(0).to(x.dtype) if x is not None and normed_grad is not None else None

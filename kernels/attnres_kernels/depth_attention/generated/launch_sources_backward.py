@@ -39,7 +39,7 @@ def sources_backward(
     tensors.check(*sources)
     flat = [tensors.rows_of(source) for source in sources]
     results = [None if grad is None else tensors.rows_of(grad) for grad in carried]
-    key_grads = torch.zeros_like(keys)
+    key_grads: list[Tensor | None] = [None] * keys.shape[0]
     given = [s for s, grad in enumerate(read_grads) if grad is not None]
     if not given or flat[0].shape[0] == 0:
         results = [None if grad is None else grad.clone() for grad in results]
@@ -54,8 +54,13 @@ def sources_backward(
         results[part], sums = _launch(
             spec, flat[part], logits[part], keys, grads[of_part], of_reads[of_part], results[part], eps
         )
-        key_grads[list(spec.reads)] += sums
-    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(flat, results, strict=True)], key_grads
+        for s, of_read in zip(spec.reads, sums.unbind(0), strict=True):
+            before = key_grads[s]
+            key_grads[s] = of_read if before is None else before + of_read
+    # One by one: a list of reads as an index would be a tensor of the host, which a launch waits for.
+    of_keys = [key.new_zeros(key.shape) if x is None else x for key, x in zip(keys, key_grads, strict=True)]
+    source_grads = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(flat, results, strict=True)]
+    return source_grads, torch.stack(of_keys)
 
 
 def _launch(
