@@ -86,7 +86,7 @@ class _OwnRead(torch.autograd.Function):
             norm_bias,
             form.factor,
         )
-        of_sources, rest = made[: len(sources)], made[len(sources) :]
+        of_sources, rest = made[: len(sources)], list(made[len(sources) :])
         to_partial = None if partial is None else rest.pop(0)
         to_key = rest.pop(0)
         to_weight, to_bias = (
