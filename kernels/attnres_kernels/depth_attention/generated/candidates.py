@@ -66,9 +66,11 @@ def read(width: int) -> Choices:
 def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memory: int) -> Choices:
     """itemsize: bytes of an element; shared_memory: bytes of a multiprocessor."""
     tile = tiling.whole_rows(width)
-    pipelines = [(tile, tiling.stages(spec.copied, tile, itemsize, shared_memory))]
-    most = tiling.most_stages(spec.copied, tile, itemsize, shared_memory)
-    pipelines += [(tile, count) for count in range(1, most + 1)]
+    static = tiling.stages(spec.copied, tile, itemsize, shared_memory)
+    room = tiling.most_stages(spec.copied, tile, itemsize, shared_memory)
+    # Each stage holds addresses, for which wide rows leave no registers.
+    most = static if tiling.is_wide(width) else room
+    pipelines = [(tile, count) for count in (static, *range(1, most + 1))]
     if spec.copied <= MOST_COPIED_BY_HALF:
         half = _warps(tile, 0.5)
         pipelines.append((half, tiling.stages(spec.copied, half, itemsize, shared_memory)))
