@@ -66,12 +66,8 @@ def one_read(rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tenso
 
 def everything(width: int = 300, count: int = 14) -> list[Tensor]:
     """All kinds of kernels; of phase 1 a launch that goes on from another one."""
-    sources, keys, partial, grad = (
-        [draw(5, width) for _ in range(count)],
-        draw(1, width),
-        draw(5, width),
-        draw(5, width),
-    )
+    sources, keys = [draw(5, width, seed=i) for i in range(count)], draw(1, width) * width**-0.5
+    partial, grad = draw(5, width, seed=count), draw(5, width, seed=count + 1)
     logits = [source_logits(x, keys, EPS) for x in sources]
     (inter,), log_sums = phase_1(sources, logits)
     parts, norm = Parts(inter, log_sums[0], partial=partial, key=keys[0]), Norm("rms", 1e-5, draw(width))
