@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 
 import torch
 
@@ -79,12 +78,10 @@ def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memo
     return _distinct(Choice.of(x.warps, BLOCK_D=x.columns, STAGES=count) for x, count in pipelines)
 
 
-@cache
 def own_read(width: int, dtype: torch.dtype) -> Choices:
     return _distinct(_of_lanes(x, dtype) for x in _whole(own_tiling.forward_tile(width)))
 
 
-@cache
 def own_read_backward(width: int, dtype: torch.dtype) -> Choices:
     """One only: what a thread holds of the sources, and so the text, is made for these warps."""
     return (_of_lanes(own_tiling.backward_tile(width), dtype),)
