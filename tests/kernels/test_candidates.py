@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,43 +24,36 @@ from tests.kernels.test_offline import in_a_process
 from tests.kernels.test_own_read import Case, compare
 
 KINDS = ("logits", "phase_1", "read_backward", "read", "gradients", "keys", "own_read_backward", "own_read")
-TUNED = {"logits", "phase_1", "read", "read_backward", "gradients", "keys", "own_read"}
 MOST = 4
 """Choices of one kernel."""
 
-Taken = dict[str, set[Choice]]
+Take = Callable[[int], set[str]]
 
 
 def kind_of(name: str) -> str:
     return next(kind for kind in KINDS if name.startswith(kind))
 
 
-@pytest.fixture(scope="module")
-def taken() -> Iterator[Taken]:
-    """What was launched, by kind; at the end, that it was all that there is."""
-    taken: Taken = {}
-    yield taken
-    assert set(taken) == TUNED
-    assert all(len(choices) > 1 for choices in taken.values()), taken
-
-
 @pytest.fixture
-def take(monkeypatch: pytest.MonkeyPatch, taken: Taken) -> Callable[[int], None]:
-    """Has each launch that is tuned take the choice of this number, through Triton's autotuner."""
+def take(monkeypatch: pytest.MonkeyPatch) -> Take:
+    """Has each launch that is tuned take the choice of this number, through Triton's autotuner; the kinds of those that
+    did, once they have.
+    """
 
-    def take(number: int) -> None:
-        honest = tuning.tuned
+    def take(number: int) -> set[str]:
+        kinds: set[str] = set()
 
         def tuned(kernel: Any, choices: tuple[Choice, ...]) -> Any:
-            assert len(choices) <= MOST
-            choice = choices[number % len(choices)]
-            taken.setdefault(kind_of(kernel.__name__), set()).add(choice)
-            return honest(kernel, (choice,))
+            assert 1 < len(choices) <= MOST
+            kinds.add(kind_of(kernel.__name__))
+            return honest(kernel, (choices[number % len(choices)],))
 
         monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
         monkeypatch.setattr(tuning, "tuned", tuned)
         monkeypatch.setattr(tiling, "shared_memory", lambda device: SHARED_MEMORY["sm_90"])
+        return kinds
 
+    honest = tuning.tuned
     return take
 
 
@@ -80,7 +73,7 @@ def keys_apart(*arguments: Any) -> list[Launch]:
     ("rows", "width", "count", "reads", "dtype", "two_phase", "sums_keys"),
     [
         (4, 1100, 1, 2, torch.float32, True, False),  # as in wide rows, which would take long
-        (5, 33, 14, 2, torch.float32, True, True),  # phase 1 goes on, and the sources' backward has two parts
+        (5, 300, 14, 2, torch.float32, True, True),  # phase 1 goes on, and the sources' backward has two parts
         (4, 300, 2, 2, torch.bfloat16, False, False),
     ],
 )
@@ -93,10 +86,10 @@ def test_every_choice_computes_a_group_of_reads_and_every_gradient(
     dtype: torch.dtype,
     two_phase: bool,
     sums_keys: bool,
-    take: Callable[[int], None],
+    take: Take,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    take(number)
+    kinds = take(number)
     if not sums_keys:
         monkeypatch.setattr(launch_sources_backward, "cut", keys_apart)
     draw = Draw(2, dtype)
@@ -106,22 +99,23 @@ def test_every_choice_computes_a_group_of_reads_and_every_gradient(
     own = [[draw(rows, width) for _ in range(s if two_phase else 0)] for s in range(reads)]
     group = Group(shared, own, [*partials], keys, norm, 1.0)
     Comparison(group, dtype, draw, 2, two_phase, returns_value=True).run()
+    expected = {"logits", "read", "read_backward"} | ({"phase_1"} if two_phase else set())
+    assert kinds == expected | (set() if sums_keys else {"gradients", "keys"})
 
 
 @pytest.mark.interpreter
 @interpreted
 @every_choice
-@pytest.mark.parametrize("width", [33, 1100])
-def test_every_choice_computes_a_read_with_own_logits(number: int, width: int, take: Callable[[int], None]) -> None:
-    take(number)
+@pytest.mark.parametrize("width", [300, 1100])
+def test_every_choice_computes_a_read_with_own_logits(number: int, width: int, take: Take) -> None:
+    kinds = take(number)
     compare(Case(5, width, 3, True, True, ("layer", 1, 1), True, 1.0, torch.float32), number)
     compare(Case(3, width, 6, True, False, None, True, 7.0, torch.bfloat16), number)
+    assert kinds == {"own_read"}
 
 
 @pytest.mark.interpreter
-def test_a_launch_that_goes_on_from_memory_is_not_tuned(
-    take: Callable[[int], None], taken: Taken, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_launch_that_goes_on_from_memory_is_not_tuned(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     """To time phase 1 over later blocks would add these to its outputs each time."""
     take(1)
     names: list[str] = []
@@ -177,6 +171,12 @@ def test_the_first_choice_is_the_static_one() -> None:
             assert first.numbers() == tile | constants, entry.kind
             assert first not in others
             assert len(set(others)) == len(others)
+
+
+def test_rows_that_fill_the_registers_leave_nothing_to_choose() -> None:
+    for entry in kernels_of_block(3, 2, 16384, later_reads=6):
+        is_cut = entry.kind.startswith(("logits", "phase 1")) or entry.kind.endswith((", keys", ", gradients"))
+        assert (len(entry.choices(SHARED_MEMORY["sm_90"])) > 1) == is_cut, entry.kind
 
 
 def test_sums_over_tokens_are_cut_the_same_way_whatever_is_chosen() -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnres_kernels import tuning
 from attnres_kernels.depth_attention import fused, keys, scheduled
+from attnres_kernels.depth_attention.generated.launch_phase_1 import phase_1
 
 pytestmark = pytest.mark.gpu
 
@@ -78,6 +80,11 @@ def with_gradients(outputs: list[Tensor], given: Leaves) -> list[Tensor]:
 def test_a_group_of_reads_and_every_gradient(
     tokens: int, width: int, blocks: int, compiled: bool, two_phase: bool
 ) -> None:
+    check_a_group(tokens, width, blocks, compiled, two_phase)
+
+
+def check_a_group(tokens: int, width: int, blocks: int, compiled: bool, two_phase: bool) -> None:
+    """Against the definition, and two runs bit by bit."""
     given = leaves(tokens, width, blocks)
     run = torch.compile(on_kernels, fullgraph=True) if compiled else on_kernels
     found = with_gradients(run(given, two_phase), given)
@@ -125,3 +132,29 @@ def test_decoding_under_cuda_graphs() -> None:
     with torch.no_grad():
         outputs = [model(ids).clone() for _ in range(4)]
     assert all(torch.equal(outputs[0], x) for x in outputs[1:])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tuned_kernels_are_as_exact_and_deterministic(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
+    with tuning.compiled_anew():
+        check_a_group(4096, 2048, 4, compiled, two_phase=True)
+    by = "inductor" if compiled else "triton"
+    names = {kernel["kernel"] for kernel in tuning.tuned_kernels() if kernel["by"] == by and kernel["chosen"]}
+    assert any(name.startswith("phase_1") for name in names)
+    assert any(name.startswith("read_backward") for name in names)
+
+
+def test_a_capture_takes_kernels_that_were_tuned_before_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
+    draw = torch.Generator(device="cuda").manual_seed(0)
+    sources = [torch.randn(64, 3000, generator=draw, device="cuda") for _ in range(2)]
+    logits = [torch.randn(64, 2, generator=draw, device="cuda") for _ in range(2)]
+    with pytest.raises(tuning.TuningError, match="once before the capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        phase_1(sources, logits)
+    (expected, _), _ = phase_1(sources, logits)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (captured, _), _ = phase_1(sources, logits)
+    graph.replay()
+    assert torch.equal(captured, expected)

@@ -28,6 +28,9 @@ MOST_WARPS = 32
 LOADED = 8
 """Elements that a thread loads at a time, 128 bits of bf16."""
 
+WIDEST_TUNED = 8192
+"""Columns of whole rows above which registers have no room for anything but the static choice, if for that."""
+
 MOST_COPIED_BY_HALF = 8
 """Rows that a pipeline copies at a time up to which half the warps have registers for what is made of them."""
 
@@ -69,6 +72,8 @@ def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memo
     tile = tiling.whole_rows(width)
     static = tiling.stages(spec.copied, tile, itemsize, shared_memory)
     room = tiling.most_stages(spec.copied, tile, itemsize, shared_memory)
+    if tile.columns > WIDEST_TUNED:
+        return (Choice.of(tile.warps, BLOCK_D=tile.columns, STAGES=static),)
     # Each stage holds addresses, for which wide rows leave no registers.
     most = static if tiling.is_wide(width) else room
     pipelines = [(tile, count) for count in (static, *range(1, most + 1))]
@@ -92,6 +97,8 @@ def own_read_backward(width: int, dtype: torch.dtype) -> Choices:
 
 def _whole(tile: Tiling) -> list[Tiling]:
     """Of whole rows: other numbers of warps."""
+    if tile.columns > WIDEST_TUNED:
+        return [tile]
     return [tile, _warps(tile, 0.5), *([_warps(tile, 2)] if _fills(_warps(tile, 2)) else [])]
 
 
