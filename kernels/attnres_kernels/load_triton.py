@@ -12,11 +12,15 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from attnres_kernels import tuning
+from attnres_kernels.tuning import Choice
 
 DUMP_VARIABLE = "ATTNRES_DUMP"
 """Where graphs are written to, and kernels beside them, if it is set."""
@@ -83,14 +87,36 @@ def triton_operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     return make(name, mutates_args=())
 
 
-def launchable(text: str) -> Any:
-    """The kernel of ``text``, as a compiler can trace it: ``launchable(text)[grid](*arguments)`` launches it."""
+def launchable(text: str, choices: tuple[Choice, ...]) -> Any:
+    """The kernel of ``text``, as a compiler can trace it: ``launchable(text, choices)[grid](*arguments)`` launches it.
+
+    choices: numbers of the launch, which are none of the arguments; the first of them, unless launches are tuned. A
+    grid that depends on them is a function of a dict with the constants.
+
+    Raises:
+        TuningError: what ATTNRES_AUTOTUNE asks for cannot be.
+    """
     directory = os.environ.get(DUMP_VARIABLE)
     if directory:
         path = Path(directory) / "kernels" / _file_name(text)
         if not path.exists():
             _write(path, f"{HEADER}{text}")
     kernel = load_kernel(text)
+    if tuning.is_on() and len(choices) > 1:
+        return _traceable(tuning.tuned(kernel, choices))
+    return _Launchable(_traceable(kernel), choices[0])
+
+
+@dataclass(frozen=True)
+class _Launchable:
+    kernel: Any
+    choice: Choice
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        return partial(self.kernel[grid], **self.choice.numbers())
+
+
+def _traceable(kernel: Any) -> Any:
     return kernel if is_interpreted() else torch.library.wrap_triton(kernel)
 
 

@@ -11,9 +11,10 @@ from attnres_compile.bench.kernels import run as kernel_run
 from attnres_compile.bench.kernels.arms import TORCH
 from attnres_compile.bench.kernels.run import bench_kernels
 from attnres_compile.bench.kernels.table import kernels_table
-from attnres_compile.bench.kernels.work import FORWARD, TRAINING
+from attnres_compile.bench.kernels.work import FORWARD, OP, TRAINING
 from attnres_compile.bench.measure import MeasureError
 from attnres_compile.cli.output import json_text
+from attnres_kernels import tuning
 from tests.front.command_line import attnres
 from tests.front.kernel_jobs import arm_of, small
 
@@ -52,6 +53,30 @@ def test_the_command_keeps_a_record_whose_table_comes_from_it_alone(capsys, tmp_
     assert attnres(capsys, "bench", "show", "kernels.json") == (0, table, "")
     markdown = kernels_table(record, "md")
     assert "| kernels, direct" in markdown
+
+
+@pytest.mark.interpreter
+def test_a_record_of_tuned_kernels_says_so_and_what_was_chosen(monkeypatch):
+    monkeypatch.setattr(tuning, "measure", lambda call, quantiles: call() or [1.0] * len(quantiles))
+    job = small(level=(OP,), direction=(FORWARD,), tokens=(2,), width=(300,), arms=("kernels",))
+    untuned = bench_kernels(job)
+    assert "tuned" not in untuned
+    assert "autotune" not in untuned["environment"]
+    monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
+    record = bench_kernels(job)
+    assert record["environment"]["autotune"] is True
+    assert {kernel["kernel"].partition("_n")[0] for kernel in record["tuned"]} >= {
+        "logits_plain",
+        "phase_1",
+        "own_read",
+    }
+    assert all(kernel["key"]["width"] == 300 for kernel in record["tuned"])
+    assert all(kernel["chosen"] == kernel["static"] for kernel in record["tuned"]), "of equals the first"
+    json.dumps(record)
+    assert kernels_table(record) != ""
+    monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "on")
+    with pytest.raises(tuning.TuningError, match="neither"):
+        bench_kernels(job)
 
 
 def test_the_record_is_kept_after_every_cell_and_a_budget_ends_the_run(monkeypatch):

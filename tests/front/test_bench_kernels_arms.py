@@ -47,7 +47,9 @@ class Launches:
         self.size, self.wide, self.names = shape.tokens * shape.width, 0, []
         for module in (launch_phase_1, launch_own_read, launch_read, launch_sources_backward):
             honest = module.launchable
-            monkeypatch.setattr(module, "launchable", lambda text, honest=honest: self.counted(text, honest(text)))
+            monkeypatch.setattr(
+                module, "launchable", lambda text, choices, honest=honest: self.counted(text, honest(text, choices))
+            )
 
     def counted(self, text, kernel):
         counter = self

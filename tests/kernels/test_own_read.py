@@ -204,7 +204,9 @@ def test_sources_are_read_in_place_whatever_their_strides() -> None:
 def test_a_read_and_its_backward_are_one_launch_each(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
     honest = launch_own_read.launchable
-    monkeypatch.setattr(launch_own_read, "launchable", lambda text: launched.append(text) or honest(text))
+    monkeypatch.setattr(
+        launch_own_read, "launchable", lambda text, choices: launched.append(text) or honest(text, choices)
+    )
     given = Case(3, 33, 33, True, True, ("rms", 1, 0), False, 1.0, torch.float32)
     outputs = given.by_kernel(given.inputs(0))
     assert len(launched) == 1

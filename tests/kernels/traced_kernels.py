@@ -1,8 +1,9 @@
 """Run in a process of its own, without Triton's interpreter: what a compiler sees of the kernels of a group of reads.
 
 Prints, as JSON, for every kernel launch of the joint graph of forward and backward, the arguments that the compiler
-takes to be written; the guards that it needs on the number of tokens, which is unknown; and how many tensors the graph
-holds as constants, which are the host's. No GPU is needed: the analysis of what a kernel writes asks for a target only.
+takes to be written, and how many choices it has; the guards that it needs on the number of tokens, which is unknown;
+and how many tensors the graph holds as constants, which are the host's. No GPU is needed: the analysis of what a kernel
+writes asks for a target only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import triton
 from functorch.compile import aot_function
 from torch import Tensor
 from torch._dynamo.source import ConstantSource
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from triton.backends.compiler import GPUTarget
@@ -56,13 +58,14 @@ def group(sources: list[Tensor], queries: list[Tensor], weights: list[Tensor], b
 
 def main(width: int, count: int) -> None:
     triton.runtime.driver.set_active(NoDevice())
-    launches, constants = [], []
+    launches, choices, constants = [], [], []
 
     def look(joint: torch.fx.GraphModule, *_: object, **__: object) -> None:
         constants.extend(joint.graph.find_nodes(op="get_attr"))
         for node in joint.graph.nodes:
             if "triton_kernel_wrapper" in str(node.target):
                 launches.append(node.kwargs["tensors_to_clone"])
+                choices.append(len(kernel_side_table.get_kernel(node.kwargs["kernel_idx"]).configs))
         raise Done
 
     shapes = ShapeEnv()
@@ -87,7 +90,8 @@ def main(width: int, count: int) -> None:
             aot_function(flat, fw_compiler=None, partition_fn=look)(*leaves)
         except Done:
             guards = [str(guard.expr) for guard in shapes.guards]
-            print(json.dumps({"launches": launches, "guards": guards, "constants": len(constants)}))
+            found = {"launches": launches, "choices": choices, "guards": guards, "constants": len(constants)}
+            print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from attnres_compile.bench.kernels.timing import (
 from attnres_compile.bench.kernels.work import DIRECTIONS, LEVELS, OP, TRAINING, Inputs, Shape, make_inputs
 from attnres_compile.bench.measure import MeasureError, paired_ratio
 from attnres_compile.models.load_options import LoadOptions
+from attnres_kernels import tuning
 from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.load_triton import is_interpreted
 
@@ -102,7 +103,9 @@ def bench_kernels(
 
     keep: called with the record after every cell; arms: gives the arms of a shape, by default all that there are.
 
-    Raises MeasureError, LoadOptionError.
+    With ATTNRES_AUTOTUNE=1 the record says so, and lists what was tuned.
+
+    Raises MeasureError, LoadOptionError, TuningError.
     """
     device, start = job.torch_device(), time.monotonic()
     of_shape = arms or _all_arms(job)
@@ -117,6 +120,8 @@ def bench_kernels(
     }
     record["environment"]["versions"] |= {name: package_version(name) for name in PACKAGES}
     record["environment"]["versions"]["cuda"] = torch.version.cuda
+    if tuning.is_on():
+        record["environment"]["autotune"], record["tuned"] = True, []
     cells = list(job.cells())
     _check_names(job, cells, of_shape, device)
     clock = make_clock(device)
@@ -127,8 +132,11 @@ def bench_kernels(
             cell["skipped"] = f"the budget of {job.budget:g} s was spent"
         else:
             chosen = [arm for arm in of_shape(shape, device) if _is_chosen(arm, job.arms)]
-            cell |= _measured(_Cell(job, shape, direction == TRAINING, device, clock, largest), chosen)
+            with tuning.compiled_anew():
+                cell |= _measured(_Cell(job, shape, direction == TRAINING, device, clock, largest), chosen)
         record["cells"].append(cell)
+        if "tuned" in record:
+            record["tuned"] += [kernel for kernel in tuning.tuned_kernels() if kernel not in record["tuned"]]
         keep(record)
     return record
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 
 import torch
 
-from attnres_kernels.depth_attention.generated import own_tiling, tiling
+from attnres_kernels.depth_attention.generated import candidates, own_tiling, tiling
+from attnres_kernels.depth_attention.generated.candidates import Choices
 from attnres_kernels.depth_attention.generated.cutting import cut
 from attnres_kernels.depth_attention.generated.logits import logits_text
 from attnres_kernels.depth_attention.generated.own_read import own_read_text
@@ -28,14 +30,16 @@ from attnres_kernels.depth_attention.generated.specs import (
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; copied: rows
-    that its pipeline over rows copies at a time.
+    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; choices: of its
+    launch for bf16 sources, by the bytes of shared memory of a multiprocessor; copied: rows that its pipeline over rows
+    copies at a time.
     """
 
     kind: str
     text: str
     tile: tiling.Tiling
     constants: dict[str, float]
+    choices: Callable[[int], Choices] = field(repr=False)  # what is compiled and digested is the first of them
     copied: int = 0
 
     def constants_on(self, shared_memory: int) -> dict[str, float]:
@@ -57,15 +61,19 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     for adds in (False, True):
         text = logits_text(LogitsSpec(splits_keys=True, adds=adds))
         name = "logits, add before" if adds else "logits"
-        yield Entry(name, text, tiling.matrix_product(later_reads), {**eps, **block_r})
-    yield Entry("phase 1", phase_1_text(Phase1Spec(sources, reads)), along, {})
+        tile = tiling.matrix_product(later_reads)
+        yield Entry(name, text, tile, {**eps, **block_r}, _anywhere(candidates.logits(later_reads)))
+    spec = Phase1Spec(sources, reads)
+    yield Entry("phase 1", phase_1_text(spec), along, {}, _anywhere(candidates.phase_1(spec, width)))
     steps = tiling.steps(width)
     for launch in cut(sources, tuple(range(reads)), tuple(range(sources)), width):
         constants = {**eps, "LANES": tiling.lanes(steps.columns)}
         kind = "gradients and keys" if launch.spec.sums_keys else "gradients"
-        yield Entry(f"sources backward, {kind}", gradients_text(launch.spec), steps, constants)
+        choices = _anywhere(candidates.gradients(launch.spec, width))
+        yield Entry(f"sources backward, {kind}", gradients_text(launch.spec), steps, constants, choices)
         if not launch.spec.sums_keys:
-            yield Entry("sources backward, keys", keys_text(launch.spec), along, {})
+            choices = _anywhere(candidates.keys(width))
+            yield Entry("sources backward, keys", keys_text(launch.spec), along, {}, choices)
     most = tiling.most_in_place(width)
     in_place = {"direct read": min(sources, most), "phase 2": 0, "phase 2 with blocks": min(sources - 1, most - 1)}
     norms: tuple[NormKind, ...] = ("rms", "layer")
@@ -74,9 +82,11 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
             continue
         read = ReadSpec(blocks, kind != "direct read", True, True, norm, True, norm == "layer", False)
         name = f"{kind}, {norm} norm"
-        yield Entry(name, read_text(read), whole, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5})
-        spec = ReadBackwardSpec(read, False, True, True, tiling.is_wide(width))
-        yield Entry(f"{name}, backward", read_backward_text(spec), whole, {"factor": 1.0}, spec.copied)
+        constants = {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5}
+        yield Entry(name, read_text(read), whole, constants, _anywhere(candidates.read(width)))
+        back = ReadBackwardSpec(read, False, True, True, tiling.is_wide(width))
+        choices = partial(candidates.read_backward, back, width, 2)
+        yield Entry(f"{name}, backward", read_backward_text(back), whole, {"factor": 1.0}, choices, back.copied)
     yield from _own_reads(sources, width)
 
 
@@ -92,10 +102,20 @@ def _own_reads(sources: int, width: int) -> Iterator[Entry]:
         has_norm = norm is not None
         beside = False, True, has_norm, norm, has_norm, norm == "layer", not has_norm
         name = "read with own logits" + (f", {norm} norm" if has_norm else "")
-        text = own_read_text(
-            own_tiling.forward_spec(ReadSpec(min(sources, own_tiling.MOST_SOURCES - 1), *beside), width)
-        )
-        yield Entry(name, text, forward, {"factor": 1.0, "eps": 1e-6, "norm_eps": 1e-5, **sums})
+        whole = ReadSpec(min(sources, own_tiling.MOST_SOURCES - 1), *beside)
+        text, constants = own_read_text(own_tiling.forward_spec(whole, width)), {"eps": 1e-6, "norm_eps": 1e-5}
+        choices = _anywhere(candidates.own_read(width, torch.bfloat16))
+        yield Entry(name, text, forward, {"factor": 1.0, **constants, **sums}, choices)
         read = ReadSpec(min(sources, own_tiling.most_sources(width, norm) - 1), *beside)
-        back = own_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm)
-        yield Entry(f"{name}, backward", own_read_backward_text(back), backward, {"factor": 1.0, **sums_back})
+        text = own_read_backward_text(own_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm))
+        choices = _anywhere(candidates.own_read_backward(width, torch.bfloat16))
+        yield Entry(f"{name}, backward", text, backward, {"factor": 1.0, **sums_back}, choices)
+
+
+def _anywhere(choices: Choices) -> Callable[[int], Choices]:
+    """The same choices for any shared memory; what a process is sent has no lambdas."""
+    return partial(_first, choices)
+
+
+def _first(choices: Choices, shared_memory: int) -> Choices:
+    return choices

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnres_kernels.depth_attention.generated import own_tiling, tensors
+from attnres_kernels.depth_attention.generated import candidates, own_tiling, tensors
 from attnres_kernels.depth_attention.generated.launch_read import Norm, ReadResult
 from attnres_kernels.depth_attention.generated.own_read import own_read_text, statistics_of
 from attnres_kernels.depth_attention.generated.own_read_backward import own_read_backward_text
@@ -75,11 +75,10 @@ def own_read(
     result = ReadResult.new(read, flat[0], dtype, numbers=statistics_of(read))
     if rows == 0:
         return result
-    tile = own_tiling.forward_tile(width)
     others = [parts.query.contiguous(), parts.key_weight.contiguous(), added]
     others += [] if norm is None else [norm.weight, norm.bias]
     others += [result.partial, result.value, result.normed, result.statistics]
-    kernel = launchable(own_read_text(own_tiling.forward_spec(read, width)))
+    kernel = launchable(own_read_text(own_tiling.forward_spec(read, width)), candidates.own_read(width, dtype))
     kernel[(rows,)](
         *flat,
         *(x for x in others if x is not None),
@@ -90,9 +89,6 @@ def own_read(
         factor=factor,
         eps=eps,
         norm_eps=0.0 if norm is None else norm.eps,
-        BLOCK_D=tile.columns,
-        **own_tiling.lanes(tile, dtype),
-        num_warps=tile.warps,
     )
     return result
 
@@ -133,7 +129,6 @@ def own_read_backward(
     through_norm = norm if normed_grad is not None else None
     forward = parts.spec(False, through_norm, value_grad is not None)
     spec = own_tiling.backward_spec(forward, width, *(grad is not None for grad in given))
-    tile = own_tiling.backward_tile(width)
     programs, rows_per_program = own_tiling.shares(flat[0])
     grads = [tensors.new(x, (rows, width), x.dtype) for x in flat]
     sums = [
@@ -143,7 +138,7 @@ def own_read_backward(
     if rows > 0:
         weight = None if through_norm is None else through_norm.weight
         others = [parts.query.contiguous(), parts.key_weight.contiguous(), weight, statistics, *given, *grads, *sums]
-        kernel = launchable(own_read_backward_text(spec))
+        kernel = launchable(own_read_backward_text(spec), candidates.own_read_backward(width, flat[0].dtype))
         kernel[(programs,)](
             *flat,
             *(x for x in others if x is not None),
@@ -154,9 +149,6 @@ def own_read_backward(
             *(x.stride(0) for x in flat),
             *(grad.stride(0) for grad in given if grad is not None),
             factor=factor,
-            BLOCK_D=tile.columns,
-            **own_tiling.lanes(tile, flat[0].dtype),
-            num_warps=tile.warps,
         )
     else:
         sums = [None if x is None else torch.zeros_like(x) for x in sums]

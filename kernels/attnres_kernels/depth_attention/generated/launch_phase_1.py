@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnres_kernels.depth_attention.generated import tensors, tiling
+from attnres_kernels.depth_attention.generated import candidates, tensors
 from attnres_kernels.depth_attention.generated.logits import logits_text
 from attnres_kernels.depth_attention.generated.phase_1 import phase_1_text
 from attnres_kernels.depth_attention.generated.specs import MOST_SOURCES, LogitsSpec, Phase1Spec
@@ -44,12 +44,11 @@ def _logits(
 ) -> None:
     rows, width = source.shape
     reads = keys.shape[0]
-    tile = tiling.matrix_product(reads)
     given = [x for x in (partial, branch) if x is not None]
     # Triton's interpreter, which is what runs on the CPU, multiplies no matrices of bf16.
     splits_keys = source.dtype == torch.bfloat16 and source.device.type != "cpu"
-    kernel = launchable(logits_text(LogitsSpec(splits_keys, adds=bool(given))))
-    kernel[(tensors.cdiv(rows, tile.rows),)](
+    kernel = launchable(logits_text(LogitsSpec(splits_keys, adds=bool(given))), candidates.logits(reads))
+    kernel[lambda numbers: (tensors.cdiv(rows, numbers["BLOCK_T"]),)](
         *given,
         source,
         keys.contiguous(),
@@ -59,10 +58,6 @@ def _logits(
         reads,
         *(x.stride(0) for x in given or [source]),
         eps=eps,
-        BLOCK_T=tile.rows,
-        BLOCK_D=tile.columns,
-        BLOCK_R=max(16, tiling.power_of_two(reads)),
-        num_warps=tile.warps,
     )
 
 
@@ -89,10 +84,10 @@ def phase_1(sources: Sequence[Tensor], logits: Sequence[Tensor]) -> tuple[list[T
     before: Tensor | None = None
     for first in range(0, len(flat), MOST_SOURCES):
         part, part_logits = flat[first : first + MOST_SOURCES], logits[first : first + MOST_SOURCES]
-        tile = tiling.along_width(width)
-        kernel = launchable(phase_1_text(Phase1Spec(len(part), reads, continues=first > 0)))
+        spec = Phase1Spec(len(part), reads, continues=first > 0)
+        kernel = launchable(phase_1_text(spec), candidates.phase_1(spec, width))
         after = log_sums if before is None else tensors.new(flat[0], (reads, rows), torch.float32)
-        kernel[(rows, tensors.cdiv(width, tile.columns))](
+        kernel[lambda numbers: (rows, tensors.cdiv(width, numbers["BLOCK_D"]))](
             *part,
             *part_logits,
             *outputs,
@@ -102,8 +97,6 @@ def phase_1(sources: Sequence[Tensor], logits: Sequence[Tensor]) -> tuple[list[T
             width,
             *(source.stride(0) for source in part),
             *(of_source.stride(0) for of_source in part_logits),
-            BLOCK_D=tile.columns,
-            num_warps=tile.warps,
         )
         before = after
     assert before is not None

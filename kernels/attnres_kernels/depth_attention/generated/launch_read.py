@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from attnres_kernels.depth_attention.generated import tensors, tiling
+from attnres_kernels.depth_attention.generated import candidates, tensors, tiling
 from attnres_kernels.depth_attention.generated.launch_phase_1 import phase_1
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.read_backward import read_backward_text
@@ -145,10 +145,9 @@ def read(
     result = ReadResult.new(spec, like, dtype, numbers=5)
     if rows == 0:
         return result
-    tile = tiling.whole_rows(width)
     others = [added, *([norm.weight, norm.bias] if norm is not None else [])]
     others += [result.partial, result.value, result.normed, result.statistics]
-    kernel = launchable(read_text(spec))
+    kernel = launchable(read_text(spec), candidates.read(width))
     kernel[(rows,)](
         *flat.pointers(),
         *(x for x in others if x is not None),
@@ -159,8 +158,6 @@ def read(
         factor=factor,
         eps=eps,
         norm_eps=0.0 if norm is None else norm.eps,
-        BLOCK_D=tile.columns,
-        num_warps=tile.warps,
     )
     return result
 
@@ -210,8 +207,7 @@ def read_backward(
     has_value_grad, has_normed_grad, has_partial_grad = (grad is not None for grad in given)
     forward = parts.spec(adds, norm, returns_value)
     spec = ReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, tiling.is_wide(width))
-    tile = tiling.whole_rows(width)
-    programs, rows_per_program = tensors.shares(like, 1, tiling.programs_at_once(tile))
+    programs, rows_per_program = tensors.shares(like, 1, tiling.programs_at_once(tiling.whole_rows(width)))
     read_grad = tensors.new(like, (rows, width), dtype)
     scalars = tensors.new(like, (2, rows), torch.float32)
     partial_grad_out = None if parts.partial is None else tensors.new(like, (rows, width), dtype)
@@ -222,7 +218,8 @@ def read_backward(
     if rows > 0:
         others = [norm.weight if norm is not None else None, statistics, *given]
         others += [read_grad, scalars, partial_grad_out, *sums]
-        kernel = launchable(read_backward_text(spec))
+        choices = candidates.read_backward(spec, width, dtype.itemsize, tiling.shared_memory(like.device))
+        kernel = launchable(read_backward_text(spec), choices)
         kernel[(programs,)](
             *flat.pointers(),
             *(x for x in others if x is not None),
@@ -233,9 +230,6 @@ def read_backward(
             *flat.strides(),
             *(grad.stride(0) for grad in given if grad is not None),
             factor=factor,
-            BLOCK_D=tile.columns,
-            STAGES=tiling.stages(spec.copied, tile, dtype.itemsize, tiling.shared_memory(like.device)),
-            num_warps=tile.warps,
         )
     else:
         sums = [None if x is None else torch.zeros_like(x) for x in sums]

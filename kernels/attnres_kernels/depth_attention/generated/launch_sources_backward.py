@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnres_kernels.depth_attention.generated import tensors, tiling
+from attnres_kernels.depth_attention.generated import candidates, tensors, tiling
 from attnres_kernels.depth_attention.generated.cutting import cut
 from attnres_kernels.depth_attention.generated.sources_backward import gradients_text, keys_text
 from attnres_kernels.depth_attention.generated.specs import SourcesBackwardSpec
@@ -75,13 +75,12 @@ def _launch(
 ) -> tuple[list[Tensor | None], Tensor]:
     rows, width = flat[0].shape
     later = [grad for grad in carried if grad is not None]
-    tile = tiling.steps(width)
     programs, rows_per_program = tensors.shares(flat[0], 1) if spec.sums_keys else (rows, 1)
     weights, to_keys = (tensors.new(flat[0], (programs, len(flat), len(grads)), torch.float32) for _ in range(2))
     to_selves = tensors.new(flat[0], (programs, len(flat)), torch.float32)
     source_grads: list[Tensor | None] = [tensors.new(x, (rows, width), x.dtype) for x in flat]
     key_grads = [tensors.new(flat[0], (programs, len(grads), width), torch.float32)] if spec.sums_keys else []
-    launchable(gradients_text(spec))[(programs,)](
+    launchable(gradients_text(spec), candidates.gradients(spec, width))[(programs,)](
         *flat,
         *logits,
         *grads,
@@ -102,20 +101,16 @@ def _launch(
         *(grad.stride(0) for grad in grads),
         *(grad.stride(0) for grad in later),
         eps=eps,
-        LANES=tiling.lanes(tile.columns),
-        BLOCK_D=tile.columns,
-        num_warps=tile.warps,
     )
     return source_grads, (key_grads[0] if key_grads else _key_grads(spec, flat, to_keys)).sum(0)
 
 
 def _key_grads(spec: SourcesBackwardSpec, flat: list[Tensor], to_keys: Tensor) -> Tensor:
     rows, width = flat[0].shape
-    tile = tiling.along_width(width)
-    columns = tensors.cdiv(width, tile.columns)
-    programs, rows_per_program = tensors.shares(flat[0], columns)
+    programs, rows_per_program = tensors.shares(flat[0], tensors.cdiv(width, tiling.along_width(width).columns))
     key_grads = tensors.new(flat[0], (programs, len(spec.reads), width), torch.float32)
-    launchable(keys_text(spec))[(programs, columns)](
+    kernel = launchable(keys_text(spec), candidates.keys(width))
+    kernel[lambda numbers: (programs, tensors.cdiv(width, numbers["BLOCK_D"]))](
         *flat,
         to_keys,
         key_grads,
@@ -124,7 +119,5 @@ def _key_grads(spec: SourcesBackwardSpec, flat: list[Tensor], to_keys: Tensor) -
         rows_per_program,
         0,
         *(source.stride(0) for source in flat),
-        BLOCK_D=tile.columns,
-        num_warps=tile.warps,
     )
     return key_grads

@@ -96,9 +96,18 @@ def stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
 
     copied: rows that it copies at a time; itemsize: bytes of an element; shared_memory: bytes of a multiprocessor.
     """
-    programs, size = programs_at_once(tile), copied * tile.rows * tile.columns * itemsize
-    wanted = 1 if programs * size >= IN_FLIGHT else 2
-    return 1 + min(wanted, max(0, shared_memory // programs - RESERVED) // size)
+    in_flight = programs_at_once(tile) * _copied_bytes(copied, tile, itemsize)
+    return min(2 if in_flight >= IN_FLIGHT else 3, most_stages(copied, tile, itemsize, shared_memory))
+
+
+def most_stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
+    """The most stages of such a pipeline for which shared memory has room, of 3."""
+    room = max(0, shared_memory // programs_at_once(tile) - RESERVED)
+    return 1 + min(2, room // _copied_bytes(copied, tile, itemsize))
+
+
+def _copied_bytes(copied: int, tile: Tiling, itemsize: int) -> int:
+    return copied * tile.rows * tile.columns * itemsize
 
 
 def most_in_place(width: int) -> int:
