@@ -19,7 +19,7 @@ from attnres_kernels.depth_attention.generated.launch_read import Norm
 from attnres_kernels.occupancy import SHARED_MEMORY
 from attnres_kernels.tuning import Choice
 from tests.kernels.sweep import EPS, assert_close
-from tests.kernels.test_generated import Comparison, Draw, Group, equations
+from tests.kernels.test_generated import Draw, Group, _Comparison, equations
 from tests.kernels.test_offline import in_a_process
 from tests.kernels.test_own_read import Case, compare
 
@@ -98,7 +98,7 @@ def test_every_choice_computes_a_group_of_reads_and_every_gradient(
     keys = draw(reads, width, dtype=torch.float32, spread=width**-0.5)
     own = [[draw(rows, width) for _ in range(s if two_phase else 0)] for s in range(reads)]
     group = Group(shared, own, [*partials], keys, norm, 1.0)
-    Comparison(group, dtype, draw, 2, two_phase, returns_value=True).run()
+    _Comparison(group, dtype, draw, 2, two_phase, returns_value=True).run()
     expected = {"logits", "read", "read_backward"} | ({"phase_1"} if two_phase else set())
     assert kinds == expected | (set() if sums_keys else {"gradients", "keys"})
 

@@ -146,10 +146,10 @@ def test_a_group_of_reads_and_every_gradient(
         eps = norm_eps(width)
         norm = Norm(kind, eps, draw(width) if weight else None, draw(width) if bias else None)  # type: ignore[arg-type]
     group = Group([draw(rows, width) for _ in range(count)], own, partials, keys, norm, 3.0 if seed % 2 else 1.0)
-    Comparison(group, dtype, draw, seed, two_phase, returns_value=norm is None or seed % 3 > 0).run()
+    _Comparison(group, dtype, draw, seed, two_phase, returns_value=norm is None or seed % 3 > 0).run()
 
 
-class Comparison:
+class _Comparison:
     """The kernels on a group of reads, beside the equations in fp64."""
 
     def __init__(

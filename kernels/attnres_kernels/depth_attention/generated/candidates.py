@@ -4,8 +4,9 @@ All of them compute the same. Rows are shared out among as many programs whateve
 so that sums over tokens have one order; what differs is in which order the threads of a program sum over a row.
 
 Others are half and twice the warps, half and twice the columns where a row is cut, and other numbers of stages. None is
-here that loads less than 128 bits at a time in bf16, nor one that spills registers on sm_90, which leaves kernels whose
-sums fill the registers with the static choice: compiling all of them says so (``tests/kernels/test_candidates.py``).
+here that loads less than 128 bits at a time in bf16, nor one that spills registers on sm_90 with up to 9 completed
+blocks, which leaves kernels whose sums fill the registers with the static choice: a test compiles those of some shapes
+(``tests/kernels/test_candidates.py``).
 """
 
 from __future__ import annotations
