@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.depth_attention.generated.launch_phase_1 import complete_block, phase_1, source_logits
 from attnres_kernels.depth_attention.generated.launch_read import Norm, Parts, ReadGradients, read, read_backward
 from attnres_kernels.depth_attention.generated.launch_sources_backward import sources_backward
@@ -76,6 +77,19 @@ def test_a_block_is_completed_with_its_logits(rows: int, width: int, reads: int,
     block, logits = complete_block(partial, branch, keys, EPS)
     assert_close(block, partial.double() + branch.double(), TOLERANCES[dtype], "block")
     assert torch.equal(logits, source_logits(block, keys, EPS))
+
+
+def test_logits_of_more_reads_than_a_program_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block is written by one of the programs that make its logits."""
+    draw = Draw(0, torch.float32)
+    partial, branch, keys = draw(70, 33), draw(70, 33), draw(40, 33, spread=33**-0.5)
+    block, logits = complete_block(partial, branch, keys, EPS)
+    monkeypatch.setattr(tiling, "MOST_READS_OF_LOGITS", 16)
+    in_parts = complete_block(partial, branch, keys, EPS)
+    assert torch.equal(in_parts[0], block)
+    assert torch.equal(in_parts[0], partial + branch)
+    assert_close(in_parts[1], logits.double(), 1e-6, "logits")
+    assert_close(source_logits(block, keys, EPS), logits.double(), 1e-6, "logits of the block")
 
 
 # Reads and their backward

@@ -38,10 +38,9 @@ MOST_COPIED_BY_HALF = 8
 
 def logits(reads: int) -> Choices:
     """By how many reads there are registers for: a program holds a sum for each token of its tile and each read."""
-    tiles = [tiling.matrix_product(reads), Tiling(32, 64, 4 if reads <= 32 else 8)]
-    tiles += [Tiling(64, 64, 8)] if reads <= 128 else []
-    read = max(16, tiling.power_of_two(reads))
-    return _distinct(Choice.of(x.warps, BLOCK_T=x.rows, BLOCK_D=x.columns, BLOCK_R=read) for x in tiles)
+    tiles = [tiling.matrix_product(reads), Tiling(32, 64, 4 if reads <= 32 else 8), Tiling(64, 64, 8)]
+    at_once = tiling.reads_of_logits(reads)
+    return _distinct(Choice.of(x.warps, BLOCK_T=x.rows, BLOCK_D=x.columns, BLOCK_R=at_once) for x in tiles)
 
 
 def phase_1(spec: Phase1Spec, width: int) -> Choices:

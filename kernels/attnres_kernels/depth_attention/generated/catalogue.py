@@ -57,7 +57,7 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     """
     eps = {"eps": 1e-6}
     along, whole = tiling.along_width(width), tiling.whole_rows(width)
-    block_r = {"BLOCK_R": max(16, tiling.power_of_two(later_reads))}
+    block_r = {"BLOCK_R": tiling.reads_of_logits(later_reads)}
     for adds in (False, True):
         text = logits_text(LogitsSpec(splits_keys=True, adds=adds))
         name = "logits, add before" if adds else "logits"

@@ -48,7 +48,7 @@ def _logits(
     # Triton's interpreter, which is what runs on the CPU, multiplies no matrices of bf16.
     splits_keys = source.dtype == torch.bfloat16 and source.device.type != "cpu"
     kernel = launchable(logits_text(LogitsSpec(splits_keys, adds=bool(given))), candidates.logits(reads))
-    kernel[lambda numbers: (tensors.cdiv(rows, numbers["BLOCK_T"]),)](
+    kernel[lambda numbers: (tensors.cdiv(rows, numbers["BLOCK_T"]), tensors.cdiv(reads, numbers["BLOCK_R"]))](
         *given,
         source,
         keys.contiguous(),

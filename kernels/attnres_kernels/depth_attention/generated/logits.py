@@ -1,4 +1,7 @@
-"""Text of the kernel for logits first: one completed block, all its later reads, in one pass over the block."""
+"""Text of the kernel for logits first: one completed block, all its later reads, in one pass over the block.
+
+More reads than a program has room for are those of several programs, of which the others find the block in the cache.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ def logits_text(spec: LogitsSpec) -> str:
             "added = tl.load(branch + row[:, None] * branch_stride + column[None, :], mask=in_source, other=0.0)",
             "# The block is rounded before its logits are made, as it is where the add is a kernel of its own.",
             "loaded = (state.to(tl.float32) + added.to(tl.float32)).to(source.dtype.element_ty)",
-            "tl.store(source + row[:, None] * width + column[None, :], loaded, mask=in_source)",
+            "is_written = in_source & (tl.program_id(1) == 0)",
+            "tl.store(source + row[:, None] * width + column[None, :], loaded, mask=is_written)",
         ]
     else:
         body = ["loaded = tl.load(source + row[:, None] * source_stride + column[None, :], mask=in_source, other=0.0)"]
@@ -43,7 +47,7 @@ def logits{"_add" if spec.adds else ""}_{"split" if spec.splits_keys else "plain
     eps: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    read = tl.arange(0, BLOCK_R)
+    read = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     products = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
     squares = tl.zeros([BLOCK_T], tl.float32)
     for start in range(0, width, BLOCK_D):

@@ -38,7 +38,7 @@ AT_ONCE = 4
 """Sources that a thread works on at once: what is of reads is loaded once for them all."""
 
 AT_ONCE_OF: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
-    (1, 1): {3: (2, 1), 5: (3, 2), 6: (3, 3)},
+    (1, 1): {3: (2, 1), 5: (3, 2), 6: (3, 3), 7: (3, 3, 1)},
     (1, 2): {8: (2, 2, 2, 2), 9: (3, 3, 3)},
     (1, 3): {6: (2, 2, 2), 7: (3, 3, 1), 9: (2, 2, 2, 2, 1)},
     (1, 4): {5: (3, 2), 6: (3, 3)},
@@ -51,7 +51,7 @@ AT_ONCE_OF: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
     (5, 0): {5: (3, 2), 6: (2, 2, 2), 8: (2, 2, 2, 2)},
     (6, 0): {5: (1, 4), 7: (5, 2), 9: (3, 3, 3)},
     (7, 0): {5: (5,)},
-    (8, 0): {6: (2, 2, 2), 8: (3, 3, 2)},
+    (8, 0): {6: (2, 2, 2), 8: (2, 2, 2, 2)},
 }
 """Others by reads and tiles of sums for the keys, then by sources, where ptxas spills registers with ``AT_ONCE``: found
 by compiling for all targets.

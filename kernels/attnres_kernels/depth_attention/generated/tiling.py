@@ -19,6 +19,9 @@ WIDEST = 16384
 WIDEST_HELD = 4096
 """The widest rows of which a thread holds eight columns; there is room for fewer blocks and sums beside wider ones."""
 
+MOST_READS_OF_LOGITS = 128
+"""Reads whose logits one program makes: their keys fit into 96 KiB of shared memory, which all GPUs have."""
+
 WARPS_AT_ONCE = 16
 """Warps that work on a multiprocessor at once, with 128 registers for each of their threads."""
 
@@ -72,6 +75,11 @@ def steps(width: int) -> Tiling:
     """
     columns = min(power_of_two(width), 2048)
     return Tiling(1, columns, max(1, columns // 256))
+
+
+def reads_of_logits(reads: int) -> int:
+    """Of one program, rounded up to what a matrix product on tensor cores takes."""
+    return min(MOST_READS_OF_LOGITS, max(16, power_of_two(reads)))
 
 
 def matrix_product(reads: int) -> Tiling:
