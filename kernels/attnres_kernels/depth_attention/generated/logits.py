@@ -47,15 +47,19 @@ def logits{"_add" if spec.adds else ""}_{"split" if spec.splits_keys else "plain
     eps: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    read = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    first = tl.program_id(1) * BLOCK_R
+    keys += first * width
+    logits += first
+    left = reads - first
+    read = tl.arange(0, BLOCK_R)
     products = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
     squares = tl.zeros([BLOCK_T], tl.float32)
     for start in range(0, width, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
         in_source = (row < rows)[:, None] & (column < width)[None, :]
-        in_keys = (read < reads)[:, None] & (column < width)[None, :]
+        in_keys = (read < left)[:, None] & (column < width)[None, :]
         {lines(body, 8)}
     inverse_rms = tl.rsqrt(squares / width + eps)
     out = products * inverse_rms[:, None]
-    tl.store(logits + row[:, None] * reads + read[None, :], out, mask=(row < rows)[:, None] & (read < reads)[None, :])
+    tl.store(logits + row[:, None] * reads + read[None, :], out, mask=(row < rows)[:, None] & (read < left)[None, :])
 """

@@ -38,7 +38,7 @@ AT_ONCE = 4
 """Sources that a thread works on at once: what is of reads is loaded once for them all."""
 
 AT_ONCE_OF: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
-    (1, 1): {3: (2, 1), 5: (3, 2), 6: (3, 3), 7: (3, 3, 1)},
+    (1, 1): {3: (2, 1), 5: (3, 2), 6: (3, 3)},
     (1, 2): {8: (2, 2, 2, 2), 9: (3, 3, 3)},
     (1, 3): {6: (2, 2, 2), 7: (3, 3, 1), 9: (2, 2, 2, 2, 1)},
     (1, 4): {5: (3, 2), 6: (3, 3)},
