@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -98,20 +97,6 @@ def measure(call: Callable[[], None], quantiles: Sequence[float]) -> list[float]
         )
     times: list[float] = triton.runtime.driver.active.get_benchmarker()(call, quantiles=quantiles)
     return times
-
-
-@contextmanager
-def compiled_anew() -> Iterator[None]:
-    """If launches are tuned, have graphs traced again that torch knows from an earlier process.
-
-    Of an operator that a graph calls, the key of AOTAutograd's cache holds the name and not which kernels it launches:
-    a graph that was not tuned would be taken for one that is. (Graphs of the backend are not in that cache, and the key
-    of Inductor's own has the choices.)
-    """
-    import torch._functorch.config as functorch
-
-    with functorch.patch(enable_autograd_cache=False) if is_on() else nullcontext():
-        yield
 
 
 # What was chosen

@@ -278,6 +278,20 @@ def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode:
     return cast(Callable[..., Any], compile_fx(gm, inputs, config_patches=patches))
 
 
+def traced_anew(anew: bool) -> contextlib.AbstractContextManager[Any]:
+    """If ``anew``, graphs that torch knows from an earlier process are traced again.
+
+    Of an operator that a graph calls, the key of AOTAutograd's cache holds the name and not which kernels it launches:
+    a graph whose launches are not tuned would be taken for one whose are. (Graphs of the backend are not in that cache,
+    and the key of Inductor's own has the choices.)
+    """
+    if not anew:
+        return contextlib.nullcontext()
+    import torch._functorch.config as functorch
+
+    return functorch.patch(enable_autograd_cache=False)  # type: ignore[no-any-return]
+
+
 def tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
     """Have compilers take values of ``fake_mode`` for those of the graph that they compile, as while Dynamo calls."""
     return torch._guards.tracing(torch._guards.TracingContext(fake_mode))

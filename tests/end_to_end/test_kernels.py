@@ -140,7 +140,9 @@ def test_a_decode_step_launches_one_kernel_per_read(monkeypatch: pytest.MonkeyPa
     launched: list[str] = []
     for module in (launch_own_read, launch_phase_1, launch_read):
         honest = module.launchable
-        monkeypatch.setattr(module, "launchable", lambda text, honest=honest: launched.append(text) or honest(text))
+        monkeypatch.setattr(
+            module, "launchable", lambda text, *rest, honest=honest: launched.append(text) or honest(text, *rest)
+        )
     model, ids = PreNorm(layers=6).eval(), tokens(1, 1)
     plan = ac.prepare(model, (ids,), block_size=2)
     randomize(model)

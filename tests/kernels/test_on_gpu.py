@@ -9,6 +9,7 @@ from torch import Tensor
 from attnres_kernels import tuning
 from attnres_kernels.depth_attention import own, scheduled
 from attnres_kernels.depth_attention.generated.launch_phase_1 import phase_1
+from attnres_passes import torch_compat
 from tests.kernels.group_of_reads import EPS, NORM_EPS, Leaves, largest_error, leaves, with_gradients
 
 pytestmark = pytest.mark.gpu
@@ -89,7 +90,7 @@ def test_decoding_under_cuda_graphs() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_tuned_kernels_are_as_exact_and_deterministic(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
-    with tuning.compiled_anew():
+    with torch_compat.traced_anew(True):
         assert largest_error(4096, 2048, 4, compiled, True, "cuda") < TOLERANCE
     by = "inductor" if compiled else "triton"
     names = {kernel["kernel"] for kernel in tuning.tuned_kernels() if kernel["by"] == by and kernel["chosen"]}

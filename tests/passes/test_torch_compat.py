@@ -325,6 +325,17 @@ def test_no_other_file_uses_more_private_parts_of_torch() -> None:
     assert not {name: names - KNOWN for name, names in used.items() if names - KNOWN}
 
 
+def test_what_is_traced_anew_is_not_taken_from_the_cache() -> None:
+    import torch._functorch.config as functorch
+
+    before = functorch.enable_autograd_cache
+    with torch_compat.traced_anew(True):
+        assert not functorch.enable_autograd_cache
+    assert functorch.enable_autograd_cache == before
+    with torch_compat.traced_anew(False):
+        assert functorch.enable_autograd_cache == before
+
+
 def test_in_backward() -> None:
     seen = []
     x = sample().requires_grad_()

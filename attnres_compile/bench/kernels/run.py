@@ -40,6 +40,7 @@ from attnres_compile.models.load_options import LoadOptions
 from attnres_kernels import tuning
 from attnres_kernels.depth_attention.generated import tiling
 from attnres_kernels.load_triton import is_interpreted
+from attnres_passes import torch_compat
 
 SCHEMA_VERSION = 1
 KIND = "bench kernels"
@@ -132,7 +133,7 @@ def bench_kernels(
             cell["skipped"] = f"the budget of {job.budget:g} s was spent"
         else:
             chosen = [arm for arm in of_shape(shape, device) if _is_chosen(arm, job.arms)]
-            with tuning.compiled_anew():
+            with torch_compat.traced_anew(tuning.is_on()):
                 cell |= _measured(_Cell(job, shape, direction == TRAINING, device, clock, largest), chosen)
         record["cells"].append(cell)
         if "tuned" in record:
