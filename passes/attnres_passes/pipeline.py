@@ -82,8 +82,8 @@ def run_passes(
     """Take ``gm``, on which ``analysis`` was made, through all levels. Neither is changed.
 
     after_stage: called with the graph of each level, when it is made; checks it and may keep it; keeps_values: as for
-    ``lower``, to compare the values of reads; differentiates: whether gradients may be wanted, which the schedule is
-    for.
+    ``lower``, to compare the values of reads; differentiates: gradients may be wanted, so that reads are scheduled
+    for a backward, too.
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.

@@ -230,7 +230,16 @@ def test_two_runs_give_the_same_bits() -> None:
 
 def test_verification_goes_through_the_kernels() -> None:
     model, args, kwargs = zoo.by_name("hf_gpt2").build()
-    assert ac.verify(model, args, kwargs, num_blocks=2).passed
+    found = ac.verify(model, args, kwargs, num_blocks=2)
+    assert found.passed
+    assert "random queries, schedule=auto, no gradients = definition" in [check.name for check in found.checks]
+
+
+def test_the_explained_schedule_is_that_of_the_grad_mode() -> None:
+    model, ids = PreNorm(), tokens()
+    assert "own logits" not in ac.explain(model, (ids,)).schedule
+    with torch.no_grad():
+        assert "own logits" in ac.explain(model, (ids,)).schedule
 
 
 def test_what_reads_run_on_is_logged(caplog: pytest.LogCaptureFixture) -> None:

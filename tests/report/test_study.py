@@ -18,6 +18,7 @@ from attnres_compile.report.memory_rows import pipeline_rows, prefill_bytes, sto
 from attnres_compile.report.rows import flop_rows, launch_rows, saved_rows
 from attnres_compile.report.study import Lengths, study, total
 from attnres_kernels.depth_attention.generated import (
+    launch_own_read,
     launch_phase_1,
     launch_read,
     launch_sources_backward,
@@ -182,6 +183,27 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     norm_of_root = moved.Moved(1, 1)
     assert by_kernels + norm_of_root == found.moved[name][0]
     assert found.mechanism[0].launches == (forward, len(launches))
+
+
+@pytest.mark.interpreter
+def test_counted_traffic_of_reads_with_own_logits_is_that_of_their_kernels(monkeypatch) -> None:
+    charged: list[moved.Moved] = []
+    honest = launch_own_read.own_read_text
+
+    def called(spec):
+        charged.append(moved.of_own_read(spec))
+        return honest(spec)
+
+    monkeypatch.setattr(launch_own_read, "own_read_text", called)
+    width, writes = 8, 6
+    (graph,) = analyse_model(PreNorm(width, writes), (torch.randn(1, 3, width),), {}, AttnResConfig(block_size=2))
+    plan = graph.analysis.plan
+    gm = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, 12, most_with_own_logits=31).gm
+    fuse(gm, plan)
+    added = [torch.ones(width) for _ in range(2 * writes)]
+    Interpreter(lower(gm, plan, Implementation.KERNELS)).run(*graph.captured.inputs, *added)
+    assert len(charged) == writes
+    assert traffic(gm, plan) == (sum(charged, moved.Moved(1, 1)),), "the norm of the root beside them"
 
 
 def test_the_papers_table_beside_what_is_counted() -> None:

@@ -34,7 +34,7 @@ def moved_by_own_reads(shape: Shape) -> Moved:
     """
     specs = [_spec(shape, number) for number in range(shape.reads)]
     forward = sum(of_own_read(own_tiling.forward_spec(spec, shape.width)).total for spec in specs)
-    backward = sum(_backward(shape, spec, number) for number, spec in enumerate(specs))
+    backward = sum(_backward(shape, spec) for spec in specs)
     if shape.level != BLOCK:
         return Moved(forward, backward)
     return Moved(forward + ADD, backward + ADD * (shape.sources * (shape.reads - 1) + (shape.reads > 2)))
@@ -47,7 +47,7 @@ def _spec(shape: Shape, number: int) -> ReadSpec:
     return ReadSpec(shape.sources, False, has_partial, adds, "rms", has_weight=True, returns_value=False)
 
 
-def _backward(shape: Shape, spec: ReadSpec, number: int) -> int:
+def _backward(shape: Shape, spec: ReadSpec) -> int:
     is_block = shape.level == BLOCK
     back = own_tiling.backward_spec(spec, shape.width, not is_block, is_block, spec.adds)
     return of_own_read_backward(back).total

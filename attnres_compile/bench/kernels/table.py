@@ -70,7 +70,6 @@ def _listed(lines: Sequence[str], style: str) -> list[str]:
 
 def cell_title(cell: dict[str, Any]) -> str:
     """Level, direction, shape and dtype of a cell."""
-    """Level, direction, shape and dtype of a cell."""
     return f"{cell['level']}, {cell['direction']}: {shape_text(cell)}, {cell['dtype']}"
 
 

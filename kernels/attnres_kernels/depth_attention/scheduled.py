@@ -183,7 +183,8 @@ def fused_own_read(
     *others, last = sources
 
     def read(total: Tensor | None) -> Tensor:
-        return own_read([*others, last if total is None else total], query, weight, factor, eps)
+        assert total is not None
+        return own_read([*others, total], query, weight, factor, eps)
 
     return _with_neighbours(read, last, branch, norm, norm_eps, norm_weight, norm_bias)
 
