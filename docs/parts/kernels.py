@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmark_records import BENCHMARKS, gpu_records
+from tabulate import tabulate
 
 from attnres_compile.bench.goal import goals_table
 from attnres_compile.bench.goals import goals
@@ -21,7 +22,7 @@ from attnres_compile.bench.measured import Record, merged_kernels, merged_models
 from attnres_compile.bench.model import KIND as MODEL
 from attnres_compile.bench.model_plot import model_figure
 from attnres_compile.bench.model_table import bench_table
-from attnres_compile.bench.offline import offline_table
+from attnres_compile.bench.offline import distinct_kernels, offline_table
 from attnres_compile.bench.picture import picture
 from attnres_kernels.depth_attention.generated.read import read_text
 from attnres_kernels.depth_attention.generated.specs import ReadSpec
@@ -30,7 +31,8 @@ from parts.layout import fenced
 
 PAGE = Path(__file__).resolve().parents[1] / "kernels.md"
 OFFLINE = BENCHMARKS / "offline.json"
-"""Written by ``attnres bench offline``, which takes long."""
+OFFLINE_3_6 = BENCHMARKS / "offline-triton-3.6.json"
+"""Written by ``attnres bench offline``, which takes long; the second one with Triton 3.6, for sm_90."""
 
 
 @part
@@ -42,6 +44,27 @@ def kernel_text() -> str:
 @part
 def compiled_kernels() -> str:
     return fenced(offline_table(json.loads(OFFLINE.read_text())))
+
+
+@part
+def spills_with_triton_3_6() -> str:
+    """Kernels that spill or load less than 128 bits, and how many of the record are still what is generated."""
+    record = json.loads(OFFLINE_3_6.read_text())
+    kernels, today = record["kernels"], {kernel.digest for kernel in distinct_kernels()}
+    still = sum(kernel["digest"] in today for kernel in kernels)
+    rows = []
+    for kernel in kernels:
+        facts = kernel["compiled"]["sm_90"]
+        if "error" in facts or facts["spilled_bytes"] or facts["narrowest_load"] != 128:
+            shapes = (", ".join(map(str, kernel[name])) for name in ("widths", "sources", "reads"))
+            rows.append([kernel["kind"], *shapes, *map(facts.get, ("registers", "spilled_bytes", "narrowest_load"))])
+    headers = ["kernel", "d", "n", "S", "registers", "spilled bytes", "narrowest load [bits]"]
+    environment = record["environment"]
+    heading = (
+        f"{len(rows)} of {len(kernels)} kernels, {still} of which are as generated today; "
+        f"triton {environment['versions']['triton']}, {environment['date'][:10]}"
+    )
+    return fenced(f"{heading}\n{tabulate(rows, headers, disable_numparse=True)}")
 
 
 @part
