@@ -12,43 +12,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnres_compile.explanation import Explanation, explain
-    from attnres_compile.model_status import Status, status
-    from attnres_compile.optimizers import param_groups
+    from attnres_compile.api.explanation import Explanation, explain
+    from attnres_compile.api.model_status import Status, status
+    from attnres_compile.api.optimizers import param_groups
+    from attnres_compile.api.preparation import prepare, unprepare
+    from attnres_compile.api.save_load import load, save
+    from attnres_compile.api.verification import Verification, verify
     from attnres_compile.pipelines.pipeline import Pipeline, pipeline
-    from attnres_compile.preparation import prepare, unprepare
     from attnres_compile.recording.live import Recording, depth_weights
     from attnres_compile.recording.record import DepthWeights
     from attnres_compile.report.overhead import OverheadReport, overhead
-    from attnres_compile.save_load import load, save
-    from attnres_compile.verification import Verification, verify
     from attnres_kernels.errors import AttnResError
-    from attnres_passes.config import AttnResConfig
-    from attnres_passes.plan import Plan
+    from attnres_passes.ir.config import AttnResConfig
+    from attnres_passes.ir.plan import Plan
 
 # Loaded when first used, so that the command line answers without loading torch.
 _HOMES = {
-    "AttnResConfig": "attnres_passes.config",
+    "AttnResConfig": "attnres_passes.ir.config",
     "AttnResError": "attnres_kernels.errors",
     "DepthWeights": "attnres_compile.recording.record",
-    "Explanation": "attnres_compile.explanation",
+    "Explanation": "attnres_compile.api.explanation",
     "OverheadReport": "attnres_compile.report.overhead",
     "Pipeline": "attnres_compile.pipelines.pipeline",
-    "Plan": "attnres_passes.plan",
+    "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
-    "Status": "attnres_compile.model_status",
-    "Verification": "attnres_compile.verification",
+    "Status": "attnres_compile.api.model_status",
+    "Verification": "attnres_compile.api.verification",
     "depth_weights": "attnres_compile.recording.live",
-    "explain": "attnres_compile.explanation",
-    "load": "attnres_compile.save_load",
+    "explain": "attnres_compile.api.explanation",
+    "load": "attnres_compile.api.save_load",
     "overhead": "attnres_compile.report.overhead",
-    "param_groups": "attnres_compile.optimizers",
+    "param_groups": "attnres_compile.api.optimizers",
     "pipeline": "attnres_compile.pipelines.pipeline",
-    "prepare": "attnres_compile.preparation",
-    "save": "attnres_compile.save_load",
-    "status": "attnres_compile.model_status",
-    "unprepare": "attnres_compile.preparation",
-    "verify": "attnres_compile.verification",
+    "prepare": "attnres_compile.api.preparation",
+    "save": "attnres_compile.api.save_load",
+    "status": "attnres_compile.api.model_status",
+    "unprepare": "attnres_compile.api.preparation",
+    "verify": "attnres_compile.api.verification",
 }
 
 __all__ = [

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.bench.kernels.run import KIND as KERNELS
-from attnres_compile.bench.measured import on_gpu
-from attnres_compile.bench.model import KIND as MODEL
+from attnres_compile.measure.model import KIND as MODEL
+from kernels.benchmarks.against_peers.run import KIND as KERNELS
+from kernels.benchmarks.goals.measured import on_gpu
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 

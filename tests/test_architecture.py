@@ -125,7 +125,7 @@ def project() -> dict:
 def test_backend_is_registered_by_the_entry_point_only() -> None:
     """torch asserts on a name registered twice, depending on which of the two is seen first."""
     entry_points = project()["project"]["entry-points"]
-    assert entry_points == {"torch_dynamo_backends": {"attnres": "attnres_compile.backend:attnres"}}
+    assert entry_points == {"torch_dynamo_backends": {"attnres": "attnres_compile.compile.backend:attnres"}}
     uses = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in ALL_MODULES

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from attnres_compile.models.load_options import DTYPES, LoadOptions
-from attnres_passes.config import CHOICES, DEFAULT_NUM_BLOCKS
+from attnres_passes.ir.config import CHOICES, DEFAULT_NUM_BLOCKS
 
 # Option of the command line -> field of AttnResConfig.
 _CONFIG_FIELDS = (

@@ -11,9 +11,9 @@ from attnres_compile.cli.output import OutputError, check_writable, read_record,
 def run_plot(arguments: argparse.Namespace) -> int:
     """Draw what the file holds, which it says itself."""
     check_writable(arguments.output)
-    from attnres_compile.bench.kernels.run import KIND as KERNELS
-    from attnres_compile.bench.model import KIND as MODEL
+    from attnres_compile.measure.model import KIND as MODEL
     from attnres_compile.recording.record import CONTENT, DepthWeights
+    from kernels.benchmarks.against_peers.run import KIND as KERNELS
 
     data = read_record(arguments.file)
     kind = data.get("kind", data.get("content")) if isinstance(data, dict) else None
@@ -26,9 +26,9 @@ def run_plot(arguments: argparse.Namespace) -> int:
             f"kind is {kind!r}): pass what w.save(FILE), `attnres {KERNELS} --json FILE` or `attnres {MODEL} --json "
             "FILE` wrote"
         )
-    from attnres_compile.bench.kernels.plot import kernels_figure
-    from attnres_compile.bench.model_plot import model_figure
-    from attnres_compile.bench.picture import picture
+    from attnres_compile.measure.model_plot import model_figure
+    from attnres_compile.measure.picture import picture
+    from kernels.benchmarks.against_peers.plot import kernels_figure
 
     figure = kernels_figure(data) if kind == KERNELS else model_figure(data)
     write_bytes(picture(figure, Path(arguments.output).suffix[1:].lower()), arguments.output)

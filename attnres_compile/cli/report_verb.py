@@ -9,7 +9,7 @@ from typing import Any
 
 from attnres_compile.cli.options import report_load_options, rewrite_options
 from attnres_compile.cli.output import check_writable, json_text, write_bytes, write_text
-from attnres_passes.config import ConfigError
+from attnres_passes.ir.config import ConfigError
 
 PICTURES = ("svg", "png")
 _SUFFIXES = {"md": "md", "csv": "csv", "json": "json", "html": "html", "htm": "html", "svg": "svg", "png": "png"}
@@ -68,8 +68,8 @@ def _lengths(loaded: Any) -> tuple[int, int] | None:
 
 def _explained(loaded: Any, make: Callable[[], str | bytes]) -> str | bytes:
     """``make()``; a model that does not run on inputs that were guessed for it is not the fault of its code."""
-    from attnres_compile.bench.measure import garbage_collection_paused
-    from attnres_compile.errors import CaptureError
+    from attnres_compile.measure.measure import garbage_collection_paused
+    from attnres_compile.model.errors import CaptureError
     from attnres_compile.models.errors import InputGuessError
     from attnres_compile.models.example_inputs import HOW_TO_GIVE_INPUTS, first_line
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from attnres_compile.cli.options import load_options, rewrite_options
 from attnres_compile.cli.output import check_writable, json_text, keep_record, read_record, write_text
-from attnres_passes.config import ConfigError
+from attnres_passes.ir.config import ConfigError
 
 PASSED, FAILED = 0, 1
 BENCH_SEQ = 512
@@ -72,8 +72,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_bench_model(arguments: argparse.Namespace) -> int:
     """Measure one model; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.bench.model import WORKLOADS, BenchJob, bench_model
-    from attnres_compile.bench.model_table import bench_table
+    from attnres_compile.measure.model import WORKLOADS, BenchJob, bench_model
+    from attnres_compile.measure.model_table import bench_table
 
     path: str | None = arguments.json
     options = rewrite_options(arguments)
@@ -103,9 +103,9 @@ def run_bench_kernels(arguments: argparse.Namespace) -> int:
     """Measure reads and blocks of reads; keep the record after every cell; 1 if a kernel of ours fails."""
     check_writable(arguments.json)
     check_writable(arguments.output)
-    from attnres_compile.bench.kernels.run import KernelJob, bench_kernels, has_failures
-    from attnres_compile.bench.kernels.table import kernels_table
-    from attnres_compile.bench.kernels.work import DIRECTIONS, LEVELS
+    from kernels.benchmarks.against_peers.run import KernelJob, bench_kernels, has_failures
+    from kernels.benchmarks.against_peers.table import kernels_table
+    from kernels.benchmarks.against_peers.work import DIRECTIONS, LEVELS
 
     path: str | None = arguments.json
     job = KernelJob(
@@ -136,8 +136,8 @@ def run_bench_kernels(arguments: argparse.Namespace) -> int:
 def run_bench_offline(arguments: argparse.Namespace) -> int:
     """Compile the generated kernels; print the table and keep the record."""
     check_writable(arguments.output)
-    from attnres_compile.bench import offline
-    from attnres_kernels.offline import TARGETS
+    from kernels.benchmarks.offline import record as offline
+    from kernels.benchmarks.offline.compilation import TARGETS
 
     targets, widths = arguments.targets or tuple(TARGETS), arguments.widths or offline.WIDTHS
     earlier = None if arguments.earlier is None else read_record(arguments.earlier)
@@ -151,7 +151,7 @@ def run_bench_offline(arguments: argparse.Namespace) -> int:
 def run_bench_analysis(arguments: argparse.Namespace) -> int:
     """Time the passes by depth; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.bench.analysis import analysis_table, bench_analysis
+    from attnres_compile.measure.analysis import analysis_table, bench_analysis
 
     record = bench_analysis(arguments.layers, arguments.rounds, arguments.command)
     return _show_record(record, analysis_table, arguments.json)
@@ -159,11 +159,11 @@ def run_bench_analysis(arguments: argparse.Namespace) -> int:
 
 def run_bench_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
-    from attnres_compile.bench import analysis as bench_analysis
-    from attnres_compile.bench import offline
-    from attnres_compile.bench.kernels import run as bench_kernels
-    from attnres_compile.bench.kernels.table import kernels_table
-    from attnres_compile.bench.model_table import bench_table
+    from attnres_compile.measure import analysis as bench_analysis
+    from attnres_compile.measure.model_table import bench_table
+    from kernels.benchmarks.against_peers import run as bench_kernels
+    from kernels.benchmarks.against_peers.table import kernels_table
+    from kernels.benchmarks.offline import record as offline
 
     record = read_record(arguments.file)
     tables = {

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
-from attnres_compile.bench.environment import package_version
-from attnres_compile.capture import Capture
+from attnres_compile.api.preparation import AnalysedGraph
+from attnres_compile.capture.capture import Capture
 from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, Site, StreamFacts
 from attnres_compile.inspection.kernels import kernels_of
-from attnres_compile.preparation import AnalysedGraph
-from attnres_kernels.depth_attention import scheduled
-from attnres_passes import provenance
-from attnres_passes.levels import OWN_READS, SCHEDULED_READS, Level, is_depth_attention
+from attnres_compile.measure.environment import package_version
+from attnres_kernels.definition import scheduled
+from attnres_passes.analyses.sites import StreamSites, WriteSite
+from attnres_passes.ir import provenance
+from attnres_passes.ir.levels import OWN_READS, SCHEDULED_READS, Level, is_depth_attention
+from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.ir.roles import Role, role_of
+from attnres_passes.ir.text import tensor_text
 from attnres_passes.pipeline import Passed
-from attnres_passes.plan import Plan, Stream
-from attnres_passes.roles import Role, role_of
-from attnres_passes.sites import StreamSites, WriteSite
-from attnres_passes.text import tensor_text
 
 BREAK_FIX = (
     "take that line out of the forward, or out of the part between the root and the last norm; "

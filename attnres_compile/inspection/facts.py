@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from attnres_passes.plan import Decline, Plan, Reason, short_source
+from attnres_passes.ir.plan import Decline, Plan, Reason, short_source
 
 SCHEMA_VERSION = 2
 KIND = "inspection"

@@ -9,10 +9,10 @@ from typing import Any
 from torch.fx import Node
 
 from attnres_compile.inspection.facts import Kernel, StreamFacts
-from attnres_passes.levels import is_ours
+from attnres_passes.ir.levels import is_ours
+from attnres_passes.ir.roles import role_of
 from attnres_passes.pipeline import Passed
-from attnres_passes.roles import role_of
-from attnres_passes.scheduled_nodes import arguments
+from attnres_passes.schedule.scheduled_nodes import arguments
 
 _SOURCES, _READS = ("sources", "blocks"), ("queries", "count")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from attnres_compile.inspection.facts import Site
 from attnres_compile.inspection.ranges import progression, span
-from attnres_passes.provenance import common_prefix
+from attnres_passes.ir.provenance import common_prefix
 
 EXPAND_ALL = "all"
 

@@ -20,7 +20,7 @@ from attnres_compile.inspection.text import (
     site_table,
     stream_line,
 )
-from attnres_passes.plan import short_source
+from attnres_passes.ir.plan import short_source
 
 
 def page(name: str, inspection: Inspection, graphs: Mapping[str, str], expand: Collection[str] = ()) -> str:

@@ -14,7 +14,7 @@ from attnres_compile.inspection.facts import Site, StreamFacts
 from attnres_compile.inspection.folding import fold
 from attnres_compile.inspection.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
 from attnres_compile.inspection.layers import Layer, Row
-from attnres_passes.plan import short_source
+from attnres_passes.ir.plan import short_source
 
 COLOURS = 6
 """Bands of blocks take turns in as many colours (``band-0`` .. in picture.css)."""

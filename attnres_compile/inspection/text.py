@@ -9,7 +9,7 @@ from tabulate import tabulate
 from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
 from attnres_compile.inspection.folding import check_expand, fold
 from attnres_compile.inspection.layers import Layer
-from attnres_passes.plan import short_source
+from attnres_passes.ir.plan import short_source
 
 Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""

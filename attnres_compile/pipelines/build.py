@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from attnres_compile.errors import GraphBreakError
-from attnres_compile.matching import match
-from attnres_compile.parameters import require_parameters
+from attnres_compile.api.preparation import AnalysedGraph, analyse_model
+from attnres_compile.compile.matching import match
+from attnres_compile.model.errors import GraphBreakError
+from attnres_compile.model.parameters import require_parameters
 from attnres_compile.pipelines.checkpoints import check_checkpoints
 from attnres_compile.pipelines.chunk_module import Argument, ChunkBody, Held
 from attnres_compile.pipelines.errors import StageError
-from attnres_compile.preparation import AnalysedGraph, analyse_model
-from attnres_passes import torch_compat
-from attnres_passes.config import AttnResConfig
-from attnres_passes.levels import Level, check_level
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.levels import Level, check_level
+from attnres_passes.ir.text import graph_text
 from attnres_passes.pipeline import lower_chunk
-from attnres_passes.rewrite import rewrite
-from attnres_passes.split_stages import ChunkGraph, split
-from attnres_passes.stage_layout import StageLayout
-from attnres_passes.stages import StagedGraph, stage
-from attnres_passes.text import graph_text
-from attnres_passes.transfers import Key, StagePlan, Transfer
+from attnres_passes.ranks.split_stages import ChunkGraph, split
+from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.stages import StagedGraph, stage
+from attnres_passes.ranks.transfers import Key, StagePlan, Transfer
+from attnres_passes.rewrite.rewrite import rewrite
+from attnres_passes.torch_private import torch_compat
 
 
 @dataclass(frozen=True)

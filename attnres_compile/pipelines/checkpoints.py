@@ -11,8 +11,9 @@ import torch
 from torch.fx import Node
 
 from attnres_compile.pipelines.errors import PipelineSupportError
-from attnres_passes import provenance, torch_compat
-from attnres_passes.aten_trace import AtenTrace, Op
+from attnres_passes.analyses.aten_trace import AtenTrace, Op
+from attnres_passes.ir import provenance
+from attnres_passes.torch_private import torch_compat
 
 
 def check_checkpoints(trace: AtenTrace, inner: str, splits_backward: bool) -> None:

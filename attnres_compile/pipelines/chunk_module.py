@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from attnres_compile.parameters import NAME as PARAMETERS
-from attnres_passes.split_stages import ChunkGraph
-from attnres_passes.transfers import ChunkPlan
+from attnres_compile.model.parameters import NAME as PARAMETERS
+from attnres_passes.ranks.split_stages import ChunkGraph
+from attnres_passes.ranks.transfers import ChunkPlan
 
 CACHED = "cached"
 """Keyword of a chunk's forward that takes the blocks cached on the rank."""

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnres_compile.backend import MEANING
-from attnres_compile.errors import SavedStateError
-from attnres_compile.parameters import parameters_of, unwrapped
+from attnres_compile.api.preparation import config_from, prepare
+from attnres_compile.compile.backend import MEANING
+from attnres_compile.model.errors import SavedStateError
+from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_compile.pipelines.agreement import Agreement, check_distributed, named_peers
 from attnres_compile.pipelines.build import Chunks, Cutting, build_chunks, leaves_by_name
 from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
@@ -21,11 +22,10 @@ from attnres_compile.pipelines.microbatches import Batch, batch_of
 from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, make_schedule, schedule_kind
 from attnres_compile.pipelines.stage_compat import ChunkStage, check_torch, without_loss
 from attnres_compile.pipelines.store import BlockStore
-from attnres_compile.preparation import config_from, prepare
-from attnres_passes.config import AttnResConfig, ConfigError
-from attnres_passes.stage_layout import StageLayout
-from attnres_passes.stage_text import stage_picture, stage_table
-from attnres_passes.transfers import StagePlan, Transfer
+from attnres_passes.ir.config import AttnResConfig, ConfigError
+from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.stage_text import stage_picture, stage_table
+from attnres_passes.ranks.transfers import StagePlan, Transfer
 
 
 class Pipeline:

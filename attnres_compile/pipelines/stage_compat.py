@@ -27,8 +27,8 @@ from torch.distributed.pipelining import PipelineStage
 from attnres_compile.pipelines.chunk_module import CACHED
 from attnres_compile.pipelines.errors import PipelineSupportError
 from attnres_compile.pipelines.store import BlockStore
-from attnres_passes import torch_compat
-from attnres_passes.transfers import ChunkPlan
+from attnres_passes.ranks.transfers import ChunkPlan
+from attnres_passes.torch_private import torch_compat
 
 OLDEST_TORCH = (2, 13)
 HOOKS = (

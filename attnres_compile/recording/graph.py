@@ -12,11 +12,11 @@ from torch import Tensor
 from attnres_compile.recording.live import Layout, Place, Recording
 from attnres_compile.recording.record import Sublayer
 from attnres_compile.recording.sublayers import find_sublayers
-from attnres_passes.compile_later import compile_later, unseen_by_checkpoints
+from attnres_passes.ir.plan import Plan
 from attnres_passes.pipeline import run_later_passes
-from attnres_passes.plan import Plan
-from attnres_passes.record import record
-from attnres_passes.rewrite import ParameterSlot, Rewritten
+from attnres_passes.rewrite.record import record
+from attnres_passes.rewrite.rewrite import ParameterSlot, Rewritten
+from attnres_passes.torch_private.compile_later import compile_later, unseen_by_checkpoints
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from attnres_compile.errors import ConfigError, NotPreparedError, RecordingError
-from attnres_compile.parameters import AttnResParameters, parameters_of, prepared_within, unwrapped
+from attnres_compile.model.errors import ConfigError, NotPreparedError, RecordingError
+from attnres_compile.model.parameters import AttnResParameters, parameters_of, prepared_within, unwrapped
 from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite, Sublayer, Views
-from attnres_kernels.depth_attention.statistics import READ_EXTRA
-from attnres_passes import torch_compat
-from attnres_passes.plan import Plan, short_source
-from attnres_passes.record import Entry
+from attnres_kernels.operators.statistics import READ_EXTRA
+from attnres_passes.ir.plan import Plan, short_source
+from attnres_passes.rewrite.record import Entry
+from attnres_passes.torch_private import torch_compat
 
 Place = tuple[str, int, int]
 """("read" or "write", index of the stream in the plan, index among its reads with parameters or its writes)."""

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.errors import RecordingError
+from attnres_compile.model.errors import RecordingError
 from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite, Sublayer
 
 _TITLES = {

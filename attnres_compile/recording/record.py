@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.errors import RecordingError
+from attnres_compile.model.errors import RecordingError
 from attnres_compile.recording import table
 
 SCHEMA_VERSION = 1

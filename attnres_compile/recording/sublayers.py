@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 from attnres_compile.recording.record import Sublayer
-from attnres_passes import torch_compat
-from attnres_passes.levels import is_depth_attention
-from attnres_passes.rewrite import Rewritten
-from attnres_passes.roles import role_of
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.roles import role_of
+from attnres_passes.rewrite.rewrite import Rewritten
+from attnres_passes.torch_private import torch_compat
 
 log = logging.getLogger("attnres_compile")
 

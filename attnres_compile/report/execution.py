@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnres_compile.report import attention
 from attnres_compile.report.formulas import FORMULAS
-from attnres_kernels.depth_attention import flops as _registered  # noqa: F401  (registers the formulas of our operators)
-from attnres_kernels.depth_attention.generated.launches import LAUNCHES
-from attnres_passes import torch_compat
+from attnres_kernels.operators import flops as _registered  # noqa: F401  (registers the formulas of our operators)
+from attnres_kernels.operators.launches import LAUNCHES
+from attnres_passes.torch_private import torch_compat
 
 
 @dataclass(frozen=True)

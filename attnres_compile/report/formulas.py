@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from attnres_compile.report.attention import PAIR, attention_backward_flops, attention_flops
-from attnres_passes import torch_compat
+from attnres_passes.torch_private import torch_compat
 
 Shape = Sequence[int]
 

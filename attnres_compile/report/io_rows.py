@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from attnres_compile.report.study import FULL, Study
 from attnres_compile.report.table import RESIDUAL_IO, OverheadRow
-from attnres_kernels.depth_attention import cost
-from attnres_kernels.depth_attention.generated.moved import Moved
+from attnres_kernels.definition import cost
+from attnres_kernels.generation.moved import Moved
 
 MHC_STREAMS = 4
 """Of the reference in the paper's Table 1."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnres_compile.bench import arms as model_arms
-from attnres_compile.bench.device_cost import peak_memory
-from attnres_compile.bench.environment import device_name
-from attnres_compile.bench.measure import Comparison, compare
+from attnres_compile.measure import arms as model_arms
+from attnres_compile.measure.device_cost import peak_memory
+from attnres_compile.measure.environment import device_name
+from attnres_compile.measure.measure import Comparison, compare
 from attnres_compile.report.table import OverheadRow
-from attnres_passes.config import AttnResConfig
+from attnres_passes.ir.config import AttnResConfig
 
 FORWARD, TRAINING = "forward", "training step"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from attnres_compile.report.study import Study
 from attnres_compile.report.table import OverheadRow
-from attnres_passes.stage_layout import StageLayout
-from attnres_passes.stage_partition import even_cuts
-from attnres_passes.transfer_cost import TransferCost, transfer_cost
-from attnres_passes.transfers import Transfer, plan_stages
+from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.stage_partition import even_cuts
+from attnres_passes.ranks.transfer_cost import TransferCost, transfer_cost
+from attnres_passes.ranks.transfers import Transfer, plan_stages
 
 PREFILL_TOKENS = 128 * 1024
 """Of the paper's example (section 4.2)."""

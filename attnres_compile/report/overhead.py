@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.bench import arms as model_arms
-from attnres_compile.bench.environment import describe_environment
-from attnres_compile.bench.measure import DEFAULT_ROUNDS, MeasureError
-from attnres_compile.parameters import parameters_of
-from attnres_compile.preparation import config_from
+from attnres_compile.api.preparation import config_from
+from attnres_compile.measure import arms as model_arms
+from attnres_compile.measure.environment import describe_environment
+from attnres_compile.measure.measure import DEFAULT_ROUNDS, MeasureError
+from attnres_compile.model.parameters import parameters_of
 from attnres_compile.report.io_rows import io_rows
 from attnres_compile.report.latency_rows import measured_rows, not_measured_rows
 from attnres_compile.report.memory_rows import pipeline_rows, prefill_rows, storage_rows
 from attnres_compile.report.rows import flop_rows, launch_rows, parameter_rows, saved_rows
 from attnres_compile.report.study import Lengths, Study, study, total
 from attnres_compile.report.table import OverheadReport, OverheadRow
-from attnres_passes.config import AttnResConfig
-from attnres_passes.stage_layout import StageLayout
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ranks.stage_layout import StageLayout
 
 __all__ = ["OverheadReport", "OverheadRow", "overhead"]
 

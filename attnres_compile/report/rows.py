@@ -12,7 +12,7 @@ from attnres_compile.report.table import (
     TRAINING_FLOPS,
     OverheadRow,
 )
-from attnres_passes.plan import Plan
+from attnres_passes.ir.plan import Plan
 
 RECOMPUTED = "activations kept, sublayers made again"
 LAUNCHES, TRAINING_LAUNCHES = "launches of the residual path, forward", "launches of the residual path, both ways"

@@ -16,25 +16,25 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from attnres_compile.errors import CaptureError, GraphBreakError
-from attnres_compile.preparation import AnalysedGraph, analyse_model, plan_of, settle_declined
+from attnres_compile.api.preparation import AnalysedGraph, analyse_model, plan_of, settle_declined
+from attnres_compile.capture.weightless import weightless_copy, weightless_inputs
+from attnres_compile.model.errors import CaptureError, GraphBreakError
 from attnres_compile.report.execution import Counted, count, weightless
 from attnres_compile.report.formulas import ATTENTION
-from attnres_compile.weightless import weightless_copy, weightless_inputs
-from attnres_kernels.depth_attention.generated import tensors, tiling
-from attnres_kernels.depth_attention.generated.moved import Moved
-from attnres_passes.aten_trace import AtenTrace
-from attnres_passes.config import AttnResConfig
-from attnres_passes.fuse import fuse
-from attnres_passes.implementation import Implementation
-from attnres_passes.lower import lower
-from attnres_passes.mechanism import mechanism_of
-from attnres_passes.plan import Plan
-from attnres_passes.rewrite import rewrite
-from attnres_passes.roles import role_of
-from attnres_passes.schedule import schedule
-from attnres_passes.streams import find_streams
-from attnres_passes.traffic import plain_traffic, traffic
+from attnres_kernels.generation.moved import Moved
+from attnres_kernels.launch import tensors, tiling
+from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.streams import find_streams
+from attnres_passes.cost.mechanism import mechanism_of
+from attnres_passes.cost.traffic import plain_traffic, traffic
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.roles import role_of
+from attnres_passes.lower.implementation import Implementation
+from attnres_passes.lower.lower import lower
+from attnres_passes.rewrite.rewrite import rewrite
+from attnres_passes.schedule.fuse import fuse
+from attnres_passes.schedule.schedule import schedule
 
 SCHEDULES = ("naive", "direct", "two_phase", "auto")
 FULL = "full"

@@ -12,13 +12,13 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
-from attnres_compile.errors import NoStreamError
-from attnres_compile.preparation import config_from, plan_of
+from attnres_compile.api.preparation import config_from, plan_of
+from attnres_compile.model.errors import NoStreamError
 from attnres_compile.report.memory_rows import sources_alive
 from attnres_compile.report.quantities import quantity
 from attnres_compile.report.study import Lengths, Study, captured_graphs, study_graphs, total, under
-from attnres_passes.blocks import block_size_for, num_blocks_for
-from attnres_passes.config import AttnResConfig
+from attnres_passes.analyses.blocks import block_size_for, num_blocks_for
+from attnres_passes.ir.config import AttnResConfig
 
 SCHEMA_VERSION = 1
 HEADERS = ("blocks", "writes a block", "sources", "parameters", "forward FLOPs", "residual I/O", "x plain", "stored")

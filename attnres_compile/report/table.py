@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tabulate import tabulate
 
-from attnres_compile.bench.measure import Comparison
+from attnres_compile.measure.measure import Comparison
 from attnres_compile.report.quantities import percent, quantity
 
 SCHEMA_VERSION = 2

@@ -13,18 +13,18 @@ import torch
 from example_model import example
 
 import attnres_compile
-from attnres_compile.capture import capture
-from attnres_kernels.depth_attention import cost
-from attnres_passes.aten_trace import AtenTrace, trace_aten
-from attnres_passes.chains import find_chains
-from attnres_passes.degree_rules import ZERO, output_degrees
-from attnres_passes.grouping import Inference, group_reads
-from attnres_passes.levels import RULES, Level
-from attnres_passes.plan import Reason
-from attnres_passes.reads import find_reads
-from attnres_passes.rewrite import rewrite
-from attnres_passes.roles import role_of
-from attnres_passes.streams import find_streams
+from attnres_compile.capture.capture import capture
+from attnres_kernels.definition import cost
+from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.chains import find_chains
+from attnres_passes.analyses.degrees.degree_rules import ZERO, output_degrees
+from attnres_passes.analyses.reads import find_reads
+from attnres_passes.analyses.streams import find_streams
+from attnres_passes.ir.levels import RULES, Level
+from attnres_passes.ir.plan import Reason
+from attnres_passes.ir.roles import role_of
+from attnres_passes.rewrite.rewrite import rewrite
+from attnres_passes.schedule.grouping import Inference, group_reads
 from parts import part
 from parts.layout import excerpt, fenced, table
 

@@ -11,21 +11,21 @@ from pathlib import Path
 from benchmark_records import BENCHMARKS, gpu_records
 from tabulate import tabulate
 
-from attnres_compile.bench.goal import goals_table
-from attnres_compile.bench.goals import goals
-from attnres_compile.bench.kernels.plot import kernels_figure
-from attnres_compile.bench.kernels.run import KIND as KERNELS
-from attnres_compile.bench.kernels.run import MEASURED
-from attnres_compile.bench.kernels.table import cell_title, not_timed, summary_table
-from attnres_compile.bench.kernels.work import LEVELS
-from attnres_compile.bench.measured import Record, merged_kernels, merged_models
-from attnres_compile.bench.model import KIND as MODEL
-from attnres_compile.bench.model_plot import model_figure
-from attnres_compile.bench.model_table import bench_table
-from attnres_compile.bench.offline import distinct_kernels, offline_table
-from attnres_compile.bench.picture import picture
-from attnres_kernels.depth_attention.generated.read import read_text
-from attnres_kernels.depth_attention.generated.specs import ReadSpec
+from attnres_compile.measure.model import KIND as MODEL
+from attnres_compile.measure.model_plot import model_figure
+from attnres_compile.measure.model_table import bench_table
+from attnres_compile.measure.picture import picture
+from attnres_kernels.generation.read import read_text
+from attnres_kernels.generation.specs import ReadSpec
+from kernels.benchmarks.against_peers.plot import kernels_figure
+from kernels.benchmarks.against_peers.run import KIND as KERNELS
+from kernels.benchmarks.against_peers.run import MEASURED
+from kernels.benchmarks.against_peers.table import cell_title, not_timed, summary_table
+from kernels.benchmarks.against_peers.work import LEVELS
+from kernels.benchmarks.goals.goal import goals_table
+from kernels.benchmarks.goals.goals import goals
+from kernels.benchmarks.goals.measured import Record, merged_kernels, merged_models
+from kernels.benchmarks.offline.record import distinct_kernels, offline_table
 from parts import part, pictures
 from parts.layout import fenced
 

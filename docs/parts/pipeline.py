@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnres_passes.stage_layout import StageLayout
-from attnres_passes.stage_partition import even_cuts
-from attnres_passes.stage_text import stage_picture, stage_table
-from attnres_passes.transfer_cost import sweep
-from attnres_passes.transfers import StagePlan, plan_stages
+from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.stage_partition import even_cuts
+from attnres_passes.ranks.stage_text import stage_picture, stage_table
+from attnres_passes.ranks.transfer_cost import sweep
+from attnres_passes.ranks.transfers import StagePlan, plan_stages
 from parts import part
 from parts.layout import fenced, table
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
-from attnres_passes.fuse import Fused, fuse
-from attnres_passes.implementation import Choice, Implementation, choose
-from attnres_passes.levels import Level, check_level
-from attnres_passes.lower import lower
-from attnres_passes.plan import Plan
-from attnres_passes.rewrite import ParameterSlot, Rewritten, rewrite
-from attnres_passes.schedule import Scheduled, schedule
-from attnres_passes.sequence import Shards
-from attnres_passes.shard_sequence import shard_sequence
-from attnres_passes.stage_layout import StageLayout
-from attnres_passes.stages import stage
-from attnres_passes.streams import Analysis
+from attnres_passes.analyses.streams import Analysis
+from attnres_passes.ir.levels import Level, check_level
+from attnres_passes.ir.plan import Plan
+from attnres_passes.lower.implementation import Choice, Implementation, choose
+from attnres_passes.lower.lower import lower
+from attnres_passes.ranks.sequence import Shards
+from attnres_passes.ranks.shard_sequence import shard_sequence
+from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.stages import stage
+from attnres_passes.rewrite.rewrite import ParameterSlot, Rewritten, rewrite
+from attnres_passes.schedule.fuse import Fused, fuse
+from attnres_passes.schedule.schedule import Scheduled, schedule
 
 AfterStage = Callable[[GraphModule, Level, Plan], None]
 

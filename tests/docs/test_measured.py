@@ -13,13 +13,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from attnres_compile.bench.goals import DTYPE, INPUT, MODELS, SOURCES, TOKENS, WIDTHS
-from attnres_compile.bench.kernels.arms import kernel_arms
-from attnres_compile.bench.kernels.peers import PEERS
-from attnres_compile.bench.kernels.work import BLOCK, FORWARD, OP, Shape
 from attnres_compile.cli.main import build_parser
 from attnres_compile.models.presets import PRESETS
-from tests.front.gpu_records import GPU, GRID, cell, kernel_record, model_record
+from kernels.benchmarks.against_peers.arms import kernel_arms
+from kernels.benchmarks.against_peers.peers import PEERS
+from kernels.benchmarks.against_peers.work import BLOCK, FORWARD, OP, Shape
+from kernels.benchmarks.goals.goals import DTYPE, INPUT, MODELS, SOURCES, TOKENS, WIDTHS
+from tests.kernels.benchmarks.gpu_records import GPU, GRID, cell, kernel_record, model_record
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

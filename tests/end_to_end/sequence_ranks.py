@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnres_compile as ac
-from attnres_passes import torch_compat
+from attnres_passes.torch_private import torch_compat
 from tests import processes
 from tests.end_to_end.models import randomize
 

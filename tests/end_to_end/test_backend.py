@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import attnres_compile as ac
-from attnres_passes import torch_compat
+from attnres_passes.torch_private import torch_compat
 from tests.end_to_end.models import LAYERS, WIDTH, PreNorm, randomize, tokens
 
 EAGER = {"inner": "eager"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import attnres_compile as ac
-from attnres_compile import errors
+from attnres_compile.model import errors
 from tests.end_to_end.models import PreNorm, tokens
 
 EAGER = {"inner": "eager"}

@@ -12,16 +12,17 @@ from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
 import attnres_compile as ac
-from attnres_compile import graph_runs
-from attnres_compile.explanation import passed_under
-from attnres_compile.preparation import AnalysedGraph, analyse_model, config_from
-from attnres_kernels.depth_attention import fused, keys, own, scheduled
-from attnres_kernels.depth_attention.generated import launch_own_read, launch_phase_1, launch_read
-from attnres_passes import schedule
-from attnres_passes.config import ConfigError
-from attnres_passes.grouping import Group, Grouping
-from attnres_passes.implementation import Implementation
+from attnres_compile.api.explanation import passed_under
+from attnres_compile.api.preparation import AnalysedGraph, analyse_model, config_from
+from attnres_compile.compile import graph_runs
+from attnres_kernels.autograd import fused, keys, own
+from attnres_kernels.definition import scheduled
+from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read
+from attnres_passes.ir.config import ConfigError
+from attnres_passes.lower.implementation import Implementation
 from attnres_passes.pipeline import Passed
+from attnres_passes.schedule import schedule
+from attnres_passes.schedule.grouping import Group, Grouping
 from tests import zoo
 from tests.end_to_end.models import PreNorm, randomize, tokens
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import attnres_compile as ac
-from attnres_compile import verification as verifying
-from attnres_passes.plan import Plan
+from attnres_compile.api import verification as verifying
+from attnres_passes.ir.plan import Plan
 from tests import zoo
 
 
@@ -54,7 +54,7 @@ def assert_passed(verification: ac.Verification, case: zoo.Case) -> None:
 
 def test_a_wrong_rewrite_is_found_and_the_read_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the open partial sum out of one read, as a faulty pass might, and see verification say which."""
-    from attnres_passes.rewrite_stream import StreamRewriter
+    from attnres_passes.rewrite.rewrite_stream import StreamRewriter
 
     honest = StreamRewriter._read
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnres_kernels.depth_attention.generated import tensors
+from attnres_kernels.launch import tensors
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from attnres_compile.capture import Captured, capture
-from attnres_passes.aten_trace import AtenTrace, trace_aten
-from attnres_passes.chains import Candidate, find_chains
-from attnres_passes.config import AttnResConfig
-from attnres_passes.plan import Decline, Stream
-from attnres_passes.reads import StreamReads, find_reads
-from attnres_passes.rewrite import Rewritten, rewrite
-from attnres_passes.streams import Analysis, find_streams
+from attnres_compile.capture.capture import Captured, capture
+from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.chains import Candidate, find_chains
+from attnres_passes.analyses.reads import StreamReads, find_reads
+from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.plan import Decline, Stream
+from attnres_passes.rewrite.rewrite import Rewritten, rewrite
 
 WIDTH = 8
 

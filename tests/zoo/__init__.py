@@ -5,8 +5,8 @@ The expectations were read off the models' source, not computed, so that they ca
 
 from __future__ import annotations
 
-from . import hf_models, timm_models, toys
-from .case import Case, Expected
+from tests.zoo import hf_models, timm_models, toys
+from tests.zoo.case import Case, Expected
 
 _ALL: tuple[Case, ...] = (*toys.CASES, *hf_models.CASES, *timm_models.CASES)
 _BY_NAME = {case.name: case for case in _ALL}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import Built, Case, Expected
-from .torchvision_shim import ensure_torchvision_imports
+from tests.zoo.case import Built, Case, Expected
+from tests.zoo.torchvision_shim import ensure_torchvision_imports
 
 VOCAB = 100
 WIDTH = 32

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .case import Case, Expected
-from .hf_common import HEADS, VOCAB, WIDTH, hf_case, special_tokens, two_norm_stream
+from tests.zoo.case import Case, Expected
+from tests.zoo.hf_common import HEADS, VOCAB, WIDTH, hf_case, special_tokens, two_norm_stream
 
 LAYERS = 3
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .case import Case, Expected
-from .hf_common import HEADS, LENGTH, VOCAB, WIDTH, hf_case, random_tokens, special_tokens, two_norm_stream
+from tests.zoo.case import Case, Expected
+from tests.zoo.hf_common import HEADS, LENGTH, VOCAB, WIDTH, hf_case, random_tokens, special_tokens, two_norm_stream
 
 LAYERS = 3
 ENCODER_LAYERS = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import hf_decoders, hf_encoders, hf_mixed
-from .case import Case
+from tests.zoo import hf_decoders, hf_encoders, hf_mixed
+from tests.zoo.case import Case
 
 CASES: tuple[Case, ...] = (*hf_decoders.CASES, *hf_mixed.CASES, *hf_encoders.CASES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .case import Built, Case, Expected
+from tests.zoo.case import Built, Case, Expected
 
 DEPTH = 3
 IMAGE = 32
@@ -20,7 +20,7 @@ def _timm_case(
     training: bool = False,
 ) -> Case:
     def build() -> Built:
-        from .torchvision_shim import ensure_torchvision_imports
+        from tests.zoo.torchvision_shim import ensure_torchvision_imports
 
         ensure_torchvision_imports()
         import timm

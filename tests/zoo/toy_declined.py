@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .case import Built, Case, Expected
-from .toy_blocks import Attention, FeedForward
+from tests.zoo.case import Built, Case, Expected
+from tests.zoo.toy_blocks import Attention, FeedForward
 
 WIDTH = 32
 VOCAB = 64

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from . import toy_blocks as blocks
-from . import toy_declined
-from .case import Built, Case, Expected
+from tests.zoo import toy_blocks as blocks
+from tests.zoo import toy_declined
+from tests.zoo.case import Built, Case, Expected
 
 VOCAB = 64
 WIDTH = 32

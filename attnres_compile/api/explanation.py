@@ -1,0 +1,194 @@
+"""``explain``: what would be done to a model, without doing it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from attnres_compile.api.preparation import (
+    AnalysedGraph,
+    analyse_capture,
+    config_from,
+    first_cut,
+    plan_of,
+    settle_declined,
+)
+from attnres_compile.capture.capture import capture
+from attnres_compile.inspection.build import PassedGraph, breaks_of, inspection_of
+from attnres_compile.inspection.dot import dot
+from attnres_compile.inspection.facts import Inspection
+from attnres_compile.inspection.page import page
+from attnres_compile.inspection.picture import svg
+from attnres_compile.inspection.skeleton import skeleton_diff
+from attnres_compile.inspection.text import inspection_text
+from attnres_passes.analyses.streams import Analysis
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.levels import Level, check_level
+from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.text import graph_text
+from attnres_passes.pipeline import Passed, run_passes
+from attnres_passes.rewrite.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A plan, the graphs at each level, and all that there is to say about them; ``str()`` is a report in text.
+
+    plan, inspection: of the whole model; graphs: its graphs in the order they run, each with its levels; name: of the
+    model. ``before``, ``after``, ``scheduled`` and ``lowered`` are the levels of the first graph with a stream.
+    """
+
+    plan: Plan
+    inspection: Inspection
+    graphs: tuple[PassedGraph, ...] = field(repr=False)
+    name: str
+
+    @property
+    def before(self) -> GraphModule:
+        """The captured graph."""
+        return self._levels[Level.CAPTURED]
+
+    @property
+    def after(self) -> GraphModule:
+        """The rewritten graph; ``before`` where nothing is rewritten."""
+        return self._levels[Level.REWRITTEN]
+
+    @property
+    def scheduled(self) -> GraphModule:
+        """The graph with its reads grouped."""
+        return self._levels[Level.SCHEDULED]
+
+    @property
+    def lowered(self) -> GraphModule:
+        """What the inner compiler is given."""
+        return self._levels[Level.LOWERED]
+
+    @property
+    def schedule(self) -> str:
+        """The cost model's table, and what reads are bound to."""
+        return self.inspection.schedule
+
+    @cached_property
+    def _levels(self) -> Mapping[Level, GraphModule]:
+        return next((graph for graph in self.graphs if graph.passed is not None), self.graphs[0]).levels()
+
+    def text(self, level: str) -> str:
+        """The graphs of a level ("captured", "rewritten", "scheduled", "lowered") as Python text."""
+        texts = [graph_text(graph.levels()[Level(level)]) for graph in self.graphs]
+        if len(texts) == 1:
+            return texts[0]
+        return "\n".join(f"# graph {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, start=1))
+
+    def report(self, expand: Collection[str] = ()) -> str:
+        """What is rewritten and what is not, as text. expand: layers that are not folded into their neighbours.
+
+        Raises ExpandError.
+        """
+        return inspection_text(self.inspection, expand)
+
+    def diff(self, expand: Collection[str] = ()) -> str:
+        """The residual streams before and after, as a unified diff. Raises ExpandError."""
+        return skeleton_diff(self.inspection, expand)
+
+    def to_svg(self, expand: Collection[str] = ()) -> str:
+        """The residual streams before and after, side by side, as an SVG document. Raises ExpandError."""
+        return svg(self.inspection, expand)
+
+    def to_dot(self, expand: Collection[str] = ()) -> str:
+        """The rewritten streams as Graphviz text. Raises ExpandError."""
+        return dot(self.inspection, expand)
+
+    def to_html(self, path: str | Path | None = None, expand: Collection[str] = ()) -> str:
+        """A page with pictures, tables and graphs that needs no other file; written to ``path`` if one is given.
+
+        Raises ExpandError.
+        """
+        text = page(self.name, self.inspection, {level.value: self.text(level.value) for level in Level}, expand)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with a ``schema_version``; ``attnres_compile/inspection/inspection.schema.json`` describes it."""
+        return {**self.inspection.to_dict(), "model": self.name}
+
+    def __str__(self) -> str:
+        return f"{self.report()}\n\nschedule\n{self.schedule}" if self.schedule else self.report()
+
+
+def explain(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: AttnResConfig | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Analyse and rewrite ``model`` on example inputs and return plan and graphs; the model is not changed.
+
+    Args:
+        model, args, kwargs, config, options: as for ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
+            which nothing can be rewritten is explained too, also one whose stream a graph break cuts. Under
+            ``torch.no_grad()``, the schedule is that of a graph without gradients.
+        name: of the model in reports; by default its class's.
+
+    Raises:
+        ConfigError, CaptureError, GraphBreakError, NoStreamError.
+    """
+    chosen = config_from(config, options)
+    captured = capture(model, args, kwargs)
+    graphs = analyse_capture(captured, chosen)
+    cut = first_cut(graphs)
+    if cut is not None and chosen.on_decline != "error":
+        # Compilation stops at the break, so that nothing is rewritten.
+        declined = tuple(decline for graph in graphs for decline in graph.analysis.plan.declined)
+        plan = Plan((), declined, chosen)
+    else:
+        plan = plan_of(graphs, chosen)
+        if not plan.streams:
+            settle_declined(plan)
+    passed = tuple(
+        PassedGraph(
+            graph,
+            passed_under(graph, chosen, differentiates=torch.is_grad_enabled())
+            if plan.streams and graph.analysis.plan.streams
+            else None,
+        )
+        for graph in graphs
+    )
+    breaks = breaks_of(captured, "" if cut is None else cut.name)
+    return Explanation(plan, inspection_of(plan, passed, breaks), passed, name or type(model).__name__)
+
+
+def passed_under(
+    graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False, differentiates: bool = True
+) -> Passed:
+    """The levels of one captured graph under ``config``, each checked.
+
+    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``. keeps_values,
+    differentiates: as for ``run_passes``.
+    """
+    return run_passes(
+        graph.captured.gm, _under(graph, config), keeps_values=keeps_values, differentiates=differentiates
+    )
+
+
+def rewritten_under(graph: AnalysedGraph, config: AttnResConfig) -> GraphModule:
+    """The rewritten level alone, as ``passed_under``."""
+    analysis = _under(graph, config)
+    gm = rewrite(graph.captured.gm, analysis).gm
+    check_level(gm, Level.REWRITTEN, analysis.plan)
+    return gm
+
+
+def _under(graph: AnalysedGraph, config: AttnResConfig) -> Analysis:
+    return dataclasses.replace(graph.analysis, plan=dataclasses.replace(graph.analysis.plan, config=config))

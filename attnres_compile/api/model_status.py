@@ -1,0 +1,69 @@
+"""What compilation did to a model: ``status(model)``."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from attnres_compile.model.parameters import parameters_of, unwrapped
+from attnres_passes.ir.plan import Plan
+
+State = Literal["untouched", "prepared", "rewritten", "declined", "stale"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a model.
+
+    state: "untouched" (never prepared or compiled), "prepared" (not compiled yet), "rewritten", "declined" (compiled
+    as it was) or "stale" (the last compilation failed, see ``error``); reads: depth attentions in the last graph;
+    graphs: graphs compiled with streams in them; recompiles: graphs after the first.
+    """
+
+    state: State
+    reads: int = 0
+    graphs: int = 0
+    error: str = ""
+    plan: Plan | None = field(default=None, repr=False)
+
+    @property
+    def recompiles(self) -> int:
+        return max(0, self.graphs - 1)
+
+    def __str__(self) -> str:
+        graphs = f"{self.graphs} graph{'' if self.graphs == 1 else 's'} compiled"
+        text = f"{self.state}: {self.reads} reads, {graphs}, {self.recompiles} recompiles"
+        return f"{text}; {self.error}" if self.error else text
+
+
+_last: weakref.WeakKeyDictionary[nn.Module, Status] = weakref.WeakKeyDictionary()
+
+
+def status(model: nn.Module) -> Status:
+    """What the backend last did to ``model``; says so also where torch suppresses errors of backends."""
+    model = unwrapped(model)
+    parameters = parameters_of(model)
+    seen = _last.get(model)
+    if parameters is None:
+        return seen if seen is not None and seen.state == "declined" else Status("untouched")
+    if seen is None or seen.plan is not parameters.plan:
+        return Status("prepared", plan=parameters.plan)
+    return seen
+
+
+def note_rewritten(model: nn.Module, plan: Plan, reads: int) -> None:
+    before = _last.get(model)
+    graphs = before.graphs if before is not None and before.plan is plan else 0
+    _last[model] = Status("rewritten", reads, graphs + 1, "", plan)
+
+
+def note_declined(model: nn.Module, plan: Plan) -> None:
+    _last[model] = Status("declined", error="; ".join(str(decline) for decline in plan.declined), plan=plan)
+
+
+def note_failed(model: nn.Module, plan: Plan, error: Exception) -> None:
+    before = _last.get(model, Status("prepared"))
+    _last[model] = replace(before, state="stale", error=str(error), plan=plan)

@@ -1,0 +1,253 @@
+"""``verify``: prove on the user's own model that the rewrite computes what it should.
+
+Two checks that need no reference implementation. With zero queries and ``scale="sum"`` every read is the plain
+residual sum, so the rewritten model must equal the original. With random queries and key weights, every schedule
+must equal the definition. Reads are compared one by one, so that the first wrong one is named.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from attnres_compile.api.explanation import passed_under, rewritten_under
+from attnres_compile.api.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
+from attnres_compile.capture.capture import buffers_restored
+from attnres_compile.compile.graph_runs import (
+    Place,
+    Run,
+    random_parameters,
+    read_nodes,
+    run,
+    stream_values,
+    zeros_and_ones,
+)
+from attnres_compile.model.parameters import parameters_of, unwrapped
+from attnres_passes.analyses.streams import Analysis
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.lower.implementation import Implementation
+from attnres_passes.pipeline import Passed
+
+TOLERANCES = {
+    torch.float64: 1e-10,
+    torch.float32: 2e-5,
+    # The plain model rounds its running sum once per write and the blocks are rounded on their own.
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}
+"""Largest difference relative to the largest element, by the least precise dtype that the model computes in."""
+
+SCHEDULES = ("direct", "two_phase")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. error: largest difference relative to the largest element, over all outputs and reads.
+
+    wrong_read: the first read, in graph order, whose value is off by more than ``tolerance``; '' if none is.
+    """
+
+    name: str
+    dtype: str
+    passed: bool
+    error: float
+    tolerance: float
+    wrong_read: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a model; ``str()`` is a table."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check that could be made was made and passed, and at least one was."""
+        made = [check for check in self.checks if not check.skipped]
+        return bool(made) and all(check.passed for check in made)
+
+    @property
+    def max_error(self) -> float:
+        """The largest relative error of the checks that were made; nan without any."""
+        return max((check.error for check in self.checks if not check.skipped), default=float("nan"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "max_error": self.max_error,
+            "checks": [dataclasses.asdict(c) for c in self.checks],
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                check.name,
+                check.dtype,
+                "skipped" if check.skipped else "passed" if check.passed else "FAILED",
+                "" if check.skipped else f"{check.error:.1e}",
+                "" if check.skipped else f"{check.tolerance:.0e}",
+                check.skipped or check.wrong_read,
+            ]
+            for check in self.checks
+        ]
+        table = tabulate(
+            rows,
+            headers=["check", "dtype", "result", "rel. error", "tolerance", "note"],
+            disable_numparse=True,
+        )
+        return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
+
+
+def verify(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: AttnResConfig | None = None,
+    **options: Any,
+) -> Verification:
+    """Compare the rewritten model with the original one and with the definition, on example inputs.
+
+    Runs graphs eagerly, in the model's dtype and, where the model computes in one dtype throughout, in fp64 on a
+    copy. The model, its buffers and the random state are not changed. A prepared model is verified with its plan's
+    config unless another is given; its trained queries play no part.
+
+    Args:
+        model, args, kwargs, config, options: as for ``prepare``.
+
+    Raises:
+        As ``explain``.
+    """
+    model = unwrapped(model)
+    added = parameters_of(model)
+    if added is not None and config is None and not options:
+        config = added.plan.config
+    chosen = config_from(config, options)
+    checks: list[Check] = []
+    with torch.no_grad(), buffers_restored(model), torch.random.fork_rng():
+        graphs = analyse_model(model, args, kwargs, chosen)
+        plan = plan_of(graphs, chosen)
+        if not plan.streams:
+            settle_declined(plan)
+        for graph in graphs:
+            if graph.analysis.plan.streams:
+                checks.append(_zero_query_check(graph, chosen))
+                checks.extend(_random_query_checks(graph, chosen))
+        if plan.streams:
+            checks.extend(_in_double(model, args, kwargs, chosen))
+    return Verification(tuple(checks))
+
+
+def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
+    """Zero queries and scale="sum" give back the original model (paper, section 3: uniform weights)."""
+    after = rewritten_under(graph, dataclasses.replace(config, scale="sum"))
+    expected = run(graph.captured.gm, graph, stream_values(graph), [])
+    found = run(after, graph, read_nodes(after), zeros_and_ones(after, graph))
+    return _compare("zero queries, scale=sum = original", graph, expected, found)
+
+
+def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> Iterator[Check]:
+    """Every schedule with random queries and key weights equals the definition, read by read."""
+    for schedule in SCHEDULES:
+        bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
+        passed = passed_under(graph, bound, keeps_values=True)
+        yield _random_query_check(graph, passed, f"schedule={schedule}")
+    if passed.choice.implementation is Implementation.KERNELS:
+        # Without gradients, kernels have a form of their own: reads that make their own logits.
+        bound = dataclasses.replace(config, schedule="auto")
+        passed = passed_under(graph, bound, keeps_values=True, differentiates=False)
+        yield _random_query_check(graph, passed, "schedule=auto, no gradients")
+
+
+def _random_query_check(graph: AnalysedGraph, passed: Passed, name: str) -> Check:
+    parameters = random_parameters(passed.rewritten, graph)
+    expected = run(passed.rewritten, graph, read_nodes(passed.rewritten), parameters)
+    found = run(passed.lowered, graph, read_nodes(passed.lowered), parameters)
+    return _compare(f"random queries, {name} = definition", graph, expected, found)
+
+
+def _in_double(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
+) -> Iterator[Check]:
+    name = "zero queries, scale=sum = original"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
+    double = copy.deepcopy(model).double()
+    wide_args, wide_kwargs = _widened((tuple(args), dict(kwargs or {})))
+    for graph in analyse_model(double, wide_args, wide_kwargs, config):
+        if not graph.analysis.plan.streams:
+            continue
+        narrow = _least_precise(graph.analysis)
+        if narrow is not torch.float64:
+            yield Check(
+                name,
+                "float64",
+                False,
+                float("nan"),
+                0.0,
+                skipped=f"the model computes in {_name(narrow)} inside",
+            )
+            continue
+        yield _zero_query_check(graph, config)
+
+
+def _widened(inputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
+
+
+def _compare(name: str, graph: AnalysedGraph, expected: Run, found: Run) -> Check:
+    dtype = _least_precise(graph.analysis)
+    tolerance = TOLERANCES.get(dtype, 5e-2)
+    wrong, worst = "", 0.0
+    for place in sorted(expected.reads):
+        error = _error(expected.reads[place], found.reads[place])
+        worst = max(worst, error)
+        if not error <= tolerance and not wrong:
+            wrong = _described(graph, place)
+    outputs = [_error(left, right) for left, right in zip(expected.outputs, found.outputs, strict=True)]
+    worst = max([worst, *outputs])
+    passed = all(error <= tolerance for error in outputs) and not wrong
+    if not passed and not wrong:
+        wrong = "no read is off, but an output is"
+    return Check(name, _name(dtype), passed, worst, tolerance, wrong)
+
+
+def _error(expected: Tensor, found: Tensor) -> float:
+    """Largest difference relative to the largest element; infinite if one is nan and the other is not."""
+    left, right = expected.double().flatten(), found.double().flatten()
+    if left.numel() == 0:
+        return 0.0
+    same = (left == right) | (left.isnan() & right.isnan())
+    difference = torch.where(same, torch.zeros_like(left), (left - right).abs())
+    largest = left.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((difference.max() / largest).nan_to_num(nan=float("inf")))
+
+
+def _described(graph: AnalysedGraph, place: Place) -> str:
+    stream = graph.analysis.plan.streams[place[0]]
+    read = stream.reads[place[1]]
+    return f"read {place[1]} of {stream.name}: {read.module} ({read.source}), {read.num_sources} sources"
+
+
+def _least_precise(analysis: Analysis) -> torch.dtype:
+    """The floating dtype with the largest eps that anything depending on a stream is computed in."""
+    reached = {sites.trunk.order[0] for sites in analysis.sites}
+    for op in analysis.trace.ops:
+        if not reached.isdisjoint(op.inputs):
+            reached.update(op.outputs)
+    dtypes = {value.dtype for number in reached if (value := analysis.trace.values[number]).is_floating}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,1 +1,0 @@
-"""Measurement: paired latencies, time to compile, growth of the analysis with depth."""

@@ -1,0 +1,155 @@
+"""Capture of a model by Dynamo, without compiling or changing anything.
+
+A model that Dynamo takes in as one graph is captured without being run. One with graph breaks has to run once,
+eagerly, for Dynamo to reach its later graphs; its buffers and the random state are put back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
+from attnres_compile.model.parameters import unwrapped
+from attnres_passes.torch_private import torch_compat, torch_frames
+from attnres_passes.torch_private.torch_frames import GraphEnd
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One graph of a model. inputs: the values of its placeholders, real parameters among them."""
+
+    gm: GraphModule
+    inputs: tuple[Any, ...]
+    end: GraphEnd
+
+
+class _Done(BaseException):
+    """Leaves Dynamo as soon as the graph is there; no Exception, so that nothing on the way handles it."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """All graphs of a call, in the order they run. break_source, break_reason: of the first graph break, if known."""
+
+    graphs: tuple[Captured, ...]
+    is_whole: bool
+    break_source: str = ""
+    break_reason: str = ""
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, static: bool = False) -> Capture:
+    """Capture ``model(*args, **kwargs)``. static: every size as it is, whatever sizes Dynamo has seen before.
+
+    Raises EmptyBatchError if an example tensor has no elements, GraphBreakError or CaptureError if Dynamo makes no
+    graph of the model.
+    """
+    torch_compat.warn_if_untested()
+    _check_not_empty(args, kwargs or {})
+    model = unwrapped(model)
+    whole = _capture_whole(model, args, kwargs or {}, static)
+    if isinstance(whole, Captured):
+        return Capture((whole,), is_whole=True)
+    source, reason = _break_of(whole)
+    graphs = _capture_pieces(model, args, kwargs or {})
+    if not graphs:
+        if source:
+            raise GraphBreakError(
+                f"a graph break at {source} ({reason}) keeps Dynamo from making any graph of {type(model).__name__}; "
+                "take that line out of the forward. torch.compile(model, fullgraph=True) says more."
+            )
+        raise CaptureError(
+            f"Dynamo made no graph of {type(model).__name__}. Compilation must not be disabled "
+            "(torch.compiler.disable, set_stance, TORCHDYNAMO_DISABLE); if this code failed to compile before, call "
+            "torch.compiler.reset()."
+        )
+    return Capture(graphs, is_whole=False, break_source=source, break_reason=reason)
+
+
+def _capture_whole(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], static: bool
+) -> Captured | Exception | None:
+    """The one graph of the model, or what Dynamo says about why there is more than one."""
+    found: list[Captured] = []
+
+    def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
+        found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
+        raise _Done
+
+    problem: Exception | None = None
+    with _undisturbed(model):
+        try:
+            dynamic = False if static else None
+            torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
+        except _Done:
+            pass
+        except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
+            problem = error
+    return found[0] if found and not found[0].end.is_break else problem
+
+
+def _break_of(problem: Exception | None) -> tuple[str, str]:
+    """Line and reason of a graph break, from the error that ``fullgraph=True`` makes of it."""
+    stack = getattr(problem, "real_stack", None)
+    if not stack:
+        return "", ""
+    last = stack[-1]
+    return f"{last.filename}:{last.lineno}", str(problem).strip().splitlines()[0]
+
+
+def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Captured, ...]:
+    found: list[Captured] = []
+
+    def keep_and_run(gm: GraphModule, inputs: list[Any]) -> Any:
+        found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
+        return gm.forward
+
+    with _undisturbed(model), buffers_restored(model), torch.random.fork_rng():
+        try:
+            torch.compile(model, backend=keep_and_run)(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(
+                f"{type(model).__name__} does not run on these inputs: {type(error).__name__}: {error}\n"
+                "Call the model once with the same args and kwargs, without compiling it, and mend what it says."
+            ) from error
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Capture the model itself even if it is compiled in place, and leave no trace in Dynamo's memory of sizes."""
+    compiled_in_place = model._compiled_call_impl
+    model._compiled_call_impl = None
+    try:
+        with torch_compat.without_recorded_shapes():
+            yield
+    finally:
+        model._compiled_call_impl = compiled_in_place
+
+
+@contextlib.contextmanager
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
+def _check_not_empty(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    for name, value in [*((f"argument {index}", value) for index, value in enumerate(args)), *kwargs.items()]:
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, torch.Tensor) and leaf.numel() == 0:
+                raise EmptyBatchError(
+                    f"the example input {name!r} has shape {tuple(leaf.shape)} and holds no element; give an example "
+                    "with at least one row and one token."
+                )

@@ -1,0 +1,234 @@
+"""The torch.compile backend: one captured graph in, one compiled callable out, a line per stage."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from attnres_compile.api import model_status, optimizers
+from attnres_compile.api.preparation import check_not_cut, settle_declined
+from attnres_compile.compile.dump import Stages
+from attnres_compile.compile.matching import match
+from attnres_compile.compile.runtime import CompiledGraph
+from attnres_compile.model import parameters
+from attnres_compile.model.errors import PartOfPreparedModelError
+from attnres_compile.model.owner import NoOwner, Owner, find_owner
+from attnres_compile.recording.graph import GraphRecorder
+from attnres_kernels.errors import AttnResError
+from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.ir.config import AttnResConfig, ConfigError
+from attnres_passes.ir.levels import Level
+from attnres_passes.ir.plan import Plan
+from attnres_passes.lower.implementation import Choice
+from attnres_passes.pipeline import run_passes
+from attnres_passes.rewrite.rewrite import ParameterSlot
+from attnres_passes.torch_private import torch_compat, torch_frames
+from attnres_passes.torch_private.compile_later import unseen_by_checkpoints
+
+log = logging.getLogger("attnres_compile")
+
+MEANING = ("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps")
+"""Options that decide what is computed; a prepared model has them in its plan."""
+
+
+def attnres(
+    gm: GraphModule,
+    example_inputs: list[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Backend of ``torch.compile(model, backend="attnres", mode=.., options=..)``.
+
+    Args:
+        mode: a mode of Inductor; with ``inner="inductor"`` only.
+        options: fields of AttnResConfig.
+
+    Raises:
+        AttnResError, which is also torch's BackendCompilerFailed. The model is then as it was.
+    """
+    torch_compat.warn_if_untested()
+    owner = find_owner(gm)
+    try:
+        with unseen_by_checkpoints():
+            return _compile(gm, example_inputs, owner, mode, options or {})
+    except AttnResError as error:
+        if isinstance(owner, Owner) and owner.parameters is not None:
+            model_status.note_failed(owner.model, owner.parameters.plan, error)
+        raise torch_compat.as_backend_failure(error) from error.__cause__
+
+
+def _compile(
+    gm: GraphModule, inputs: list[Any], owner: Owner | NoOwner, mode: str | None, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    config = _config(owner, options)
+    _check_mode(mode, config)
+    _check_inference(config)
+    end = torch_frames.graph_end()
+    stages = Stages()
+    # Decide first, on frozen data.
+    analysis = find_streams(trace_aten(gm), config)
+    stages(gm, Level.CAPTURED, analysis.plan)
+    stages.plan(analysis.plan)
+    if isinstance(owner, NoOwner) and analysis.plan.streams:
+        raise owner.error
+    if isinstance(owner, NoOwner) or not analysis.plan.streams:
+        return _compile_unchanged(gm, inputs, owner, analysis, end, config, mode)
+    for stream in analysis.plan.streams:
+        check_not_cut(stream, end)
+    planned = _planned(owner, analysis, end)
+    # Then build the new graph beside the old one.
+    passed = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
+    stages.schedule(passed.schedule_text())
+    # Last, change the model: it gets its parameters if it was not prepared.
+    slots = tuple(planned(slot) for slot in passed.slots)
+    with _registered(owner, analysis.plan) as added:
+        new_inputs = [added.slot(slot) for slot in slots]
+        compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
+        torch_frames.guard_identity(owner.frame)
+    model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
+    _log_rewritten(analysis.plan, config, passed.choice)
+    recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
+    return CompiledGraph(compiled, added, slots, recorder)
+
+
+def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:
+    """The options, or those of the plan with the choices of this compilation. Raises ConfigError."""
+    given = AttnResConfig.from_options(options)
+    if isinstance(owner, NoOwner) or owner.parameters is None:
+        return given
+    planned = owner.parameters.plan.config
+    for name in MEANING:
+        if name in options and getattr(given, name) != getattr(planned, name):
+            raise ConfigError(
+                f"{name}={options[name]!r} contradicts the plan that the model was prepared with "
+                f"({name}={getattr(planned, name)!r}); leave it out, or unprepare the model and prepare it anew."
+            )
+    free = {name: getattr(given, name) for name in options if name not in MEANING}
+    return dataclasses.replace(planned, **free)
+
+
+def _check_mode(mode: str | None, config: AttnResConfig) -> None:
+    if mode is None:
+        return
+    if config.inner != "inductor":
+        raise ConfigError(f"mode={mode!r} is Inductor's, and inner={config.inner!r} has no modes; leave mode out.")
+    known = torch_compat.inductor_modes()
+    if mode not in known:
+        raise ConfigError(f"mode={mode!r} is unknown to Inductor; it has {', '.join(map(repr, known))}.")
+
+
+def _check_inference(config: AttnResConfig) -> None:
+    if config.sequence_group is not None and torch.is_grad_enabled():
+        raise ConfigError(
+            "sequence_group is for inference, as its collectives pass no gradients on; call the model under "
+            "torch.no_grad() or torch.inference_mode(), or leave the option out."
+        )
+
+
+def _planned(owner: Owner, analysis: Analysis, end: torch_frames.GraphEnd) -> Callable[[ParameterSlot], ParameterSlot]:
+    """From places in this graph to places in the plan of the model. Raises StalePlanError."""
+    if owner.parameters is None:
+        return lambda slot: slot
+    try:
+        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner)).slot
+    except AttnResError as error:
+        raise _named_part(owner, error) from error
+
+
+def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
+    """If only a part of a prepared model is being compiled, that is the mistake to name."""
+    path = _path_in_model(owner)
+    if not path:
+        return error
+    caller = torch_frames.uncompiled_caller(owner.frame.module)
+    around = f", called at {caller} outside of any graph" if caller else ""
+    return PartOfPreparedModelError(
+        f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
+        "residual stream runs through all parts. If the whole model is compiled, a graph break in that forward cuts "
+        "the stream: torch.compile(model, fullgraph=True) names its line. If not, compile the whole model: "
+        'model.compile(backend="attnres").'
+    )
+
+
+def _path_in_model(owner: Owner) -> str:
+    """Path of the compiled module in the prepared model; '' for the model itself or a module around it."""
+    return next((name for name, part in owner.model.named_modules() if part is owner.frame.module), "")
+
+
+def _compile_unchanged(
+    gm: GraphModule,
+    inputs: list[Any],
+    owner: Owner | NoOwner,
+    analysis: Analysis,
+    end: torch_frames.GraphEnd,
+    config: AttnResConfig,
+    mode: str | None,
+) -> Callable[..., Any]:
+    """A graph without streams: part of a model that has them in another graph, or of one that has none."""
+    # Without a module there is no model: a loss function that Dynamo compiles by itself after a graph break.
+    if isinstance(owner, Owner) and owner.parameters is not None:
+        _planned(owner, analysis, end)
+    elif isinstance(owner, Owner) and not end.is_break:
+        # Before a break, the streams of an unprepared model may still come.
+        caller = torch_frames.uncompiled_caller(owner.frame.module)
+        settle_declined(analysis.plan, _piece_note(owner, caller) if caller else "")
+        model_status.note_declined(owner.model, analysis.plan)
+    log.info("attnres: no residual stream in this graph, compiled as it is")
+    return torch_compat.compile_inner(gm, inputs, config.inner, mode)
+
+
+def _piece_note(owner: Owner, caller: str) -> str:
+    return (
+        f" in {type(owner.model).__name__}, which is called at {caller} outside of any graph (if the whole model is "
+        "compiled, a graph break there cuts its stream: torch.compile(model, fullgraph=True) names the line)"
+    )
+
+
+@contextlib.contextmanager
+def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParameters]:
+    """The parameters of the model, made now if it was not prepared, and taken off again if compiling fails."""
+    if owner.parameters is not None:
+        yield owner.parameters
+        return
+    added = parameters.register(owner.model, plan)
+    try:
+        yield added
+    except BaseException:
+        parameters.remove(owner.model)
+        raise
+    optimizers.watch()
+    warnings.warn(
+        f"attnres: {type(owner.model).__name__} was not prepared, so its first call registered "
+        f"{sum(parameter.numel() for parameter in added.parameters()):,} AttnRes parameters as model.attnres. An "
+        "optimizer made before that call does not hold them: make it now, or call attnres_compile.prepare(model, ..) "
+        "first.",
+        stacklevel=2,
+    )
+
+
+def _log_rewritten(plan: Plan, config: AttnResConfig, choice: Choice) -> None:
+    reads = sum(len(stream.parametrized_reads) for stream in plan.streams)
+    blocks = ", ".join(
+        f"{stream.name}: {len(stream.writes)} writes in {stream.num_blocks} blocks" for stream in plan.streams
+    )
+    log.info(
+        "attnres: %d stream%s, %d reads rewritten (%s), %d declined, schedule=%s, inner=%s, reads on %s (%s)",
+        len(plan.streams),
+        "" if len(plan.streams) == 1 else "s",
+        reads,
+        blocks,
+        len(plan.declined),
+        config.schedule,
+        config.inner,
+        choice.implementation.value,
+        choice.why,
+    )

@@ -1,0 +1,109 @@
+"""Runs of the graphs of one model, captured, rewritten or lowered, that keep what each read gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from attnres_compile.api.preparation import AnalysedGraph
+from attnres_passes.ir.roles import role_of
+
+SEED = 0
+
+Place = tuple[int, int]
+"""A read: the index of its stream in the plan, and its own in the stream."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """outputs: the floating-point outputs of a graph; reads: what each read of it gave."""
+
+    outputs: list[Tensor]
+    reads: dict[Place, Tensor]
+
+
+class _Keeping(Interpreter):
+    """Runs a graph and keeps the values of some nodes, as they are when the node has run."""
+
+    def __init__(self, gm: GraphModule, wanted: Mapping[Node, list[Place]]) -> None:
+        super().__init__(gm)
+        self.wanted = wanted
+        self.kept: dict[Place, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        for place in self.wanted.get(n, ()):
+            self.kept[place] = result.detach().clone()
+        return result
+
+
+def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[Place]], added: list[Tensor]) -> Run:
+    """Run ``gm`` on the captured inputs and ``added``, under a fixed random state; keeps the values of ``wanted``."""
+    # A graph may write to its inputs (caches, statistics), and draws random numbers in training mode.
+    inputs = [
+        value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
+        for value in graph.captured.inputs
+    ]
+    torch.manual_seed(SEED)
+    interpreter = _Keeping(gm, wanted)
+    result = interpreter.run(*inputs, *added)
+    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return Run(outputs, interpreter.kept)
+
+
+def stream_values(graph: AnalysedGraph) -> dict[Node, list[Place]]:
+    """For each read with parameters, the node of the captured graph that gives the state it reads."""
+    trace = graph.analysis.trace
+    wanted: dict[Node, list[Place]] = {}
+    for s, (stream, sites) in enumerate(zip(graph.analysis.plan.streams, graph.analysis.sites, strict=True)):
+        for k, (read, site) in enumerate(zip(stream.reads, sites.reads, strict=True)):
+            if read.num_sources > 1:
+                node = trace.nodes[trace.node_output.index(site.uses[0][0])]
+                wanted.setdefault(node, []).append((s, k))
+    return wanted
+
+
+def read_nodes(gm: GraphModule) -> dict[Node, list[Place]]:
+    """For each node of a rewritten or lowered graph that gives a read, which one."""
+    wanted: dict[Node, list[Place]] = {}
+    for node in gm.graph.nodes:
+        role = role_of(node)
+        if role is not None and role.kind == "read" and role.read is not None:
+            wanted.setdefault(node, []).append((role.stream, role.read))
+    return wanted
+
+
+def _added(gm: GraphModule, graph: AnalysedGraph) -> Iterator[tuple[str, int, torch.dtype, torch.device]]:
+    """Name, width, dtype and device of each parameter that the rewritten graph asks for."""
+    example = next(value for value in graph.captured.inputs if isinstance(value, Tensor) and value.is_floating_point())
+    for node in gm.graph.nodes:
+        role = role_of(node)
+        if role is not None and role.kind == "parameter":
+            name = "query" if str(node.target).endswith("query") else "key_weight"
+            yield name, graph.analysis.plan.streams[role.stream].width, example.dtype, example.device
+
+
+def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
+    """The added parameters of a fresh rewrite, in the order of the placeholders."""
+    return [
+        (torch.zeros if name == "query" else torch.ones)(width, dtype=dtype, device=device)
+        for name, width, dtype, device in _added(gm, graph)
+    ]
+
+
+def random_parameters(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
+    """Added parameters with which the softmax over depth is neither flat nor one-hot."""
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = []
+    for name, width, dtype, device in _added(gm, graph):
+        value = torch.randn(width, generator=generator)
+        # Logits of order one.
+        value = value / width**0.5 if name == "query" else 1 + value / 4
+        drawn.append(value.to(dtype=dtype, device=device))
+    return drawn

@@ -1,0 +1,117 @@
+"""The two sides of every comparison: the plain compiled model, and the same model compiled with AttnRes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnres_compile.api.preparation import prepare, unprepare
+from attnres_compile.measure.measure import MeasureError
+from attnres_compile.model.parameters import parameters_of
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.plan import Plan
+
+PLAIN, ATTNRES = "plain", "attnres"
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Two copies of one model. Neither shares parameters with the other or with the original."""
+
+    plain: nn.Module
+    attnres: nn.Module
+    plan: Plan
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` without AttnRes, not compiled."""
+    copied = copy.deepcopy(model)
+    if parameters_of(copied) is not None:
+        unprepare(copied)
+    return copied
+
+
+def prepared_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
+    """A plain and a prepared copy of ``model``, neither compiled; ``model`` is not touched.
+
+    Raises what ``attnres_compile.prepare`` raises.
+    """
+    plain, attnres = plain_copy(model), plain_copy(model)
+    return Arms(plain, attnres, prepare(attnres, args, kwargs, config=config))
+
+
+def compile_arms(arms: Arms, mode: str | None = None) -> None:
+    """Compile both in place by the same inner compiler, which happens at the first call of each.
+
+    mode: of Inductor, for both.
+    """
+    arms.plain.compile(backend=arms.plan.config.inner, mode=mode)
+    arms.attnres.compile(backend="attnres", mode=mode)
+
+
+def compiled_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
+    """``prepared_arms``, compiled. Raises what ``attnres_compile.prepare`` raises."""
+    arms = prepared_arms(model, args, kwargs, config)
+    compile_arms(arms)
+    return arms
+
+
+def forward_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
+    """Put ``model`` in eval mode; the returned call runs one forward without gradients."""
+    model.eval()
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(*args, **kwargs)
+
+    return forward
+
+
+def training_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
+    """Put ``model`` in training mode; the returned call runs forward and backward, from gradients of None."""
+    model.train()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        scalar_loss(model(*args, **kwargs)).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def scalar_loss(output: Any) -> torch.Tensor:
+    """The model's own loss, or the mean square of its first floating output.
+
+    Raises MeasureError if the output holds no floating tensor.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, torch.Tensor):
+        return own
+    first = _first_floating(output)
+    if first is None:
+        raise MeasureError(
+            f"the model returns no floating tensor ({type(output).__name__}), so there is nothing to train: "
+            "wrap it in a module that returns a loss"
+        )
+    return first.float().square().mean()
+
+
+def _first_floating(value: Any) -> torch.Tensor | None:
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() else None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return next((found for found in map(_first_floating, items) if found is not None), None)
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Set every dropout probability of ``model`` to zero, in place: of modules and of plain attributes."""
+    for module in model.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

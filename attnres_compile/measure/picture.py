@@ -1,0 +1,58 @@
+"""How the pictures of records are made: by matplotlib, the same bytes for the same record."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from attnres_compile.measure.measure import MeasureError
+from attnres_compile.models.errors import MissingExtraError
+
+LINE = 0.17
+"""Height of a line of small text, in inches."""
+
+# Text stays text, ids of elements come from the picture alone, and nothing says when or by what it was drawn.
+_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "attnres"}
+_UNSAID = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches. Raises MissingExtraError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing needs the package matplotlib: run `pip install 'attnres-compile[plot]'`"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def picture(figure: Any, form: str) -> bytes:
+    """``figure`` as the content of a file; form: ``svg`` or ``png``. Raises MeasureError for another one."""
+    from matplotlib import rc_context
+
+    if form not in _UNSAID:
+        raise MeasureError(f"{form!r} is not a form of these pictures: use one of {', '.join(_UNSAID)}")
+    content = io.BytesIO()
+    with rc_context(_SETTINGS):
+        figure.savefig(content, format=form, dpi=150, metadata=_UNSAID[form])
+    return content.getvalue()
+
+
+def wrapped(notes: Sequence[str], width: float) -> list[str]:
+    """Notes as lines of small text that fit a figure ``width`` inches wide."""
+    return [line for note in notes for line in textwrap.wrap(note, int(15 * width), subsequent_indent="    ")]
+
+
+def write_notes(figure: Any, lines: Sequence[str]) -> None:
+    """Put ``lines`` into a part of a figure that was made for them."""
+    figure.text(0.01, 1.0, "\n".join(lines), va="top", fontsize=7, family="monospace")
+
+
+def title(record: dict[str, Any]) -> str:
+    """What a record was measured on; a picture of the interpreter says that it is one."""
+    environment = record["environment"]
+    interpreted = " in Triton's interpreter: not to be quoted" if environment.get("triton_interpreter") else ""
+    return f"{environment['device']}{interpreted}, torch {environment['versions']['torch']}, {environment['date'][:10]}"

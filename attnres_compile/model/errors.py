@@ -1,0 +1,84 @@
+"""What can go wrong, one class per mistake; every message ends with what to do.
+
+``AttnResError`` is the base of all. Raised inside a compilation, they reach the caller as themselves and as torch's
+``BackendCompilerFailed`` at once, so that either can be caught.
+"""
+
+from __future__ import annotations
+
+from attnres_kernels.errors import AttnResError
+from attnres_passes.ir.config import ConfigError
+from attnres_passes.ir.plan import Decline
+
+__all__ = [
+    "AlreadyPreparedError",
+    "AttnResError",
+    "CaptureError",
+    "ConfigError",
+    "EmptyBatchError",
+    "GraphBreakError",
+    "NoStreamError",
+    "NotPreparedError",
+    "OptimizerError",
+    "PartOfPreparedModelError",
+    "RecordingError",
+    "RegistrationError",
+    "SavedStateError",
+    "StalePlanError",
+]
+
+
+class CaptureError(AttnResError):
+    """Dynamo could not capture the model on the example inputs."""
+
+
+class EmptyBatchError(CaptureError, ValueError):
+    """The example inputs hold no element, so that there is nothing to analyse or compare."""
+
+
+class NoStreamError(AttnResError):
+    """No residual stream of the model can be rewritten. declined: what was found, and why not."""
+
+    def __init__(self, declined: tuple[Decline, ...], note: str = "") -> None:
+        self.declined = declined
+        found = "\n".join(f"  - {decline}" for decline in declined)
+        super().__init__(
+            f"no residual stream can be rewritten{note}:\n{found}\n"
+            'Do as said above, or pass on_decline="warn" to run the model as it is.'
+        )
+
+
+class GraphBreakError(AttnResError):
+    """A graph break cuts a residual stream, so that no graph holds all of it."""
+
+
+class PartOfPreparedModelError(AttnResError):
+    """A module inside a prepared model is compiled on its own."""
+
+
+class StalePlanError(AttnResError):
+    """A graph of a prepared model does not hold the streams that were planned."""
+
+
+class AlreadyPreparedError(AttnResError):
+    """The model was prepared before, with another plan."""
+
+
+class NotPreparedError(AttnResError):
+    """The model has no AttnRes parameters."""
+
+
+class RegistrationError(AttnResError):
+    """The parameters of the reads cannot be registered on the model."""
+
+
+class OptimizerError(AttnResError):
+    """An optimizer steps the model without its AttnRes parameters."""
+
+
+class RecordingError(AttnResError):
+    """Depth weights cannot be recorded, read or drawn as asked."""
+
+
+class SavedStateError(AttnResError):
+    """A directory does not hold AttnRes parameters that fit the model."""

@@ -1,0 +1,158 @@
+"""The parameters that the rewrite adds, as ordinary modules: ``model.attnres.streams[i].reads[k].query``."""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from attnres_compile.model.errors import NotPreparedError, RegistrationError
+from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.rewrite.rewrite import ParameterSlot
+
+NAME = "attnres"
+"""Name of the submodule that holds the parameters."""
+
+_PART_OF = "_attnres_part_of"
+_prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_roots: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+
+
+class KeyNorm(nn.Module):
+    """Weight and eps of the RMSNorm on the keys of one read (paper equation 3). weight: ``[d]``, ones."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, dtype=dtype, device=device))
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class ReadParameters(nn.Module):
+    """Pseudo-query and key norm of one read. query: ``[d]``, zeros: training starts at the uniform average."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width, dtype=dtype, device=device))
+        self.key_norm = KeyNorm(width, eps, dtype, device)
+
+
+class StreamParameters(nn.Module):
+    """One ReadParameters per read with two sources or more, in read order."""
+
+    def __init__(self, stream: Stream, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.reads = nn.ModuleList(ReadParameters(stream.width, eps, dtype, device) for _ in stream.parametrized_reads)
+
+
+class AttnResParameters(nn.Module):
+    """All parameters of a plan, and the plan. They live on the model and follow it everywhere."""
+
+    def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.plan = plan
+        self.uid = uuid.uuid4().hex
+        self.streams = nn.ModuleList(
+            StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
+        )
+
+    def holder(self, slot: ParameterSlot) -> tuple[nn.Module, str]:
+        """The module that holds the parameter of a slot, and its name there."""
+        read = self.get_submodule(f"streams.{slot.stream}.reads.{slot.read}")
+        return (read, "query") if slot.name == "query" else (read.get_submodule("key_norm"), "weight")
+
+    def slot(self, slot: ParameterSlot) -> nn.Parameter:
+        """The parameter that an appended placeholder stands for, looked up now."""
+        parameter: nn.Parameter = getattr(*self.holder(slot))
+        return parameter
+
+    def extra_repr(self) -> str:
+        return ", ".join(stream.name for stream in self.plan.streams)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside what ``torch.compile(model)`` returned; the model itself otherwise."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def parameters_of(model: nn.Module) -> AttnResParameters | None:
+    """The AttnRes parameters registered on ``model`` itself, if it is prepared."""
+    found = model._modules.get(NAME)
+    return found if isinstance(found, AttnResParameters) else None
+
+
+def require_parameters(model: nn.Module) -> AttnResParameters:
+    """The same. Raises NotPreparedError."""
+    found = parameters_of(unwrapped(model))
+    if found is None:
+        raise NotPreparedError(
+            f"{type(unwrapped(model)).__name__} has no AttnRes parameters; call attnres_compile.prepare(model, ..) "
+            "first."
+        )
+    return found
+
+
+def register(model: nn.Module, plan: Plan) -> AttnResParameters:
+    """Make the parameters of ``plan`` and register them on ``model``. Raises RegistrationError."""
+    if hasattr(model, NAME):
+        raise RegistrationError(
+            f"{type(model).__name__} already has an attribute {NAME!r} of its own; rename it, since the parameters "
+            "of the reads are registered under that name."
+        )
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    dtype = torch.get_default_dtype() if first is None else first.dtype
+    device = torch.device("cpu") if first is None else first.device
+    parameters = AttnResParameters(plan, dtype, device)
+    parameters.train(model.training)
+    model.add_module(NAME, parameters)
+    for module in model.modules():
+        # A plain string survives deepcopy and pickling, and lets a module say whose part it is.
+        module.__dict__[_PART_OF] = parameters.uid
+    _roots[parameters.uid] = model
+    note_prepared(model)
+    return parameters
+
+
+def note_prepared(model: nn.Module) -> None:
+    """Remember a prepared model, for as long as it lives; a copy of one is first seen when it is compiled."""
+    _prepared.add(model)
+
+
+def prepared_models() -> list[nn.Module]:
+    """All prepared models that are known and alive."""
+    return [model for model in _prepared if parameters_of(model) is not None]
+
+
+def remove(model: nn.Module) -> None:
+    """Take the parameters and every trace of them off ``model``."""
+    require_parameters(model)
+    _prepared.discard(model)
+    delattr(model, NAME)
+    for module in model.modules():
+        module.__dict__.pop(_PART_OF, None)
+
+
+def is_part_of_prepared(module: nn.Module) -> bool:
+    """Whether ``module`` was inside a model when that model was prepared."""
+    return _PART_OF in module.__dict__
+
+
+def prepared_root_of(module: nn.Module) -> nn.Module | None:
+    """The prepared model that ``module`` is a part of, if it is still there and still holds it."""
+    root = _roots.get(module.__dict__.get(_PART_OF, ""))
+    if root is None or not any(part is module for part in root.modules()):
+        return None
+    return root
+
+
+def prepared_within(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Prepared models inside ``module``, itself included, with their paths."""
+    for path, part in module.named_modules():
+        if parameters_of(part) is not None:
+            yield path, part

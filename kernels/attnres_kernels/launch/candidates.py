@@ -1,0 +1,133 @@
+"""Choices of a launch by kind of kernel: the static one of ``tiling`` and ``own_tiling`` first, then others to time.
+
+All of them compute the same. Rows are shared out among as many programs whatever is chosen, those of the static choice,
+so that sums over tokens have one order; what differs is in which order the threads of a program sum over a row.
+
+Others are half and twice the warps, half and twice the columns where a row is cut, and other numbers of stages. None is
+here that loads less than 128 bits at a time in bf16, nor one that spills registers on sm_90 with up to 9 completed
+blocks, which leaves kernels whose sums fill the registers with the static choice: a test compiles those of some shapes
+(``tests/kernels/launch/test_candidates.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from attnres_kernels.generation.specs import Phase1Spec, ReadBackwardSpec, SourcesBackwardSpec
+from attnres_kernels.launch import own_tiling, tiling
+from attnres_kernels.launch.tiling import Tiling
+from attnres_kernels.launch.tuning import Choice
+
+Choices = tuple[Choice, ...]
+
+MOST_WARPS = 32
+"""Of a program, which has 1024 threads then."""
+
+LOADED = 8
+"""Elements that a thread loads at a time, 128 bits of bf16."""
+
+WIDEST_TUNED = 8192
+"""Columns of whole rows above which registers have no room for anything but the static choice, if for that."""
+
+MOST_COPIED_BY_HALF = 8
+"""Rows that a pipeline copies at a time up to which half the warps have registers for what is made of them."""
+
+
+def logits(reads: int) -> Choices:
+    """By how many reads there are registers for: a program holds a sum for each token of its tile and each read."""
+    tiles = [tiling.matrix_product(reads), Tiling(32, 64, 4 if reads <= 32 else 8), Tiling(64, 64, 8)]
+    at_once = tiling.reads_of_logits(reads)
+    return _distinct(Choice.of(x.warps, BLOCK_T=x.rows, BLOCK_D=x.columns, BLOCK_R=at_once) for x in tiles)
+
+
+def phase_1(spec: Phase1Spec, width: int) -> Choices:
+    """One only where a launch goes on from outputs in memory: to time it would go on from them again and again."""
+    choices = _distinct(map(_of_columns, _cut(tiling.along_width(width), width)))
+    return choices[:1] if spec.continues else choices
+
+
+def keys(width: int) -> Choices:
+    """Of the keys' gradients where the sources' backward does not sum them."""
+    return _distinct(map(_of_columns, _cut(tiling.along_width(width), width)))
+
+
+def gradients(spec: SourcesBackwardSpec, width: int) -> Choices:
+    """Of the sources' gradients. Where they come with those of the keys, tiles are as many as the spec says, and sums
+    fill the registers.
+    """
+    tile = tiling.steps(width)
+    tiles = [tile] if spec.sums_keys else [tile, _columns(tile, 0.5), _warps(tile, 0.5)]
+    return _distinct(Choice.of(x.warps, LANES=tiling.lanes(x.columns), BLOCK_D=x.columns) for x in tiles)
+
+
+def read(width: int) -> Choices:
+    return _distinct(map(_of_columns, _whole(tiling.whole_rows(width))))
+
+
+def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memory: int) -> Choices:
+    """itemsize: bytes of an element; shared_memory: bytes of a multiprocessor."""
+    tile = tiling.whole_rows(width)
+    static = tiling.stages(spec.copied, tile, itemsize, shared_memory)
+    room = tiling.most_stages(spec.copied, tile, itemsize, shared_memory)
+    if tile.columns > WIDEST_TUNED:
+        return (Choice.of(tile.warps, BLOCK_D=tile.columns, STAGES=static),)
+    # Each stage holds addresses, for which wide rows leave no registers.
+    most = static if tiling.is_wide(width) else room
+    pipelines = [(tile, count) for count in (static, *range(1, most + 1))]
+    if spec.copied <= MOST_COPIED_BY_HALF:
+        half = _warps(tile, 0.5)
+        pipelines.append((half, tiling.stages(spec.copied, half, itemsize, shared_memory)))
+    return _distinct(Choice.of(x.warps, BLOCK_D=x.columns, STAGES=count) for x, count in pipelines)
+
+
+def own_read(width: int, dtype: torch.dtype) -> Choices:
+    return _distinct(_of_lanes(x, dtype) for x in _whole(own_tiling.forward_tile(width)))
+
+
+def own_read_backward(width: int, dtype: torch.dtype) -> Choices:
+    """One only: what a thread holds of the sources, and so the text, is made for these warps."""
+    return (_of_lanes(own_tiling.backward_tile(width), dtype),)
+
+
+# Tiles near the static one
+
+
+def _whole(tile: Tiling) -> list[Tiling]:
+    """Of whole rows: other numbers of warps."""
+    if tile.columns > WIDEST_TUNED:
+        return [tile]
+    return [tile, _warps(tile, 0.5), *([_warps(tile, 2)] if _fills(_warps(tile, 2)) else [])]
+
+
+def _cut(tile: Tiling, width: int) -> list[Tiling]:
+    """Of rows that are cut: other columns, and other columns of a thread."""
+    wider = [_columns(tile, 2)] if tile.columns < width else []
+    return [tile, _columns(tile, 0.5), *wider, _warps(tile, 0.5)]
+
+
+def _warps(tile: Tiling, factor: float) -> Tiling:
+    return replace(tile, warps=max(1, int(tile.warps * factor)))
+
+
+def _columns(tile: Tiling, factor: float) -> Tiling:
+    """With as many columns of a thread."""
+    return replace(_warps(tile, factor), columns=max(1, int(tile.columns * factor)))
+
+
+def _fills(tile: Tiling) -> bool:
+    return tile.warps <= MOST_WARPS and tile.columns >= 32 * tile.warps * LOADED
+
+
+def _of_columns(tile: Tiling) -> Choice:
+    return Choice.of(tile.warps, BLOCK_D=tile.columns)
+
+
+def _of_lanes(tile: Tiling, dtype: torch.dtype) -> Choice:
+    return Choice.of(tile.warps, BLOCK_D=tile.columns, **own_tiling.lanes(tile, dtype))
+
+
+def _distinct(choices: Iterable[Choice]) -> Choices:
+    return tuple(dict.fromkeys(choices))

@@ -1,0 +1,119 @@
+"""The gate of ``attnres bench kernels``: an arm is timed only if it computes what the definition does in fp64.
+
+All of a read but the gradients of its parameters is computed per token. So the definition runs over a few tokens at a
+time, which fits in memory for every shape: over all of them for the gradients of the parameters, and kept for a sample
+of tokens, the first and the last among them, where there are many. An arm always computes all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .work import Inputs, Shape, definition, output_names
+
+TOLERANCES = {"bfloat16": 3e-2, "float16": 6e-3, "float32": 1e-4}
+"""Largest relative error of a row, or of the gradient of a parameter. In bf16 about four times what rounding the
+partial sums, the outputs and the gradients once per read gives; in fp32 what a sum in another order gives."""
+
+KEPT_TOKENS = 4096
+_CHUNK_BYTES = {"cuda": 4 << 30, "cpu": 1 << 29}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The definition in fp64. tokens: the kept ones; outputs: at them; gradients: by name, of tensors ``[T, d]`` at
+    them, none without training; output_grads: what the gradients are of, ``[T, d]`` in the dtype of the work.
+    """
+
+    tokens: Tensor
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    output_grads: list[Tensor]
+
+
+def reference(shape: Shape, inputs: Inputs, training: bool) -> Reference:
+    """Run the definition over ``inputs``; ``training`` for gradients too."""
+    device = inputs.sources[0].device
+    tokens = _kept(shape.tokens, device)
+    generator = torch.Generator(device).manual_seed(1)
+    like = inputs.sources[0].detach()
+    names = output_names(shape)
+    grads = [torch.empty_like(like).normal_(generator=generator) for _ in names] if training else []
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: dict[str, list[Tensor]] = {}
+    for chunk in _chunks(shape, torch.arange(shape.tokens, device=device) if training else tokens):
+        kept = torch.isin(chunk, tokens)
+        exact = _exact(inputs, chunk, training)
+        with torch.set_grad_enabled(training):
+            outputs = definition(exact)
+        for name, output in zip(names, outputs, strict=True):
+            parts[name].append(output.detach()[kept])
+        if training:
+            leaves = exact.leaves(shape.reads)
+            chunk_grads = [grad[chunk].double() for grad in grads]
+            for name, grad in zip(
+                leaves, torch.autograd.grad(outputs, list(leaves.values()), chunk_grads), strict=True
+            ):
+                found.setdefault(name, []).append(grad[kept] if grad.dim() > 1 else grad)
+    gradients = {name: torch.cat(of) if of[0].dim() > 1 else torch.stack(of).sum(0) for name, of in found.items()}
+    return Reference(tokens, {name: torch.cat(of) for name, of in parts.items()}, gradients, grads)
+
+
+def errors(
+    wanted: Reference, shape: Shape, inputs: Inputs, call: Callable[[], list[Tensor]], training: bool
+) -> dict[str, float]:
+    """The largest errors of an arm, of outputs and of gradients, infinite for what is not finite or not there.
+
+    call: gives the arm's outputs, under the grad mode that ``training`` asks for.
+    """
+    outputs = call()[: len(wanted.outputs)]
+    of_outputs = [
+        _error(output, expected, wanted.tokens)
+        for output, expected in zip(outputs, wanted.outputs.values(), strict=True)
+    ]
+    found = {"outputs": max(of_outputs)}
+    if training:
+        leaves = inputs.leaves(shape.reads)
+        grads = torch.autograd.grad(outputs, list(leaves.values()), wanted.output_grads, allow_unused=True)
+        pairs = zip(grads, (wanted.gradients[name] for name in leaves), strict=True)
+        found["gradients"] = max(_error(grad, expected, wanted.tokens) for grad, expected in pairs)
+    return found
+
+
+def _error(actual: Tensor | None, expected: Tensor, tokens: Tensor) -> float:
+    if actual is None or not bool(torch.isfinite(actual).all()):
+        return float("inf")
+    actual = actual.detach()
+    values = (actual[tokens] if actual.dim() > 1 else actual).double()
+    difference, size = (values - expected).norm(dim=-1), expected.norm(dim=-1)
+    # A row whose gradient is by chance far smaller than the others' is measured against them.
+    return float((difference / size.clamp_min(max(0.1 * float(size.mean()), 1e-30))).max())
+
+
+def _kept(count: int, device: torch.device) -> Tensor:
+    if count <= KEPT_TOKENS:
+        return torch.arange(count, device=device)
+    edge = KEPT_TOKENS // 4
+    generator = torch.Generator().manual_seed(2)
+    between = torch.randperm(count - 2 * edge, generator=generator)[: KEPT_TOKENS - 2 * edge] + edge
+    ends = torch.arange(edge), torch.arange(count - edge, count)
+    return torch.cat([*ends, between]).sort().values.to(device)
+
+
+def _chunks(shape: Shape, tokens: Tensor) -> tuple[Tensor, ...]:
+    """As many tokens at once as autograd's graph of the definition has room for."""
+    kept_per_token = 8 * shape.width * 6 * (shape.sources + 1) * shape.reads
+    available = _CHUNK_BYTES.get(tokens.device.type, 1 << 29)
+    return torch.split(tokens, max(1, available // kept_per_token))
+
+
+def _exact(inputs: Inputs, tokens: Tensor, training: bool) -> Inputs:
+    def exact(tensors: list[Tensor], per_token: bool) -> list[Tensor]:
+        given = (x.detach()[tokens] if per_token else x.detach() for x in tensors)
+        return [x.double().requires_grad_(training) for x in given]
+
+    return Inputs(*(exact(tensors, index < 2) for index, tensors in enumerate(inputs)))

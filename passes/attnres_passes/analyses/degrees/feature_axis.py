@@ -1,0 +1,40 @@
+"""Where the last axis of a residual stream goes on the way to its readers.
+
+The rewrite takes norms and dot products along the last axis of a state. A reader that works along another one, such
+as a convolution over ``[batch, channels, height, width]``, shows that the stream's features are not there.
+"""
+
+from __future__ import annotations
+
+from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
+
+_CHANNELS_SECOND = ("convolution", "batch_norm", "group_norm")
+_CONTRACT_LAST = frozenset({"aten.mm", "aten.bmm", "aten.mv", "aten.native_layer_norm", "aten._fused_rms_norm"})
+
+
+def axis_after(op: Op, value: int, axis: int, trace: AtenTrace) -> int | None:
+    """Position in the output of ``op`` of the axis that is at ``axis`` in its input ``value``; None if lost."""
+    before, after = trace.values[value].shape, trace.values[op.outputs[0]].shape if op.outputs else ()
+    if op.name == "aten.permute":
+        order = [index % len(before) for index in op.args[1]]
+        return order.index(axis)
+    if op.name in ("aten.transpose", "aten.t"):
+        first, second = (0, 1) if op.name == "aten.t" else (index % len(before) for index in op.args[1:3])
+        return {first: second, second: first}.get(axis, axis)
+    if len(before) == len(after):
+        return axis if before[axis] == after[axis] else None
+    if axis == len(before) - 1 and after and before[axis] == after[-1]:
+        return len(after) - 1
+    return None
+
+
+def works_on_other_axis(op: Op, value: int, axis: int, trace: AtenTrace) -> bool:
+    """Whether ``op`` treats an axis other than ``axis`` of ``value`` as the features."""
+    first = op.args[0] if op.args else None
+    if any(name in op.name for name in _CHANNELS_SECOND):
+        return first == Ref(value) and axis != 1
+    if op.name in _CONTRACT_LAST:
+        return first == Ref(value) and axis != len(trace.values[value].shape) - 1
+    if op.name == "aten.addmm":
+        return op.args[1] == Ref(value) and axis != 1
+    return False

@@ -1,0 +1,68 @@
+"""Analysis: readers of one state that make one sublayer's input, although each is normed, or not, on its own.
+
+A read begins at a norm where the norm comes first. Where projections of the bare state come first, as the queries,
+keys and values of an attention whose norms are behind its projections, they all see one input: those that meet
+before the next write become one read with one pseudo-query, as the paper has one per sublayer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from networkx.utils import UnionFind
+
+from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.chains import Candidate
+from attnres_passes.analyses.degrees.degree_rules import is_shape_only
+from attnres_passes.analyses.reads import ReadGroup, StreamReads
+
+
+def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -> StreamReads:
+    """``reads`` with those joined that project one state bare and meet before the next write.
+
+    Looks once at the operations between two writes, so it is linear in the size of the graph.
+    """
+    bare: dict[int, list[int]] = {}
+    for index, group in enumerate(reads.groups):
+        if group.projected_first and group.state < len(candidate.additions):
+            bare.setdefault(group.state, []).append(index)
+    together: UnionFind[int] = UnionFind(range(len(reads.groups)))
+    for state, members in bare.items():
+        if len(members) > 1:
+            _join_meeting(trace, candidate, state, {index: reads.groups[index] for index in members}, together)
+    members_of: dict[int, list[ReadGroup]] = {}
+    for index, group in enumerate(reads.groups):
+        members_of.setdefault(together[index], []).append(group)
+    return replace(reads, groups=tuple(_joined(members) for members in members_of.values()))
+
+
+def _join_meeting(
+    trace: AtenTrace, candidate: Candidate, state: int, groups: dict[int, ReadGroup], together: UnionFind[int]
+) -> None:
+    """Follow what ``groups`` lead to up to the write after ``state``, and join those that meet."""
+    reader_of = {use: index for index, group in groups.items() for use in group.uses}
+    led_to: dict[int, int] = {}
+    begin = candidate.additions[state - 1].op if state else trace.values[candidate.root].producer
+    for op in trace.ops[begin + 1 : candidate.additions[state].op]:
+        if is_shape_only(op):
+            continue
+        met = {led_to[value] for value in op.inputs if value in led_to}
+        met |= {reader_of[value, op.node] for value in op.inputs if (value, op.node) in reader_of}
+        if met:
+            together.union(*met)
+            led_to.update(dict.fromkeys(op.outputs, min(met)))
+
+
+def _joined(groups: list[ReadGroup]) -> ReadGroup:
+    if len(groups) == 1:
+        return groups[0]
+    uses = {use for group in groups for use in group.uses}
+    return ReadGroup(
+        state=groups[0].state,
+        uses=tuple(sorted(uses, key=lambda use: (use[1], use[0]))),
+        normed=all(group.normed for group in groups),
+        feeds_write=any(group.feeds_write for group in groups),
+        lost_at=next((group.lost_at for group in groups if group.lost_at is not None), None),
+        opaque=any(group.opaque for group in groups),
+        projected_first=True,
+    )

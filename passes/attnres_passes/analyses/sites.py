@@ -1,0 +1,171 @@
+"""Analysis: the places of an accepted stream in the captured graph, as indices of its nodes.
+
+Chains and reads are found on values; a rewrite replaces arguments of nodes. This file says which nodes those are, or
+why a stream has no such nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.chains import Addition, Candidate, Carry, CarryStep
+from attnres_passes.analyses.reads import ReadGroup, Trunk
+
+
+@dataclass(frozen=True)
+class CarrySite:
+    """A node that carries the stream on. stream: its argument that holds the stream."""
+
+    node: int
+    kind: Carry
+    stream: Node
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class WriteSite:
+    """A node that adds ``branch`` to the stream. after: number of the value that it makes."""
+
+    node: int
+    branch: Node
+    after: int
+
+
+@dataclass(frozen=True)
+class ReadSite:
+    """A read. state: writes its state holds; uses: (value on the stream, index of the reading node)."""
+
+    state: int
+    uses: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class StreamSites:
+    """Where a stream is in the graph.
+
+    root: index of the node that gives ``s_0``; steps: carrying and writing nodes in the order of the stream.
+    """
+
+    root: int
+    steps: tuple[CarrySite | WriteSite, ...]
+    reads: tuple[ReadSite, ...]
+    trunk: Trunk
+
+
+@dataclass(frozen=True)
+class NoSite:
+    """A stream that cannot be replaced node by node. node: index of the node in the way."""
+
+    node: int
+    message: str
+
+
+def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]) -> StreamSites | NoSite:
+    """The nodes of a stream, or the first obstacle."""
+    for read in reads:
+        if read.opaque:
+            return NoSite(
+                read.uses[0][1],
+                "it is read through an alias that was changed in place, or by an opaque operator",
+            )
+    changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
+    if changed is not None:
+        return changed
+    steps: list[CarrySite | WriteSite] = []
+    for addition in candidate.additions:
+        for found in (*_carry_sites(trace, addition.carried), _write_site(trace, addition)):
+            if isinstance(found, NoSite):
+                return found
+            steps.append(found)
+    if candidate.root not in trace.node_output:
+        return NoSite(steps[0].node, "the root of the stream is not the result of one node of the captured graph")
+    root = trace.node_output.index(candidate.root)
+    sites = StreamSites(root, tuple(steps), tuple(ReadSite(read.state, read.uses) for read in reads), trunk)
+    return _changed_sum(trace, sites) or sites
+
+
+def _changed_input(trace: AtenTrace, candidate: Candidate) -> NoSite | None:
+    """An in-place addition to an input of the graph is seen by the caller, so it cannot be taken out."""
+    given = {value.storage for value in trace.values if value.producer < 0}
+    for addition in candidate.additions:
+        op = trace.ops[addition.op]
+        if any(trace.values[value].storage in given for value in op.changes):
+            return NoSite(op.node, "an addition to it changes an input or a parameter of the model in place")
+    return None
+
+
+def _changed_source(
+    trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
+) -> NoSite | None:
+    """A sum keeps what it was made of; a source that is read later must not change in the meantime.
+
+    A read of a sum may change what it is given: that is its own depth attention.
+    """
+    matters_after = {trace.values[candidate.root].storage: trace.values[candidate.root].producer}
+    for addition in candidate.additions:
+        matters_after.setdefault(trace.values[addition.branch].storage, addition.op)
+    of_reads = {use for read in reads if read.state > 0 for use in read.uses}
+    for op in trace.ops:
+        if op.index in trunk.ops:
+            continue
+        for value in op.changes:
+            is_state = value in trunk.state_of
+            is_source = op.index > matters_after.get(trace.values[value].storage, op.index)
+            if (is_state or is_source) and (value, op.node) not in of_reads:
+                return NoSite(op.node, "what was added to it is changed in place afterwards")
+    return None
+
+
+def _changed_sum(trace: AtenTrace, sites: StreamSites) -> NoSite | None:
+    """A node that reads a sum after it was changed in place reads what no node of the rewritten graph holds."""
+    steps = {trace.nodes[step.node] for step in sites.steps}
+    for node, inputs in enumerate(trace.node_inputs):
+        if any(argument in steps and value not in sites.trunk.state_of for argument, value in inputs.items()):
+            return NoSite(node, "a sum is read after it was changed in place")
+    return None
+
+
+def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:
+    for argument, number in trace.node_inputs[node].items():
+        if number == value:
+            return argument
+    return None
+
+
+def _write_site(trace: AtenTrace, addition: Addition) -> WriteSite | NoSite:
+    node = trace.ops[addition.op].node
+    branch = _argument_with(trace, node, addition.branch)
+    is_plain = (
+        trace.node_ops[node] == [addition.op]
+        and trace.node_output[node] == addition.after
+        and _argument_with(trace, node, addition.state) is not None
+    )
+    if branch is None or not is_plain:
+        return NoSite(node, "an addition is part of a larger operation of the captured graph")
+    return WriteSite(node, branch, addition.after)
+
+
+def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarrySite | NoSite]:
+    """One site per node; a node may run several carrying operations (a reshape that copies)."""
+    per_node: dict[int, list[CarryStep]] = {}
+    for step in steps:
+        per_node.setdefault(trace.ops[step.op].node, []).append(step)
+    sites: list[CarrySite | NoSite] = []
+    for node, members in per_node.items():
+        stream = _argument_with(trace, node, members[0].before)
+        if stream is None or trace.node_output[node] != members[-1].after:
+            return [NoSite(node, "the stream is carried on inside a larger operation of the captured graph")]
+        sites.append(CarrySite(node, _kind(members), stream, members[0].before, members[-1].after))
+    return sites
+
+
+def _kind(steps: list[CarryStep]) -> Carry:
+    kinds = {step.kind for step in steps}
+    for strongest in (Carry.MASK, Carry.CAST, Carry.DETACH, Carry.PERMUTE):
+        if strongest in kinds:
+            return strongest
+    return Carry.RESHAPE

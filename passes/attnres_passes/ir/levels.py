@@ -1,0 +1,197 @@
+"""The levels of the graph and, for each, the rules that a graph of that level keeps.
+
+One row per rule: what it says, and a function that yields the nodes that break it. Checked at both ends of every
+compilation, and between all passes in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch.fx import GraphModule, Node
+
+import attnres_kernels
+import attnres_kernels.operators.op  # defines the operator
+from attnres_kernels.definition import scheduled
+from attnres_kernels.errors import AttnResError
+from attnres_passes.ir import provenance
+from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.roles import role_of
+
+OWN_READS = (scheduled.own_read, scheduled.fused_own_read)
+"""Reads that make the logits of their sources themselves."""
+FUSED = (scheduled.fused_merge, scheduled.fused_direct_read, scheduled.fused_own_read)
+SCHEDULED_READS = (scheduled.merge, scheduled.direct_read, scheduled.own_read, *FUSED)
+"""What a read is at the scheduled level."""
+
+
+class Level(Enum):
+    """Where a graph is between Dynamo and the inner compiler."""
+
+    CAPTURED = "captured"
+    REWRITTEN = "rewritten"
+    SCHEDULED = "scheduled"
+    LOWERED = "lowered"
+
+
+class LevelError(AttnResError):
+    """A graph breaks a rule of its level: a fault of a pass, never of the user's model."""
+
+
+@dataclass(frozen=True)
+class LevelRule:
+    """says: the rule in words; broken_by: the nodes of a graph that break it, with what is wrong there."""
+
+    says: str
+    broken_by: Callable[[GraphModule, Plan], Iterator[tuple[Node | None, str]]]
+
+
+def check_level(gm: GraphModule, level: Level, plan: Plan) -> None:
+    """Raise LevelError for the first broken rule of ``level``."""
+    gm.graph.lint()
+    for rule in RULES[level]:
+        for node, wrong in rule.broken_by(gm, plan):
+            where = "" if node is None else f" at {node.format_node()} ({provenance.source_line(node)})"
+            raise LevelError(
+                f"{level.value} graph: {rule.says}; {wrong}{where}. Report this with the files that ATTNRES_DUMP=dir "
+                "writes."
+            )
+
+
+def is_depth_attention(node: Node) -> bool:
+    """Whether a node is a read of the rewritten level."""
+    return node.op == "call_function" and node.target is torch.ops.attnres.depth_attention.default
+
+
+def is_ours(node: Node) -> bool:
+    """Whether a node calls an operator or a function of attnres_kernels."""
+    if node.op != "call_function":
+        return False
+    module = getattr(node.target, "__module__", "") or ""
+    return module.split(".")[0] == attnres_kernels.__name__ or str(node.target).startswith("attnres.")
+
+
+def _no_nodes_of_ours(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if is_ours(node) or role_of(node) is not None:
+            yield node, "a node of the rewrite is in it"
+
+
+def _every_node_of_ours_has_a_role(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if is_ours(node) and role_of(node) is None:
+            yield node, "this one has no metadata"
+
+
+def _reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    nodes = [node for node in gm.graph.nodes if is_depth_attention(node)]
+    found = {(role.stream, role.read): node for node in nodes if (role := role_of(node)) is not None}
+    planned = {
+        (s, k): read
+        for s, stream in enumerate(plan.streams)
+        for k, read in enumerate(stream.reads)
+        if read.num_sources > 1
+    }
+    if len(found) != len(nodes):
+        yield None, "two reads have the same place in the plan"
+    for place in planned.keys() ^ found.keys():
+        yield found.get(place), f"stream and read {place} are in one of the two only"
+    for place in planned.keys() & found.keys():
+        sources = found[place].args[0]
+        assert isinstance(sources, (list, tuple))
+        if len(sources) != planned[place].num_sources:
+            yield found[place], f"{len(sources)} sources where the plan has {planned[place].num_sources}"
+
+
+def _scheduled_reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    nodes = [node for node in gm.graph.nodes if node.target in SCHEDULED_READS or is_depth_attention(node)]
+    places = [(role.stream, role.read) for node in nodes if (role := role_of(node)) is not None]
+    planned = {
+        (s, k) for s, stream in enumerate(plan.streams) for k, read in enumerate(stream.reads) if read.num_sources > 1
+    }
+    if len(places) != len(set(places)) or set(places) != planned:
+        yield None, f"{len(places)} reads where the plan has {len(planned)}"
+
+
+def _groups_are_whole(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if node.target is scheduled.inter_block:
+            merged = {
+                user
+                for item in node.users
+                for user in item.users
+                if user.target in (scheduled.merge, scheduled.fused_merge)
+            }
+            if len(merged) != node.args[3]:
+                yield node, f"it is made for {node.args[3]} reads and {len(merged)} merge with it"
+
+
+def _nothing_scheduled_left(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if node.target in (scheduled.inter_block, scheduled.complete_block, *FUSED):
+            yield node, "this one is left"
+
+
+def _keys_feed_reads(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if is_depth_attention(node):
+            key = node.args[1]
+            role = role_of(key) if isinstance(key, Node) else None
+            if role is None or role.kind != "key":
+                yield node, "its key vector is something else"
+
+
+def _parameters_come_last(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    added = [(role := role_of(node)) is not None and role.kind == "parameter" for node in placeholders]
+    expected = 2 * sum(len(stream.parametrized_reads) for stream in plan.streams)
+    if sum(added) != expected or not all(added[len(added) - expected :]):
+        yield None, f"{sum(added)} of {len(added)} placeholders are ours where the plan has {expected}"
+
+
+def _no_depth_attention_left(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if is_depth_attention(node):
+            yield node, "this one is left"
+
+
+def _statistics_feed_nothing(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+    for node in gm.graph.nodes:
+        if _has_kind(node, "statistic"):
+            for user in node.users:
+                if user.op != "output" and not _has_kind(user, "statistic"):
+                    yield user, f"this one reads {node.name}"
+
+
+def _has_kind(node: Node, kind: str) -> bool:
+    role = role_of(node)
+    return role is not None and role.kind == kind
+
+
+_COMMON = (
+    LevelRule("the parameters of the reads are its last placeholders", _parameters_come_last),
+    LevelRule("every node of ours carries metadata", _every_node_of_ours_has_a_role),
+    LevelRule("what is recorded of it goes to the output and nowhere else", _statistics_feed_nothing),
+)
+
+RULES: dict[Level, tuple[LevelRule, ...]] = {
+    Level.CAPTURED: (LevelRule("it is what Dynamo captured", _no_nodes_of_ours),),
+    Level.REWRITTEN: (
+        *_COMMON,
+        LevelRule("it has one depth attention per read of the plan", _reads_match_the_plan),
+        LevelRule("every depth attention reads a key vector", _keys_feed_reads),
+    ),
+    Level.SCHEDULED: (
+        *_COMMON,
+        LevelRule("it has one scheduled read per read of the plan", _scheduled_reads_match_the_plan),
+        LevelRule("every read of a group merges with its phase 1", _groups_are_whole),
+    ),
+    Level.LOWERED: (
+        *_COMMON,
+        LevelRule("every phase 1 and every fused read is bound to an implementation", _nothing_scheduled_left),
+        LevelRule("no depth attention is left to lower", _no_depth_attention_left),
+    ),
+}

@@ -1,0 +1,165 @@
+"""The plan: what is rewritten, what is declined, and why. Frozen; parameters, rewrite and reports all read it.
+
+Vocabulary (paper section 3, arXiv 2603.15031): a residual stream is a chain of states ``s_0 .. s_W`` with
+``s_i = s_{i-1} + v_i``; ``s_0`` is the root, ``v_i`` the i-th write, and a read is a reader of a state other than
+the next addition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePath
+from typing import Any
+
+from tabulate import tabulate
+
+from attnres_passes.ir.config import AttnResConfig
+
+SCHEMA_VERSION = 1
+
+
+class Reason(StrEnum):
+    """Why a residual stream is left as it is."""
+
+    POST_NORM = "post_norm"
+    UNNORMED_READ = "unnormed_read"
+    CHANNELS_FIRST = "channels_first"
+    TOO_FEW_WRITES = "too_few_writes"
+    NO_RESIDUAL = "no_residual"
+    NON_FLOATING = "non_floating"
+    FORKED = "forked"
+    OPAQUE = "opaque"
+    NOT_SELECTED = "not_selected"
+
+
+@dataclass(frozen=True)
+class Write:
+    """One sublayer's output ``v_i``, added to the stream.
+
+    module: path of the sublayer; source: ``file:line`` of the addition; block: the block that it is summed into,
+    from 1 (block 0 is the root).
+    """
+
+    module: str
+    source: str
+    block: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A reader of state ``s_state``; a depth attention after the rewrite.
+
+    module: path of the reader, usually a norm; source: its ``file:line``; num_sources: completed blocks plus the
+    open partial sum (paper equation 6); block: the block that is open, or about to open; state: writes that the
+    state holds; normed: whether all that the read leads to is invariant to its scale.
+    """
+
+    module: str
+    source: str
+    num_sources: int
+    block: int
+    state: int
+    normed: bool
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A residual stream to rewrite, its writes in blocks (paper equation 5). width: size of the last axis."""
+
+    name: str
+    width: int
+    writes: tuple[Write, ...]
+    reads: tuple[Read, ...]
+    block_size: int
+    num_blocks: int
+
+    @property
+    def parametrized_reads(self) -> tuple[Read, ...]:
+        """Reads with two sources or more, in read order: those that own a pseudo-query and a key norm."""
+        return tuple(read for read in self.reads if read.num_sources > 1)
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A stream left exactly as it is. message: what was found and what to do; writes: its number of additions."""
+
+    reason: Reason
+    message: str
+    module: str
+    source: str
+    writes: int = 0
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.module, short_source(self.source)) if part)
+        return f"{self.reason}: {self.message}" + (f" [{place}]" if place else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the rewrite does to a model; ``str()`` is a table."""
+
+    streams: tuple[Stream, ...]
+    declined: tuple[Decline, ...]
+    config: AttnResConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that ``to_dict`` was taken of. Raises KeyError or TypeError on data of another shape."""
+        streams = tuple(
+            Stream(
+                **{
+                    **stream,
+                    "writes": tuple(Write(**write) for write in stream["writes"]),
+                    "reads": tuple(Read(**read) for read in stream["reads"]),
+                }
+            )
+            for stream in data["streams"]
+        )
+        declined = tuple(Decline(**{**decline, "reason": Reason(decline["reason"])}) for decline in data["declined"])
+        return cls(streams, declined, AttnResConfig.from_options(data["config"]))
+
+    def __str__(self) -> str:
+        parts = [_stream_text(stream) for stream in self.streams]
+        if self.declined:
+            parts.append("declined:\n" + "\n".join(f"  - {decline}" for decline in self.declined))
+        return "\n\n".join(parts) if parts else "nothing to rewrite"
+
+
+def short_source(source: str) -> str:
+    """``modeling_gpt2.py:388`` for a full path with a line."""
+    return PurePath(source).name
+
+
+def _stream_text(stream: Stream) -> str:
+    added = 2 * stream.width * len(stream.parametrized_reads)
+    blocks = f"{stream.num_blocks} block{'s' if stream.num_blocks > 1 else ''} of {stream.block_size}"
+    head = (
+        f"stream {stream.name}: width {stream.width}, {len(stream.writes)} writes in {blocks}, "
+        f"{len(stream.reads)} reads, {added:,} parameters added"
+    )
+    rows = []
+    for state in range(len(stream.writes) + 1):
+        if state > 0:
+            write = stream.writes[state - 1]
+            rows.append(["write", write.module, short_source(write.source), write.block, "", ""])
+        rows.extend(
+            [
+                "read",
+                read.module,
+                short_source(read.source),
+                read.block,
+                read.num_sources,
+                "yes" if read.normed else "no",
+            ]
+            for read in stream.reads
+            if read.state == state
+        )
+    table = tabulate(rows, headers=["", "module", "source", "block", "sources", "normed"], disable_numparse=True)
+    return f"{head}\n{table}"

@@ -1,0 +1,82 @@
+"""Where a node comes from in the user's code: the path of its module and the source line."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from torch.fx import Node
+
+from attnres_passes.torch_private import torch_compat
+
+# Frames of torch and of third-party decorators around a forward say nothing about the user's line.
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+_GETATTR = re.compile(r"getattr\((?P<base>[^()]*), (?P<quote>['\"])(?P<name>[^()'\"]*)(?P=quote)\)")
+_ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
+
+
+def copy(old: Node, new: Node) -> None:
+    """Let a node of ours say where the node that it stands for comes from."""
+    for key in ("stack_trace", "nn_module_stack"):
+        if key in old.meta:
+            new.meta[key] = old.meta[key]
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module that the node was traced in, relative to the traced root ('' for the root)."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    return _relative(next(reversed(list(stack.values())))[0])
+
+
+@lru_cache(maxsize=65536)
+def _relative(path: str) -> str:
+    """``L['self'].transformer.h.0`` -> ``transformer.h.0``; indexing and getattr as attribute access."""
+    replaced = 1
+    while replaced:
+        # Names that are no identifiers (layer-0), the innermost first.
+        path, replaced = _GETATTR.subn(r"\g<base>.\g<name>", path)
+    path = _ROOT.sub("", path)
+    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
+    path = re.sub(r"\b(_modules|_orig_mod)\.?", "", path)
+    return path.strip(".")
+
+
+def source_line(node: Node) -> str:
+    """``file:line`` of the innermost frame outside torch that created the node; '' when torch recorded none."""
+    trace = node.meta.get("stack_trace")
+    return _innermost_user_frame(trace) if trace else ""
+
+
+@lru_cache(maxsize=65536)
+def _innermost_user_frame(trace: str) -> str:
+    frames = list(_FRAME.finditer(trace))
+    for frame in reversed(frames):
+        if not frame["file"].startswith(torch_compat.TORCH_FOLDER):
+            return f"{frame['file']}:{frame['line']}"
+    return f"{frames[-1]['file']}:{frames[-1]['line']}" if frames else ""
+
+
+def sublayer_path(add_module: str, branch_module: str) -> str:
+    """The sublayer that produced a write: the child of the adding module on the way to the branch's module.
+
+    An addition in ``h.0`` of a value made in ``h.0.attn.resid_dropout`` belongs to the sublayer ``h.0.attn``.
+    """
+    prefix = f"{add_module}." if add_module else ""
+    if branch_module and branch_module.startswith(prefix):
+        return prefix + branch_module[len(prefix) :].split(".")[0]
+    return add_module
+
+
+def common_prefix(paths: list[str]) -> str:
+    """The longest module path that all ``paths`` lie in."""
+    split = [path.split(".") for path in paths if path]
+    if not split:
+        return ""
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)

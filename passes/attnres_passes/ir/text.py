@@ -1,0 +1,105 @@
+"""A graph as Python text: one line per node, its shape as an annotation, its role in the rewrite as a comment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from attnres_passes.ir import provenance
+from attnres_passes.ir.plan import short_source
+from attnres_passes.ir.roles import KEY
+from attnres_passes.torch_private import torch_compat
+
+_DTYPES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+}
+
+
+def graph_text(gm: GraphModule) -> str:
+    """``gm`` as a Python function. A comment line opens each run of nodes of one module and source line."""
+    lines: list[str] = []
+    place = None
+    placeholders = []
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            placeholders.append(f"    {node.name}{_annotation(node)},{_role_comment(node)}")
+            continue
+        if node.op == "output":
+            lines.append(f"    return {_argument(node.args[0])}")
+            continue
+        here = _place(node)
+        if here != place and here:
+            lines.append(f"    # {here}")
+        place = here
+        lines.append(f"    {node.name}{_annotation(node)} = {_expression(node)}{_role_comment(node)}")
+    return "\n".join(["def forward(", "    self,", *placeholders, "):", *lines]) + "\n"
+
+
+def _place(node: Node) -> str:
+    return "  ".join(
+        part for part in (provenance.module_path(node), short_source(provenance.source_line(node))) if part
+    )
+
+
+def _annotation(node: Node) -> str:
+    value = torch_compat.example_value(node)
+    if not isinstance(value, torch.Tensor):
+        return ""
+    return f": {tensor_text(value.shape, value.dtype)}"
+
+
+def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
+    """Dtype and shape of a tensor: ``f32[2, s0, 768]``."""
+    sizes = ", ".join(str(size) for size in shape) or "()"
+    return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
+
+
+def _role_comment(node: Node) -> str:
+    role = node.meta.get(KEY)
+    return f"  # attnres: {role}" if role is not None else ""
+
+
+def _expression(node: Node) -> str:
+    if node.op == "get_attr":
+        return f"self.{node.target}"
+    keywords = [f"{name}={_argument(value)}" for name, value in node.kwargs.items()]
+    if node.op == "call_method":
+        receiver, *rest = (_argument(argument) for argument in node.args)
+        return f"{receiver}.{node.target}({', '.join([*rest, *keywords])})"
+    callee = f"self.{node.target}" if node.op == "call_module" else _callee(node.target)
+    return f"{callee}({', '.join([*(_argument(argument) for argument in node.args), *keywords])})"
+
+
+def _callee(target: Any) -> str:
+    if torch_compat.is_operator(target):
+        return f"torch.ops.{target}".removesuffix(".default")
+    module = getattr(target, "__module__", None) or ""
+    name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))
+    module = {"_operator": "operator", "torch._C._nn": "F", "torch.nn.functional": "F"}.get(module, module)
+    if module.startswith("attnres_kernels"):
+        return str(name)
+    if not module or module.startswith("torch._VariableFunctions") or name.startswith("_VariableFunctions"):
+        return f"torch.{name.rsplit('.', 1)[-1]}"
+    return f"{module}.{name}"
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, Node):
+        return value.name
+    if isinstance(value, tuple):
+        inner = ", ".join(_argument(part) for part in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, list):
+        return f"[{', '.join(_argument(part) for part in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_argument(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, slice):
+        return f"slice({_argument(value.start)}, {_argument(value.stop)}, {_argument(value.step)})"
+    return repr(value)

@@ -1,0 +1,93 @@
+"""Which implementation the reads of a graph are bound to, and why: torch calls, or generated Triton kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+from torch.fx import GraphModule
+
+from attnres_kernels.launch import own_tiling, tensors, tiling
+from attnres_kernels.launch.load_triton import is_interpreted
+from attnres_passes.ir.config import ConfigError
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.plan import Plan
+from attnres_passes.torch_private import torch_compat
+
+KERNELS_VARIABLE = "ATTNRES_KERNELS"
+
+
+class Implementation(Enum):
+    """TORCH is plain torch, which the inner compiler fuses with the neighbours; KERNELS is generated Triton."""
+
+    TORCH = "torch"
+    KERNELS = "triton"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """why: in words, for logs and dumps; width: of the widest stream; differentiates: gradients may be wanted."""
+
+    implementation: Implementation
+    why: str
+    width: int
+    differentiates: bool
+
+    @property
+    def most_in_place(self) -> int:
+        """Completed blocks that a read takes in place."""
+        return tiling.most_in_place(self.width)
+
+    @property
+    def most_with_own_logits(self) -> int:
+        """Completed blocks up to which a read may make its own logits, beside an open partial sum."""
+        return 0 if self.differentiates else own_tiling.MOST_SOURCES - 1
+
+
+def choose(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> Choice:
+    """Kernels for streams on a GPU that they can hold, else torch; ATTNRES_KERNELS=triton or torch overrides.
+
+    differentiates: whether gradients may be wanted of the graph.
+
+    Raises:
+        ConfigError: the variable asks for what cannot be.
+    """
+    width = max((stream.width for stream in plan.streams), default=0)
+    asked = os.environ.get(KERNELS_VARIABLE, "")
+    if asked not in ("", *(x.value for x in Implementation)):
+        raise ConfigError(
+            f"{KERNELS_VARIABLE}={asked!r} is neither 'triton' nor 'torch'; set one of them, or unset it."
+        )
+    if asked == Implementation.TORCH.value:
+        return Choice(Implementation.TORCH, f"{KERNELS_VARIABLE}=torch", width, differentiates)
+    missing = _missing(rewritten, plan, width)
+    if asked and missing:
+        raise ConfigError(f"{KERNELS_VARIABLE}=triton, but {missing}; unset it, or set it to 'torch'.")
+    if missing:
+        return Choice(Implementation.TORCH, missing, width, differentiates)
+    why = f"{KERNELS_VARIABLE}=triton" if asked else "the streams are on a GPU"
+    return Choice(Implementation.KERNELS, why, width, differentiates)
+
+
+def _missing(rewritten: GraphModule, plan: Plan, width: int) -> str:
+    """What the kernels need and do not have; '' if nothing."""
+    if plan.config.schedule == "naive":
+        return "schedule='naive' is the definition in torch"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if width > tiling.WIDEST:
+        return f"a stream is {width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
+    for node in rewritten.graph.nodes:
+        if is_depth_attention(node):
+            value = torch_compat.example_value(node)
+            if value is None:
+                return "the graph does not say where its streams are"
+            if value.dtype not in tensors.DTYPES:
+                return f"a stream is {str(value.dtype).removeprefix('torch.')}, and the kernels compute in fp32"
+            if value.device.type != "cuda" and not (value.device.type == "cpu" and is_interpreted()):
+                return f"a stream is on {value.device.type}"
+            if value.device.type == "cpu" and os.environ.get(KERNELS_VARIABLE) != Implementation.KERNELS.value:
+                return "a stream is on cpu"
+    return ""

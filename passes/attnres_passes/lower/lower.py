@@ -1,0 +1,51 @@
+"""Pass: scheduled -> lowered. Every node of the schedule is bound to an implementation for the device.
+
+``bind_kernels`` binds to generated Triton kernels, ``bind_torch`` to torch calls that the inner compiler fuses;
+``implementation`` says which, and why. What the schedule left as the definition (``naive``) becomes torch calls.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from attnres_kernels.definition import naive
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.roles import role_of
+from attnres_passes.lower.bind_kernels import bind_kernels
+from attnres_passes.lower.bind_torch import bind_torch
+from attnres_passes.lower.implementation import Implementation
+from attnres_passes.schedule.scheduled_nodes import call
+from attnres_passes.torch_private import torch_compat
+
+
+def lower(
+    scheduled: GraphModule, plan: Plan, implementation: Implementation, keeps_values: bool = False
+) -> GraphModule:
+    """A copy of ``scheduled`` whose reads run on ``implementation``. plan: of the whole model.
+
+    keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
+    """
+    gm = torch_compat.copied(scheduled)
+    for node in list(gm.graph.nodes):
+        if is_depth_attention(node):
+            _bind_definition(node)
+    if implementation is Implementation.KERNELS:
+        bind_kernels(gm, plan, keeps_values)
+    else:
+        bind_torch(gm)
+    for node in reversed(list(gm.graph.nodes)):
+        role = role_of(node)
+        if role is not None and role.kind in ("key", "schedule", "norm") and not node.users:
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def _bind_definition(node: Node) -> None:
+    sources, key, eps, scale = node.args
+    assert isinstance(key, Node)
+    value = call(node, naive.naive_read, sources, *key.args, eps, scale)
+    value.meta.update(node.meta)
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)

@@ -1,0 +1,166 @@
+"""Pass: rewritten -> rewritten. Every rank stores the blocks of its own tokens only (paper section 4.2).
+
+Before, with sublayers whose outputs are summed over the ranks (tensor parallelism)::
+
+    reduced = all_reduce(linear_1, 'sum', '0')
+    written = wait_tensor(reduced)
+    read_0_1 = torch.ops.attnres.depth_attention([x, written], key_0_1, 1e-06, 'mean')
+    n2 = layer_norm(read_0_1)
+
+After::
+
+    length = x.size(-2)
+    x_shard = shard(x, 2, 0)
+    written_shard = sum_and_shard(linear_1, 2, '0')
+    read_0_1 = torch.ops.attnres.depth_attention([x_shard, written_shard], key_0_1, 1e-06, 'mean')
+    whole_0_1 = gather(read_0_1, length, 2, '0')
+    n2 = layer_norm(whole_0_1)
+
+A read mixes the blocks of one token, so reads need nothing of other ranks: phase 1 and phase 2 both run on the own
+tokens, between a reduce-scatter and an all-gather that together carry what the all-reduce did. A write that every
+rank has whole is cut instead. For inference: the collectives pass no gradients on.
+
+Declined, as a SequenceError: streams that are reshaped or permuted on their way, whose shards would not be the same
+tokens any more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from attnres_passes.ir import provenance
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.roles import Role, role_of, set_role
+from attnres_passes.ranks import sequence
+from attnres_passes.ranks.sequence import SequenceError, Shards
+from attnres_passes.rewrite.rewrite import Rewritten
+from attnres_passes.torch_private import torch_collectives, torch_compat
+from attnres_passes.torch_private.torch_collectives import AllReduced
+
+_TOKEN_BY_TOKEN = ("to", "detach")
+"""Methods that carry a stream on without moving a token."""
+
+
+def shard_sequence(rewritten: Rewritten, shards: Shards) -> GraphModule:
+    """A copy of the rewritten graph whose sources are those of the own tokens. Raises SequenceError."""
+    if shards.size == 1:
+        return rewritten.gm
+    return _Sharder(rewritten, shards).run()
+
+
+class _Sharder:
+    """Copies the graph. whole: every node's copy; own: of a node of a stream, what this rank has of it.
+
+    cut_after: the values to cut, by the node behind which each is complete.
+    """
+
+    def __init__(self, rewritten: Rewritten, shards: Shards) -> None:
+        self.gm, self.shards = rewritten.gm, shards
+        self.graph = Graph()
+        self.whole: dict[Node, Node] = {}
+        self.own: dict[Node, Node] = {}
+        self.lengths: dict[int, Node] = {}
+        self.sums: set[Node] = set()
+        self.summed_over_ranks: set[Node] = set()
+        self.cut_after: dict[Node, list[tuple[int, Node]]] = {}
+        for index, stream in enumerate(rewritten.streams):
+            self.cut_after.setdefault(stream.root, []).append((index, stream.root))
+            for write in stream.writes:
+                self.cut_after.setdefault(write.after, []).append((index, write.branch))
+                if write.partial is not write.branch:
+                    self.sums.add(write.partial)
+
+    def run(self) -> GraphModule:
+        for node in self.gm.graph.nodes:
+            if is_depth_attention(node):
+                self._read(node)
+            else:
+                self.whole[node] = self.graph.node_copy(node, self.whole.__getitem__)
+                torch_compat.copy_dynamo_source(node, self.whole[node])
+                self._carry_on(node)
+            for stream, value in self.cut_after.get(node, ()):
+                self._measure(stream, value)
+                self._cut(stream, value)
+        self._drop_unread()
+        gm = GraphModule(self.gm, self.graph)
+        torch_compat.copy_dynamo_attributes(self.gm, gm)
+        return gm
+
+    def _measure(self, stream: int, root: Node) -> None:
+        """The number of tokens, which is asked of the root while it is there."""
+        if stream not in self.lengths:
+            node = self.graph.call_method("size", (self.whole[root], sequence.DIMENSION))
+            self.lengths[stream] = set_role(node, Role("carry", stream))
+
+    def _cut(self, stream: int, value: Node) -> None:
+        role = role_of(value) or Role("carry", stream)
+        reduced = torch_collectives.all_reduced(value, self.shards.group)
+        name = f"{value.name}_shard"
+        if reduced is None or self._is_read_whole(value, reduced):
+            arguments: tuple[object, ...] = self.whole[value], self.shards.size, self.shards.rank
+            self.own[value] = self._call(sequence.shard, arguments, value, role, name)
+        else:
+            self.summed_over_ranks.update(reduced.nodes)
+            arguments = self.whole[reduced.given], self.shards.size, self.shards.group
+            self.own[value] = self._call(sequence.sum_and_shard, arguments, value, role, name)
+
+    def _is_read_whole(self, value: Node, reduced: AllReduced) -> bool:
+        """Whether something else than the stream reads the sum over all ranks, or what was summed."""
+        users = {*value.users, *reduced.given.users, *(user for node in reduced.nodes for user in node.users)}
+        return any(
+            user not in self.sums and user not in reduced.nodes and not is_depth_attention(user) for user in users
+        )
+
+    def _carry_on(self, node: Node) -> None:
+        """What a source becomes on its way, for the own tokens."""
+        role = role_of(node)
+        if node not in self.sums and (role is None or role.kind != "carry"):
+            return
+        sources = [argument for argument in node.all_input_nodes if argument in self.own]
+        if not sources:
+            return
+        if node not in self.sums and node.target not in _TOKEN_BY_TOKEN:
+            raise SequenceError(
+                f"the stream is carried on by {node.target} at {provenance.source_line(node)}, behind which a shard "
+                "would hold other tokens; leave sequence_group out, or move that line off the residual stream."
+            )
+        own = self.graph.node_copy(node, lambda argument: self.own.get(argument, self.whole[argument]))
+        own.meta.pop("example_value", None)
+        self.own[node] = self._with_example(own, node)
+
+    def _read(self, node: Node) -> None:
+        sources, *rest = node.args
+        assert isinstance(sources, (list, tuple))
+        role = role_of(node)
+        assert role is not None
+        arguments = [self.own[source] for source in sources if isinstance(source, Node)]
+        own = self.graph.node_copy(node, lambda argument: self.own.get(argument, self.whole.get(argument, argument)))
+        own.args = (arguments, *torch.fx.map_arg(tuple(rest), self.whole.__getitem__))
+        self.own[node] = self._with_example(own, node)
+        arguments_of_gather = (own, self.lengths[role.stream], self.shards.size, self.shards.group)
+        carried = Role("carry", role.stream, sublayer=role.sublayer)
+        name = f"whole_{role.stream}_{role.read}"
+        self.whole[node] = self._call(sequence.gather, arguments_of_gather, node, carried, name)
+        if "example_value" in node.meta:
+            self.whole[node].meta["example_value"] = node.meta["example_value"]
+
+    def _call(self, function: object, arguments: tuple[object, ...], origin: Node, role: Role, name: str) -> Node:
+        node = self.graph.create_node("call_function", function, arguments, name=name)  # type: ignore[arg-type]
+        provenance.copy(origin, node)
+        return self._with_example(set_role(node, role), origin)
+
+    def _with_example(self, own: Node, whole: Node) -> Node:
+        """``own``, with an example of its shape beside that of the ``whole``."""
+        given = torch_compat.example_value(whole)
+        own.meta.pop("example_value", None)
+        if isinstance(given, torch.Tensor):
+            own.meta["example_value"] = sequence.shard(given, self.shards.size, self.shards.rank)
+        return own
+
+    def _drop_unread(self) -> None:
+        """Sums of whole tensors, over blocks and over ranks, that nothing reads any more."""
+        droppable = {self.whole[node] for node in (*self.own, *self.summed_over_ranks) if not is_depth_attention(node)}
+        for node in reversed(list(self.graph.nodes)):
+            if node in droppable and not node.users and node.op != "placeholder":
+                self.graph.erase_node(node)

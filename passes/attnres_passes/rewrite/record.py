@@ -1,0 +1,185 @@
+"""Pass: rewritten -> rewritten. What a recording of the model asks for is one more output of the graph.
+
+Before::
+
+    read_0_1 = torch.ops.attnres.depth_attention([x, linear_1], key_0_1, 1e-06, 'mean')
+    ...
+    return (logits,)
+
+After::
+
+    probe = probes[0]
+    written_0_1 = gradient_probe(linear_1, probe)
+    write_statistics = torch.ops.attnres.write_statistics(written_0_1, written_0_1)
+    read_0_1 = torch.ops.attnres.depth_attention([x, written_0_1], key_0_1, 1e-06, 'mean')
+    read_statistics = torch.ops.attnres.read_statistics([x, written_0_1], key_0_1, read_0_1, 1e-06)
+    ...
+    statistics = gather_statistics([write_statistics, read_statistics, ..])
+    return (logits, statistics)
+
+Statistics stand right behind what they are about, which may be changed in place later. They are made of the sources,
+by the definition, so that they are the same under every schedule. Probes come in as one more input, before the
+parameters of the reads, and only in a graph that records gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from attnres_kernels.operators import statistics
+from attnres_passes.ir import provenance
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.roles import Role, role_of, set_role
+from attnres_passes.rewrite.rewrite import Rewritten
+from attnres_passes.rewrite.rewrite_stream import RewrittenStream, RewrittenWrite
+from attnres_passes.torch_private import torch_compat
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a part of the statistics is about.
+
+    index: of the read or of the write in its stream, from 0; start, size: of the part. A read has the sums of its
+    weights, of their entropy and of its mean square, and its tokens; a write has those of the mean squares of its
+    output and of its block, and its tokens. probe: of a write whose gradient is measured, its place among the probes.
+    """
+
+    kind: Literal["read", "write"]
+    stream: int
+    index: int
+    start: int
+    size: int
+    probe: int | None = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A rewritten graph whose last output is its statistics.
+
+    entries: the parts of the statistics; num_probes: size of the vector of probes that comes before the parameters of
+    the reads, 0 without one.
+    """
+
+    result: Rewritten
+    entries: tuple[Entry, ...]
+    num_probes: int
+
+
+def record(rewritten: Rewritten, with_gradients: bool) -> Recorded:
+    """A copy of a rewritten graph that records. with_gradients: also the norms of the gradients of its writes."""
+    return _Recorder(rewritten, with_gradients).run()
+
+
+class _Recorder:
+    """Copies the graph node by node. written: (stream, number, write) by the node behind which it happens."""
+
+    def __init__(self, rewritten: Rewritten, with_gradients: bool) -> None:
+        self.rewritten, self.with_gradients = rewritten, with_gradients
+        self.graph = Graph()
+        self.env: dict[Node, Node] = {}
+        self.entries: list[Entry] = []
+        self.parts: list[Node] = []
+        self.probes: Node | None = None
+        self.probed: dict[tuple[int, int], int] = {}
+        self.branches: dict[Node, list[tuple[int, int, RewrittenWrite]]] = {}
+        self.partials: dict[Node, list[tuple[int, int, RewrittenWrite]]] = {}
+        for s, stream in enumerate(rewritten.streams):
+            for k, write in enumerate(stream.writes):
+                self.branches.setdefault(write.after, []).append((s, k, write))
+                if write.partial is not write.branch:
+                    self.partials.setdefault(write.partial, []).append((s, k, write))
+
+    def run(self) -> Recorded:
+        for node in self.rewritten.gm.graph.nodes:
+            if node.op == "output":
+                self._add_output(node)
+                break
+            role = role_of(node)
+            if self.with_gradients and self.probes is None and role is not None and role.kind == "parameter":
+                self._add_probes()
+            self.env[node] = self.graph.node_copy(node, self.env.__getitem__)
+            torch_compat.copy_dynamo_source(node, self.env[node])
+            self._record_at(node)
+        gm = GraphModule(self.rewritten.gm, self.graph)
+        torch_compat.copy_dynamo_attributes(self.rewritten.gm, gm)
+        streams = tuple(
+            RewrittenStream(
+                self.env[stream.root],
+                tuple(
+                    RewrittenWrite(self.env[write.branch], self.env[write.after], self.env[write.partial])
+                    for write in stream.writes
+                ),
+            )
+            for stream in self.rewritten.streams
+        )
+        result = Rewritten(gm, self.rewritten.slots, streams)
+        return Recorded(result, tuple(self.entries), len(self.probed))
+
+    def _record_at(self, node: Node) -> None:
+        for s, k, write in self.branches.get(node, ()):
+            if self.with_gradients:
+                self._probe(s, k, write)
+            if write.partial is write.branch:
+                self._record_write(s, k, write)
+        for s, k, write in self.partials.get(node, ()):
+            self._record_write(s, k, write)
+        if is_depth_attention(node):
+            self._record_read(node)
+
+    def _add_probes(self) -> None:
+        self.probes = self.graph.placeholder("attnres_probes")
+        torch_compat.mark_as_unknown(self.probes)
+        set_role(self.probes, Role("probe", 0))
+
+    def _probe(self, s: int, k: int, write: RewrittenWrite) -> None:
+        """From here on, what reads ``v_k`` reads it through a probe."""
+        role = Role("probe", s, sublayer=k + 1)
+        probe = self._call(torch.select, (self.probes, 0, len(self.probed)), write.partial, role)
+        self.probed[s, k] = len(self.probed)
+        given = self.env[write.branch]
+        node = self._call(statistics.gradient_probe, (given, probe), write.partial, role, f"written_{s}_{k + 1}")
+        value = torch_compat.example_value(given)
+        if value is not None:
+            node.meta["example_value"] = value
+        self.env[write.branch] = node
+
+    def _record_write(self, s: int, k: int, write: RewrittenWrite) -> None:
+        arguments = (self.env[write.branch], self.env[write.partial])
+        role = Role("statistic", s, sublayer=k + 1)
+        part = self._call(torch.ops.attnres.write_statistics.default, arguments, write.partial, role)
+        self._add_entry(part, "write", s, k, statistics.WRITE_SIZE, self.probed.get((s, k)))
+
+    def _record_read(self, node: Node) -> None:
+        role = role_of(node)
+        assert role is not None
+        assert role.read is not None
+        copy = self.env[node]
+        sources, key, eps, _ = copy.args
+        assert isinstance(sources, (list, tuple))
+        arguments = (list(sources), key, copy, eps)
+        new_role = Role("statistic", role.stream, sublayer=role.sublayer, read=role.read)
+        part = self._call(torch.ops.attnres.read_statistics.default, arguments, node, new_role)
+        self._add_entry(part, "read", role.stream, role.read, len(sources) + statistics.READ_EXTRA)
+
+    def _add_entry(
+        self, part: Node, kind: Literal["read", "write"], s: int, index: int, size: int, probe: int | None = None
+    ) -> None:
+        start = self.entries[-1].start + self.entries[-1].size if self.entries else 0
+        self.entries.append(Entry(kind, s, index, start, size, probe))
+        self.parts.append(part)
+
+    def _add_output(self, node: Node) -> None:
+        gathered = self._call(statistics.gather_statistics, (self.parts,), node, Role("statistic", 0), "statistics")
+        (outputs,) = node.args
+        assert isinstance(outputs, (list, tuple)), "Dynamo's graphs return a tuple"
+        old = torch.fx.map_arg(tuple(outputs), self.env.__getitem__)
+        self.graph.output((*old, gathered)).meta.update(node.meta)
+
+    def _call(self, target: Any, arguments: tuple[Any, ...], origin: Node, role: Role, name: str | None = None) -> Node:
+        node = self.graph.create_node("call_function", target, arguments, name=name)
+        provenance.copy(origin, node)
+        return set_role(node, role)

@@ -1,0 +1,128 @@
+"""Pass: analysed -> rewritten. Every read of a stream becomes a depth attention over the blocks (paper equations 1-6).
+
+Before::
+
+    s1 = x + a                    # write 1
+    n1 = layer_norm(s1)           # read of s1
+    s2 = s1 + m                   # write 2
+    n2 = layer_norm(s2)           # read of s2
+
+After, with ``block_size=1``::
+
+    key_0 = key_vector(query_0, key_weight_0)
+    read_0 = torch.ops.attnres.depth_attention([x, a], key_0, 1e-06, 'mean')
+    n1 = layer_norm(read_0)
+    read_1 = torch.ops.attnres.depth_attention([x, a, m], key_1, 1e-06, 'mean')
+    n2 = layer_norm(read_1)
+
+The running sum is gone: a block of several writes is an explicit sum of its writes. The graph given is not changed;
+the parameters arrive as placeholders appended to its own. What the plan declines is copied as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.fx import Graph, GraphModule, Node
+
+from attnres_passes.analyses.sites import CarrySite
+from attnres_passes.analyses.streams import Analysis
+from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
+from attnres_passes.torch_private import torch_compat
+
+
+@dataclass(frozen=True)
+class ParameterSlot:
+    """What an appended placeholder stands for: a parameter of the read with this index among those that own one."""
+
+    stream: int
+    read: int
+    name: Literal["query", "key_weight"]
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The rewritten level. slots: what the appended placeholders stand for, in their order.
+
+    streams: where the root and the writes of each stream are in ``gm``.
+    """
+
+    gm: GraphModule
+    slots: tuple[ParameterSlot, ...]
+    streams: tuple[RewrittenStream, ...]
+
+
+def rewrite(gm: GraphModule, analysis: Analysis) -> Rewritten:
+    """Build the rewritten graph beside ``gm``, on which ``analysis`` was made."""
+    return _Rewriter(gm, analysis).run()
+
+
+class _Rewriter:
+    """Copies the graph node by node; what touches a stream is handed to the rewriter of that stream."""
+
+    def __init__(self, gm: GraphModule, analysis: Analysis) -> None:
+        self.gm, self.trace = gm, analysis.trace
+        self.graph = Graph()
+        self.env: dict[Node, Node] = {}
+        self.streams = [
+            StreamRewriter(self.graph, self.trace, index, stream, sites, analysis.plan.config, self.resolve)
+            for index, (stream, sites) in enumerate(zip(analysis.plan.streams, analysis.sites, strict=True))
+        ]
+        self.stream_of_value = {value: stream for stream in self.streams for value in stream.sites.trunk.state_of}
+        self.step_at = {step.node: (stream, step) for stream in self.streams for step in stream.sites.steps}
+
+    def run(self) -> Rewritten:
+        slots: list[ParameterSlot] = []
+        last_placeholder = max((k for k, node in enumerate(self.trace.nodes) if node.op == "placeholder"), default=-1)
+        if last_placeholder < 0:
+            slots = self._add_parameters()
+        for index, node in enumerate(self.trace.nodes):
+            self._rewrite_node(index, node)
+            if index == last_placeholder:
+                slots = self._add_parameters()
+        rewritten = GraphModule(self.gm, self.graph)
+        torch_compat.copy_dynamo_attributes(self.gm, rewritten)
+        streams = tuple(
+            RewrittenStream(self.env[self.trace.nodes[stream.sites.root]], tuple(stream.writes))
+            for stream in self.streams
+        )
+        return Rewritten(rewritten, tuple(slots), streams)
+
+    def _add_parameters(self) -> list[ParameterSlot]:
+        """Appended placeholders of all streams, then the nodes that make key vectors of them."""
+        slots = [
+            ParameterSlot(stream.index, read, name)
+            for stream in self.streams
+            for read, name in stream.add_placeholders()
+        ]
+        for stream in self.streams:
+            stream.add_keys()
+        return slots
+
+    def _rewrite_node(self, index: int, node: Node) -> None:
+        if index in self.step_at:
+            stream, step = self.step_at[index]
+            if isinstance(step, CarrySite):
+                stream.carry(step)
+            else:
+                stream.write(step)
+        elif not self._is_identity_on_stream(index):
+            self.env[node] = self.graph.node_copy(node, lambda argument: self.resolve(index, argument))
+            torch_compat.copy_dynamo_source(node, self.env[node])
+        for stream in self.streams:
+            if stream.sites.root == index:
+                stream.begin(self.env[node])
+
+    def _is_identity_on_stream(self, index: int) -> bool:
+        """A node that gives the very value it was given, such as a cast to the dtype that it already has."""
+        output = self.trace.node_output[index]
+        return output in self.stream_of_value and output in self.trace.node_inputs[index].values()
+
+    def resolve(self, index: int, argument: Node) -> Node:
+        """What node ``index`` reads in the new graph where it read ``argument`` in the old one."""
+        value = self.trace.node_inputs[index].get(argument)
+        stream = self.stream_of_value.get(value) if value is not None else None
+        if stream is None or value is None:
+            return self.env[argument]
+        return stream.replacement(value, index)

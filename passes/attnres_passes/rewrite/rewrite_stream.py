@@ -1,0 +1,294 @@
+"""The rewrite of one stream: completed blocks, the open partial sum, and a depth attention per read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch.fx import Graph, Node
+
+from attnres_kernels.definition.naive import key_vector
+from attnres_passes.analyses import blocks
+from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.chains import Carry
+from attnres_passes.analyses.sites import CarrySite, StreamSites, WriteSite
+from attnres_passes.ir import provenance
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.plan import Stream
+from attnres_passes.ir.roles import Role, role_of, set_role
+from attnres_passes.torch_private import torch_compat
+
+Resolve = Callable[[int, Node], Node]
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The stream at one of its values. pending: reshapes since the layout that the sources are in."""
+
+    sources: tuple[Node, ...]
+    pending: tuple[CarrySite, ...]
+
+
+@dataclass(frozen=True)
+class RewrittenWrite:
+    """Where ``v_i`` joins its block in a rewritten graph.
+
+    branch: the node that gives ``v_i``; after: the last node of the graph at that moment, since ``branch`` may be
+    changed in place before; partial: the node that gives the sum of the block up to and with ``v_i``.
+    """
+
+    branch: Node
+    after: Node
+    partial: Node
+
+
+@dataclass(frozen=True)
+class RewrittenStream:
+    """The places of a stream in a rewritten graph. root: the node that gives ``s_0``; writes: one per write."""
+
+    root: Node
+    writes: tuple[RewrittenWrite, ...]
+
+
+class StreamRewriter:
+    """Follows the steps of one stream in graph order and builds their replacement in ``graph``.
+
+    The sources stay in one layout, that of the root, for as long as the stream is only reshaped: a read is made in
+    that layout and reshaped for its reader, a write is reshaped back. Anything else that carries the stream on (a
+    cast, a detach, a permutation, dropout) is applied to every source.
+
+    A step under ``torch.no_grad`` cuts the stream off from what came before, so every source is detached there. The
+    queries of a read are trained all the same: reads are made with gradients on, as their readers may need them.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        trace: AtenTrace,
+        index: int,
+        stream: Stream,
+        sites: StreamSites,
+        config: AttnResConfig,
+        resolve: Resolve,
+    ) -> None:
+        self.graph, self.trace, self.index, self.stream, self.sites = graph, trace, index, stream, sites
+        self.config, self.resolve = config, resolve
+        self.completed: list[Node] = []
+        self.partial: Node | None = None
+        self.written = 0
+        self.pending: tuple[CarrySite, ...] = ()
+        self.value = trace.node_output[sites.root]
+        self.layout: tuple[Any, ...] = ()
+        self.example: Any = None
+        self.placeholders: dict[int, dict[str, Node]] = {}
+        self.keys: dict[int, Node] = {}
+        self.snapshots: dict[int, _Snapshot] = {}
+        self.read_of_use = {use: k for k, read in enumerate(sites.reads) for use in read.uses}
+        self.read_nodes: dict[int, Node] = {}
+        self.shown: dict[tuple[Node, int, bool], Node] = {}
+        self.is_cut = False
+        self.writes: list[RewrittenWrite] = []
+        self.reads_from: dict[int, list[int]] = {}
+        for k, read in enumerate(sites.reads):
+            values = {value for value, _ in read.uses}
+            first = next(value for value in sites.trunk.order if value in values)
+            self.reads_from.setdefault(first, []).append(k)
+
+    # Parameters of the reads
+
+    def add_placeholders(self) -> Iterator[tuple[int, Literal["query", "key_weight"]]]:
+        """Append two placeholders per read with two sources or more; yields what each stands for, in order."""
+        owners = [k for k, read in enumerate(self.stream.reads) if read.num_sources > 1]
+        names: tuple[Literal["query", "key_weight"], ...] = ("query", "key_weight")
+        for slot, k in enumerate(owners):
+            for name in names:
+                node = self.graph.placeholder(f"attnres_{self.index}_{slot}_{name}")
+                torch_compat.mark_as_added(node)
+                set_role(node, Role("parameter", self.index, read=k))
+                self.placeholders.setdefault(k, {})[name] = node
+                yield slot, name
+
+    def add_keys(self) -> None:
+        """One effective key vector, query times key-norm weight, per read that owns them."""
+        for k, parameters in self.placeholders.items():
+            arguments = (parameters["query"], parameters["key_weight"])
+            node = self.graph.create_node("call_function", key_vector, arguments, name=f"key_{self.index}_{k}")
+            self.keys[k] = set_role(node, Role("key", self.index, read=k))
+
+    # Steps of the stream, in graph order
+
+    def begin(self, root: Node) -> None:
+        """The node that gives ``s_0`` has been copied."""
+        self.completed = [root]
+        assert self.value is not None
+        self.layout = self.trace.values[self.value].shape
+        self._reached(self.value, root, self.sites.root)
+
+    def write(self, site: WriteSite) -> None:
+        """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
+        old = self.trace.nodes[site.node]
+        self._promote_sources(site)
+        given = self.resolve(site.node, site.branch)
+        branch = self._fitted(given, site)
+        after = next(iter(reversed(self.graph.nodes)))
+        self.written += 1
+        self.partial = branch if self.partial is None else self._new(torch.add, (self.partial, branch), old, "write")
+        if self.partial is not given or role_of(given) is None:
+            block = blocks.block_of_write(self.written, self.stream.block_size)
+            set_role(self.partial, Role("write", self.index, block=block, sublayer=self.written))
+        self.writes.append(RewrittenWrite(branch, after, self.partial))
+        if self.written % self.stream.block_size == 0:
+            self.completed.append(self.partial)
+            self.partial = None
+        self._reached(site.after, old, site.node)
+
+    def carry(self, site: CarrySite) -> None:
+        """The stream goes on through a view, a cast, a permutation or dropout."""
+        if site.kind is Carry.RESHAPE:
+            back_home = self.trace.values[site.after].shape == self.layout
+            self.pending = () if back_home else (*self.pending, site)
+        else:
+            self._leave_layout()
+            self._map_sources(self._carrier(site))
+            self.layout = self.trace.values[site.after].shape
+        self._reached(site.after, self.trace.nodes[site.node], site.node)
+
+    def _reached(self, value: int, node: Node, index: int) -> None:
+        """The stream is at ``value``, made by node ``index``: keep its sources, and make the reads that begin there."""
+        self.value = value
+        self.is_cut = self.trace.cuts_gradients(index)
+        if self.is_cut:
+            self._map_sources(self._detached)
+        if not self.pending:
+            self.example = torch_compat.example_value(node)
+        self.snapshots[value] = _Snapshot(self._sources(), self.pending)
+        for k in self.reads_from.get(value, ()):
+            self.read_nodes[k] = self._read(k)
+
+    def _sources(self) -> tuple[Node, ...]:
+        return (*self.completed, *(() if self.partial is None else (self.partial,)))
+
+    # Reads
+
+    def _read(self, k: int) -> Node:
+        sources = self._sources()
+        if len(sources) == 1:
+            return sources[0]
+        read = self.stream.reads[k]
+        reader = self.trace.nodes[self.sites.reads[k].uses[0][1]]
+        arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
+        operator = torch.ops.attnres.depth_attention.default
+        if self.is_cut:
+            self.graph.call_function(torch_compat.set_grad_enabled, (True,))
+        node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
+        if self.is_cut:
+            self.graph.call_function(torch_compat.set_grad_enabled, (False,))
+        return set_role(node, Role("read", self.index, block=read.block, sublayer=read.state, read=k))
+
+    def replacement(self, value: int, user: int) -> Node:
+        """What node ``user`` gets in place of ``value`` of the stream.
+
+        A user that is no read asks for the shape alone (or is dead): any source serves.
+        """
+        snapshot = self.snapshots[value]
+        k = self.read_of_use.get((value, user))
+        node = self.read_nodes[k] if k is not None else snapshot.sources[-1]
+        return self._show(node, snapshot.pending, self.trace.grad_enabled[user])
+
+    def _show(self, node: Node, pending: tuple[CarrySite, ...], grad_enabled: bool) -> Node:
+        """``node``, in the layout of the sources, reshaped as the stream was; once per grad mode of its readers."""
+        for site in pending:
+            key = (node, site.node, grad_enabled)
+            if key not in self.shown:
+                self.shown[key] = self._copy_carrier(site, node)
+            node = self.shown[key]
+        return node
+
+    # Shapes and dtypes
+
+    def _fitted(self, branch: Node, site: WriteSite) -> Node:
+        """A write in the dtype, shape and layout of the sources."""
+        old = self.trace.nodes[site.node]
+        added = self.trace.values[self._branch_value(site)]
+        state = self.trace.values[site.after]
+        if added.shape != state.shape:
+            self._leave_layout()
+            branch = self._new("expand_as", (branch, self.completed[0]), old, "write")
+        if added.dtype != state.dtype:
+            branch = self._cast(branch, state.dtype, old, "write")
+        if self.pending:
+            branch = self._new("reshape_as", (branch, self.completed[0]), old, "write")
+        return branch
+
+    def _promote_sources(self, site: WriteSite) -> None:
+        """Adding a wider dtype widens the state, and with it every source."""
+        assert self.value is not None
+        before, after = self.trace.values[self.value].dtype, self.trace.values[site.after].dtype
+        if before != after:
+            old = self.trace.nodes[site.node]
+            self._map_sources(lambda source: self._cast(source, after, old, "carry"))
+            self.example = None if self.example is None else self.example.to(after)
+
+    def _branch_value(self, site: WriteSite) -> int:
+        return self.trace.node_inputs[site.node][site.branch]
+
+    def _leave_layout(self) -> None:
+        """Make the reshapes that were put off real, on every source; the stream has a new layout."""
+        for site in self.pending:
+            self._map_sources(partial(self._copy_carrier, site))
+        self.pending = ()
+        assert self.value is not None
+        self.layout = self.trace.values[self.value].shape
+
+    def _cast(self, node: Node, dtype: torch.dtype, origin: Node, kind: Literal["write", "carry"]) -> Node:
+        new = self._new("to", (node, dtype), origin, kind)
+        new.meta.pop("example_value", None)
+        given = torch_compat.example_value(node)
+        if given is not None:
+            new.meta["example_value"] = given.to(dtype)
+        return new
+
+    def _detached(self, source: Node) -> Node:
+        """A source without what leads to it; given back as it is if it was detached before."""
+        if source.target == "detach" and role_of(source) is not None:
+            return source
+        return self._new("detach", (source,), source, "carry")
+
+    def _map_sources(self, function: Callable[[Node], Node]) -> None:
+        self.completed = [function(source) for source in self.completed]
+        if self.partial is not None:
+            self.partial = function(self.partial)
+
+    def _carrier(self, site: CarrySite) -> Callable[[Node], Node]:
+        if site.kind is not Carry.MASK:
+            return lambda source: self._copy_carrier(site, source)
+        # All sources must lose the same elements, so the mask is drawn once, by dropping out ones.
+        old = self.trace.nodes[site.node]
+        mask = self._copy_carrier(site, self._new(torch.ones_like, (self.completed[0],), old, "carry"))
+        return lambda source: self._new(torch.mul, (source, mask), old, "carry")
+
+    def _copy_carrier(self, site: CarrySite, source: Node) -> Node:
+        old = self.trace.nodes[site.node]
+        node = self.graph.node_copy(
+            old, lambda argument: source if argument is site.stream else self.resolve(site.node, argument)
+        )
+        return set_role(node, Role("carry", self.index, sublayer=self.written))
+
+    def _new(
+        self,
+        target: Any,
+        arguments: tuple[Any, ...],
+        origin: Node,
+        kind: Literal["write", "read", "carry"],
+        name: str | None = None,
+    ) -> Node:
+        """A node of ours, with the provenance of the node that it stands for."""
+        op = "call_method" if isinstance(target, str) else "call_function"
+        node = self.graph.create_node(op, target, arguments, name=name)
+        provenance.copy(origin, node)
+        if self.example is not None:
+            node.meta["example_value"] = self.example
+        return set_role(node, Role(kind, self.index, sublayer=self.written))

@@ -1,0 +1,182 @@
+"""Analysis: which consecutive reads share phase 1, by the bytes that they move.
+
+A group of reads makes one pass over the completed blocks that all of them share, and each read takes what was completed
+since in place. One group per block is Algorithm 1 of the paper; a group without shared blocks is direct reads; and with
+``block_size=1``, where every read completes a block, groups of several reads are the paper's two-phase schedule for
+Full AttnRes. Which cut is best follows from the numbers of completed blocks alone, and is found exactly, by dynamic
+programming over the reads.
+
+Where nothing is differentiated, bytes are not all that counts: with few tokens, as in a decode step, what a model pays
+for is kernels. There a read may make the logits of its sources itself, in one launch with the add before it and the
+norm behind it, as many as the plain model has. Logits made first cost a launch per block; but as soon as one read needs
+them, so do those of all blocks before it, and nothing is lost if earlier reads use them too. So such reads come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from tabulate import tabulate
+
+from attnres_kernels.definition import cost
+from attnres_kernels.operators.launches import of_phase_1
+
+MOST_READS = 16
+"""Reads of one group: as many outputs of phase 1 are alive at once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Reads ``first .. first + len(completed) - 1`` of a stream.
+
+    completed: completed blocks that each read attends to; shared: how many of them phase 1 goes over, none if direct;
+    own_logits: direct reads that make the logits of their sources themselves.
+    """
+
+    first: int
+    completed: tuple[int, ...]
+    shared: int
+    own_logits: bool = False
+
+    @property
+    def schedule(self) -> str:
+        """How ``str()`` of a grouping calls it."""
+        return "two_phase" if self.shared else "own logits" if self.own_logits else "direct"
+
+    @property
+    def moved(self) -> float:
+        """Elements per token, in units of the width, with the add before and the norm behind each read."""
+        return cost.group(self.shared, self.completed)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What counts beside bytes where nothing is differentiated.
+
+    launch: what a kernel more costs, in units of the width moved per token (``cost.launch``); most: completed blocks up
+    to which a read may make the logits of its sources itself.
+    """
+
+    launch: float
+    most: int
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The groups of one stream; ``str()`` is the cost model's table. inference: what they were compared by, too."""
+
+    groups: tuple[Group, ...]
+    inference: Inference | None = None
+
+    def __str__(self) -> str:
+        rows = []
+        for group in self.groups:
+            reads = len(group.completed)
+            last = group.first + reads - 1
+            rows.append(
+                [
+                    f"{group.first}-{last}" if reads > 1 else f"{last}",
+                    f"{group.completed[0]}-{group.completed[-1]}" if reads > 1 else group.completed[0],
+                    group.schedule,
+                    group.shared,
+                    f"{group.moved / reads:.2f}",
+                    f"{sum(cost.direct(n) for n in group.completed) / reads:.2f}",
+                    f"{cost.standard_residual():.2f}",
+                ]
+            )
+        headers = ["reads", "completed", "schedule", "shared", "moved", "if direct", "plain"]
+        table = tabulate(rows, headers=headers, disable_numparse=True)
+        text = f"{table}\nmoved per read and token, in units of the width: the add before and the norm behind included"
+        if self.inference is None:
+            return text
+        return f"{text}\nnothing is differentiated: a launch counts as {self.inference.launch:.3g}"
+
+
+def group_reads(
+    completed: Sequence[int], schedule: str, most_in_place: int, inference: Inference | None = None
+) -> Grouping:
+    """Cut the reads of one stream, or of one layout of it, into groups.
+
+    Args:
+        completed: completed blocks of each read, in order; never falling.
+        schedule: "auto" for the cut that moves fewest bytes, "direct", or "two_phase" for one group per block, and for
+            the best cut without direct reads where every read has a block of its own.
+        most_in_place: completed blocks that a read may take in place; phase 1's output beside them counts as one.
+        inference: for "auto", what counts beside bytes; None where something is differentiated.
+    """
+    if schedule == "direct":
+        return Grouping(_joined(Group(first, (n,), 0) for first, n in enumerate(completed)))
+    has_one_read_per_block = len(set(completed)) == len(completed)
+    if schedule == "two_phase" and not has_one_read_per_block:
+        return Grouping(tuple(_per_block(completed)))
+    if schedule == "two_phase":
+        return Grouping(_joined(_cheapest(completed, False, most_in_place, 0.0)[-1].groups))
+    if inference is None:
+        return Grouping(_joined(_cheapest(completed, True, most_in_place, 0.0)[-1].groups))
+    return Grouping(_joined(_cheapest_inference(completed, most_in_place, inference)), inference)
+
+
+def _per_block(completed: Sequence[int]) -> Iterator[Group]:
+    first = 0
+    for shared, reads in groupby(completed):
+        count = len(list(reads))
+        yield Group(first, (shared,) * count, shared)
+        first += count
+
+
+@dataclass(frozen=True)
+class _Cut:
+    cost: float
+    groups: tuple[Group, ...]
+
+
+def _cheapest(completed: Sequence[int], allows_direct: bool, most_in_place: int, launch: float) -> list[_Cut]:
+    """The cuts of least cost of the first 0, 1, .. reads: the best one before a group, extended by each group that can
+    end there. launch: what phase 1 costs beside what it moves, for each of its launches.
+    """
+    best = [_Cut(0.0, ())]
+    for end in range(1, len(completed) + 1):
+        candidates = []
+        for first in range(max(0, end - MOST_READS), end):
+            for group in _groups(first, completed[first:end], allows_direct, most_in_place):
+                cost_of_group = group.moved + launch * of_phase_1(group.shared)
+                candidates.append(_Cut(best[first].cost + cost_of_group, (*best[first].groups, group)))
+        # Of equally cheap cuts, the one with fewer groups: fewer launches.
+        best.append(min(candidates, key=lambda cut: (cut.cost, len(cut.groups))))
+    return best
+
+
+def _cheapest_inference(completed: Sequence[int], most_in_place: int, inference: Inference) -> tuple[Group, ...]:
+    """Reads with logits made first up to some read, and from there on reads that make their own."""
+    before = _cheapest(completed, True, most_in_place, inference.launch)
+    cuts = []
+    for first in range(len(completed) + 1):
+        own = [Group(k, (n,), 0, own_logits=True) for k, n in enumerate(completed) if k >= first]
+        if own and completed[-1] > inference.most:
+            continue
+        blocks = completed[first - 1] if first else 0
+        logits = blocks * (cost.logits_first() + inference.launch)
+        cuts.append(_Cut(before[first].cost + logits + sum(x.moved for x in own), (*before[first].groups, *own)))
+    return min(cuts, key=lambda cut: cut.cost).groups
+
+
+def _joined(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """Neighbouring direct reads as one group, whose backward then goes over their blocks once."""
+    joined: list[Group] = []
+    for group in groups:
+        before = joined[-1] if joined else None
+        if before and before.schedule == group.schedule and not group.shared and len(before.completed) < MOST_READS:
+            joined[-1] = replace(before, completed=(*before.completed, *group.completed))
+        else:
+            joined.append(group)
+    return tuple(joined)
+
+
+def _groups(first: int, completed: Sequence[int], allows_direct: bool, most_in_place: int) -> Iterator[Group]:
+    shared = completed[0]
+    if len(completed) == 1 or 1 + completed[-1] - shared <= most_in_place:
+        yield Group(first, tuple(completed), shared)
+    if allows_direct and len(completed) == 1 and shared <= most_in_place:
+        yield Group(first, tuple(completed), 0)

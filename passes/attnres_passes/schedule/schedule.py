@@ -1,0 +1,213 @@
+"""Pass: rewritten -> scheduled. Reads are grouped; each group shares one pass over completed blocks, or none.
+
+Before::
+
+    key_0 = key_vector(query_0, key_weight_0)
+    read_0 = torch.ops.attnres.depth_attention([x, block_1, partial], key_0, 1e-06, 'mean')
+
+After (Algorithm 1 of the paper, with logits first)::
+
+    keys = key_matrix([query_0, ..], [key_weight_0, ..])
+    logits_x = source_logits(x, keys, 0, 1e-06)                        # for all later reads at once
+    inter = inter_block([x, block_1], [logits_x, logits_1], 0, 3, 24)  # once per group
+    read_0 = merge(x, inter[0], inter[3], [], [], partial, keys, ..)   # once per read
+
+A group is cut by what it moves (``grouping``); under ``direct`` there is no ``inter_block``. Where nothing is
+differentiated and tokens are few, a read makes its own logits (``own_read``). With ``naive``, the graph stays as it is.
+The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes what the
+rewritten graph does.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from attnres_kernels.definition import cost, scheduled
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.roles import Role, role_of, set_role
+from attnres_passes.schedule.grouping import Group, Grouping, Inference, group_reads
+from attnres_passes.schedule.scheduled_nodes import call
+from attnres_passes.torch_private import torch_compat
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """The scheduled level. groupings: per stream of the plan those of its reads, one for each layout of the stream."""
+
+    gm: GraphModule
+    groupings: tuple[tuple[Grouping, ...], ...]
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(grouping) for of_stream in self.groupings for grouping in of_stream)
+
+
+def schedule(
+    rewritten: GraphModule, plan: Plan, joins_blocks: bool, most_in_place: int, most_with_own_logits: int = 0
+) -> Scheduled:
+    """A copy of ``rewritten`` with its reads grouped as ``plan.config.schedule`` says.
+
+    Args:
+        joins_blocks: whether "auto" looks for the cheapest cut; it is the cut by blocks else, "two_phase".
+        most_in_place: completed blocks that a read may take in place.
+        most_with_own_logits: completed blocks up to which a read may make its own logits under "auto"; 0 where
+            something is differentiated.
+    """
+    gm = torch_compat.copied(rewritten)
+    chosen = plan.config.schedule
+    if chosen == "naive":
+        return Scheduled(gm, ())
+    if chosen == "auto" and not joins_blocks:
+        chosen = "two_phase"
+    groupings = []
+    for index in range(len(plan.streams)):
+        reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
+        of_stream = []
+        for segment in _segments(reads):
+            inference = _inference(segment[0], plan, most_with_own_logits)
+            completed = [len(read.completed) for read in segment]
+            grouping = group_reads(completed, chosen, most_in_place, inference)
+            _Segment(segment, plan).emit(grouping)
+            of_stream.append(grouping)
+        groupings.append(tuple(of_stream))
+        for read in reads:
+            gm.graph.erase_node(read.node)
+    for node in reversed(list(gm.graph.nodes)):
+        role = role_of(node)
+        if role is not None and role.kind == "key" and not node.users:
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return Scheduled(gm, tuple(groupings))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A depth attention node taken apart. completed: the sources but the open partial sum."""
+
+    node: Node
+    role: Role
+    completed: tuple[Node, ...]
+    partial: Node | None
+    query: Node
+    weight: Node
+
+
+def _is_read_of(node: Node, stream: int) -> bool:
+    role = role_of(node)
+    return is_depth_attention(node) and role is not None and role.stream == stream
+
+
+def _taken_apart(node: Node, plan: Plan) -> _Read:
+    role = role_of(node)
+    assert role is not None
+    assert role.read is not None
+    stream = plan.streams[role.stream]
+    sources, key = node.args[0], node.args[1]
+    assert isinstance(sources, (list, tuple))
+    assert isinstance(key, Node)
+    nodes = tuple(source for source in sources if isinstance(source, Node))
+    is_open = stream.reads[role.read].state % stream.block_size != 0
+    completed, partial = (nodes[:-1], nodes[-1]) if is_open else (nodes, None)
+    query, weight = key.args
+    assert isinstance(query, Node)
+    assert isinstance(weight, Node)
+    return _Read(node, role, completed, partial, query, weight)
+
+
+def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
+    """What counts beside bytes for the segment of ``read``; None if that is nothing, or its tokens are not known."""
+    value = torch_compat.example_value(read.node)
+    if most == 0 or value is None:
+        return None
+    tokens = torch_compat.size_hint(math.prod(value.shape[:-1]))
+    if tokens is None:
+        return None
+    return Inference(cost.launch(tokens, plan.streams[read.role.stream].width, value.dtype.itemsize), most)
+
+
+def _segments(reads: Sequence[_Read]) -> list[list[_Read]]:
+    """Consecutive reads each of whose completed sources extend those of the read before.
+
+    Carrying a stream through a cast or a permutation replaces all its sources, and begins another segment.
+    """
+    segments: list[list[_Read]] = []
+    for read in reads:
+        previous = segments[-1][-1].completed if segments else None
+        if previous is None or read.completed[: len(previous)] != previous:
+            segments.append([])
+        segments[-1].append(read)
+    return segments
+
+
+@dataclass
+class _Segment:
+    """Emits the nodes of one segment, in the order of its reads. logits: of each completed block, as far as made."""
+
+    reads: list[_Read]
+    plan: Plan
+    logits: list[Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        parameters = [read.query for read in self.reads], [read.weight for read in self.reads]
+        self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters, name="keys")
+
+    def emit(self, grouping: Grouping) -> None:
+        for index, group in enumerate(grouping.groups):
+            self._emit_group(index, group)
+        if not self.keys.users:
+            self.keys.graph.erase_node(self.keys)
+
+    def _emit_group(self, index: int, group: Group) -> None:
+        reads = self.reads[group.first : group.first + len(group.completed)]
+        reads = [replace(read, role=replace(read.role, group=index)) for read in reads]
+        inter: list[Node] = []
+        if group.shared:
+            self._make_logits(reads[0], group.first)
+            sources, logits = list(reads[0].completed), list(self.logits)
+            arguments = sources, logits, group.first, len(reads), len(self.reads)
+            phase_1 = _call(reads[0], scheduled.inter_block, *arguments)
+            names = [f"{kind}_{group.first + k}" for kind in ("inter", "log_sum") for k in range(len(reads))]
+            inter = [_call(reads[0], operator.getitem, phase_1, k, name=name) for k, name in enumerate(names)]
+        for place, read in enumerate(reads):
+            of_phase_1 = (inter[place], inter[len(reads) + place]) if group.shared else ()
+            node = (
+                self._own_read(read) if group.own_logits else self._read(read, group, group.first + place, of_phase_1)
+            )
+            set_role(node, read.role)
+            if "example_value" in read.node.meta:
+                node.meta["example_value"] = read.node.meta["example_value"]
+            read.node.replace_all_uses_with(node)
+
+    def _read(self, read: _Read, group: Group, number: int, of_phase_1: tuple[Node, ...]) -> Node:
+        self._make_logits(read, number)
+        in_place = slice(group.shared, len(read.completed))
+        given = list(read.completed[in_place]), self.logits[in_place], read.partial, self.keys, number
+        if group.shared:
+            return _call(read, scheduled.merge, read.completed[0], *of_phase_1, *given, *self._form(read))
+        return _call(read, scheduled.direct_read, *given, *self._form(read))
+
+    def _own_read(self, read: _Read) -> Node:
+        sources = [*read.completed, *([] if read.partial is None else [read.partial])]
+        return _call(read, scheduled.own_read, sources, read.query, read.weight, *self._form(read))
+
+    def _form(self, read: _Read) -> tuple[float, float]:
+        """Factor and eps."""
+        factor = float(len(read.node.args[0])) if self.plan.config.scale == "sum" else 1.0  # type: ignore[arg-type]
+        return factor, self.plan.config.eps
+
+    def _make_logits(self, read: _Read, number: int) -> None:
+        """Logits of the blocks that were completed since the read before."""
+        for source in read.completed[len(self.logits) :]:
+            name = f"logits_{len(self.logits)}"
+            arguments = source, self.keys, number, self.plan.config.eps
+            self.logits.append(_call(read, scheduled.source_logits, *arguments, name=name))
+
+
+def _call(read: _Read, function: Callable[..., Any], *args: Any, name: str | None = None) -> Node:
+    return call(read.node, function, *args, role=read.role, name=name)

@@ -1,0 +1,112 @@
+"""How passes after the schedule read its nodes: arguments by name, and the reads of one layout of a stream."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from attnres_kernels.definition import scheduled
+from attnres_passes.ir import provenance
+from attnres_passes.ir.levels import SCHEDULED_READS
+from attnres_passes.ir.roles import Role, role_of, set_role
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a node of ours by their names."""
+    assert callable(node.target)
+    return dict(_signature(node.target).bind(*node.args, **node.kwargs).arguments)
+
+
+@cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def calls(gm: GraphModule, *functions: Callable[..., Any]) -> list[Node]:
+    """Nodes that call one of these, in graph order."""
+    return [node for node in gm.graph.nodes if node.op == "call_function" and node.target in functions]
+
+
+@dataclass(frozen=True)
+class ScheduledRead:
+    """A read of the scheduled level. given: its arguments by name."""
+
+    node: Node
+    given: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        return int(self.given["number"])
+
+    @property
+    def inter_block(self) -> Node | None:
+        """The phase 1 that it merges with; None for a direct read."""
+        return self.given["inter"].args[0] if "inter" in self.given else None
+
+    @property
+    def completed(self) -> list[Node]:
+        """All its completed blocks."""
+        return self._shared("sources") + list(self.given["sources"])
+
+    @property
+    def logits(self) -> list[Node]:
+        """The logits of all its completed blocks."""
+        return self._shared("logits") + list(self.given["logits"])
+
+    def _shared(self, name: str) -> list[Node]:
+        return [] if self.inter_block is None else list(arguments(self.inter_block)[name])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The reads that share one matrix of keys, by group. keys: the node that makes it, with a row for each read of the
+    segment, those that make their own logits among them, which are in no group.
+    """
+
+    keys: Node
+    groups: list[list[ScheduledRead]]
+
+    @property
+    def total(self) -> int:
+        return len(self.keys.args[0])  # type: ignore[arg-type]
+
+
+def segments(gm: GraphModule) -> list[Segment]:
+    """All segments of a scheduled graph."""
+    reads = [ScheduledRead(node, arguments(node)) for node in calls(gm, *SCHEDULED_READS)]
+    found = []
+    for keys in calls(gm, scheduled.key_matrix):
+        groups: dict[int | None, list[ScheduledRead]] = {}
+        for read in reads:
+            if read.given.get("keys") is keys:
+                role = role_of(read.node)
+                assert role is not None
+                groups.setdefault(role.group, []).append(read)
+        found.append(Segment(keys, list(groups.values())))
+    return found
+
+
+def items(node: Node) -> dict[int, Node]:
+    """The nodes that take an item of a node's result, by index."""
+    return {int(user.args[1]): user for user in node.users if user.target is operator.getitem}  # type: ignore[arg-type]
+
+
+def call(
+    before: Node, function: Callable[..., Any], *args: Any, role: Role | None = None, name: str | None = None
+) -> Node:
+    """A call before a node, with its provenance, and the role of a helper of it or of ``role``.
+
+    name: for the reader of the graph's text; nothing depends on it.
+    """
+    with before.graph.inserting_before(before):
+        node = before.graph.create_node("call_function", function, args, name=name)
+    provenance.copy(before, node)
+    role = role or role_of(before)
+    assert role is not None
+    return set_role(node, Role("schedule", role.stream, block=role.block, stage=role.stage, group=role.group))

@@ -1,0 +1,22 @@
+"""Small jobs of `attnres bench kernels`, and arms that stand in for kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.benchmarks.against_peers.arms import TORCH, Arm
+from kernels.benchmarks.against_peers.bytes import Moved
+from kernels.benchmarks.against_peers.run import KernelJob
+from kernels.benchmarks.against_peers.work import OP, definition
+
+CPU = torch.device("cpu")
+
+
+def small(**changes) -> KernelJob:
+    """One shape, on the CPU."""
+    values = {"tokens": (5,), "width": (24,), "sources": (3,), "reads": (3,), "dtype": ("float32",)}
+    return KernelJob(**values | {"rounds": 2, "device": "cpu", "level": (OP,)} | changes)
+
+
+def arm_of(name, change=lambda outputs: outputs, kind=TORCH, **fields) -> Arm:
+    return Arm(name, kind, Moved(1, 1), lambda inputs, _: change(definition(inputs)), **fields)
