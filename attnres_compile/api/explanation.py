@@ -16,10 +16,10 @@ from torch.fx import GraphModule
 from attnres_compile.api.preparation import (
     AnalysedGraph,
     analyse_capture,
+    apply_on_decline,
     config_from,
     first_cut,
     plan_of,
-    settle_declined,
 )
 from attnres_compile.capture.capture import capture
 from attnres_compile.inspection.build import PassedGraph, breaks_of, inspection_of
@@ -34,7 +34,7 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
-from attnres_passes.pipeline import Passed, run_passes
+from attnres_passes.pipeline import GraphLevels, run_passes
 from attnres_passes.rewrite.rewrite import rewrite
 
 
@@ -155,11 +155,11 @@ def explain(
     else:
         plan = plan_of(graphs, chosen)
         if not plan.streams:
-            settle_declined(plan)
+            apply_on_decline(plan)
     passed = tuple(
         PassedGraph(
             graph,
-            passed_under(graph, chosen, differentiates=torch.is_grad_enabled())
+            run_passes_under(graph, chosen, differentiates=torch.is_grad_enabled())
             if plan.streams and graph.analysis.plan.streams
             else None,
         )
@@ -169,9 +169,9 @@ def explain(
     return Explanation(plan, inspection_of(plan, passed, breaks), passed, name or type(model).__name__)
 
 
-def passed_under(
+def run_passes_under(
     graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False, differentiates: bool = True
-) -> Passed:
+) -> GraphLevels:
     """The levels of one captured graph under ``config``, each checked.
 
     The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``. keeps_values,

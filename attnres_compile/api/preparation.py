@@ -69,7 +69,7 @@ def prepare(
             )
         return existing.plan
     if not plan.streams:
-        settle_declined(plan)
+        apply_on_decline(plan)
         return plan
     parameters.register(model, plan)
     optimizers.watch()
@@ -176,7 +176,7 @@ def check_not_cut(stream: Stream, end: GraphEnd) -> None:
         )
 
 
-def settle_declined(plan: Plan, note: str = "") -> None:
+def apply_on_decline(plan: Plan, note: str = "") -> None:
     """A model without any stream: an error, a warning, or nothing, as the config says. Raises NoStreamError."""
     if plan.config.on_decline == "error":
         raise NoStreamError(plan.declined, note)

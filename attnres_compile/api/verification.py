@@ -18,8 +18,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnres_compile.api.explanation import passed_under, rewritten_under
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model, config_from, plan_of, settle_declined
+from attnres_compile.api.explanation import rewritten_under, run_passes_under
+from attnres_compile.api.preparation import AnalysedGraph, analyse_model, apply_on_decline, config_from, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
     Place,
@@ -33,8 +33,8 @@ from attnres_compile.compile.graph_runs import (
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.lower.implementation import Implementation
-from attnres_passes.pipeline import Passed
+from attnres_passes.lower.provider import Provider
+from attnres_passes.pipeline import GraphLevels
 
 TOLERANCES = {
     torch.float64: 1e-10,
@@ -138,7 +138,7 @@ def verify(
         graphs = analyse_model(model, args, kwargs, chosen)
         plan = plan_of(graphs, chosen)
         if not plan.streams:
-            settle_declined(plan)
+            apply_on_decline(plan)
         for graph in graphs:
             if graph.analysis.plan.streams:
                 checks.append(_zero_query_check(graph, chosen))
@@ -160,16 +160,16 @@ def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> Iterato
     """Every schedule with random queries and key weights equals the definition, read by read."""
     for schedule in SCHEDULES:
         bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
-        passed = passed_under(graph, bound, keeps_values=True)
+        passed = run_passes_under(graph, bound, keeps_values=True)
         yield _random_query_check(graph, passed, f"schedule={schedule}")
-    if passed.choice.implementation is Implementation.KERNELS:
+    if passed.choice.provider is Provider.KERNELS:
         # Without gradients, kernels have a form of their own: reads that make their own logits.
         bound = dataclasses.replace(config, schedule="auto")
-        passed = passed_under(graph, bound, keeps_values=True, differentiates=False)
+        passed = run_passes_under(graph, bound, keeps_values=True, differentiates=False)
         yield _random_query_check(graph, passed, "schedule=auto, no gradients")
 
 
-def _random_query_check(graph: AnalysedGraph, passed: Passed, name: str) -> Check:
+def _random_query_check(graph: AnalysedGraph, passed: GraphLevels, name: str) -> Check:
     parameters = random_parameters(passed.rewritten, graph)
     expected = run(passed.rewritten, graph, read_nodes(passed.rewritten), parameters)
     found = run(passed.lowered, graph, read_nodes(passed.lowered), parameters)
@@ -241,7 +241,7 @@ def _described(graph: AnalysedGraph, place: Place) -> str:
 
 def _least_precise(analysis: Analysis) -> torch.dtype:
     """The floating dtype with the largest eps that anything depending on a stream is computed in."""
-    reached = {sites.trunk.order[0] for sites in analysis.sites}
+    reached = {stream_nodes.trunk.order[0] for stream_nodes in analysis.stream_nodes}
     for op in analysis.trace.ops:
         if not reached.isdisjoint(op.inputs):
             reached.update(op.outputs)

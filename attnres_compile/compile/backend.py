@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from attnres_compile.api import model_status, optimizers
-from attnres_compile.api.preparation import check_not_cut, settle_declined
+from attnres_compile.api.preparation import apply_on_decline, check_not_cut
 from attnres_compile.compile.dump import Stages
 from attnres_compile.compile.matching import match
 from attnres_compile.compile.runtime import CompiledGraph
@@ -27,7 +27,7 @@ from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level
 from attnres_passes.ir.plan import Plan
-from attnres_passes.lower.implementation import Choice
+from attnres_passes.lower.provider import ProviderChoice
 from attnres_passes.pipeline import run_passes
 from attnres_passes.rewrite.rewrite import ParameterSlot
 from attnres_passes.torch_private import torch_compat, torch_frames
@@ -180,7 +180,7 @@ def _compile_unchanged(
     elif isinstance(owner, Owner) and not end.is_break:
         # Before a break, the streams of an unprepared model may still come.
         caller = torch_frames.uncompiled_caller(owner.frame.module)
-        settle_declined(analysis.plan, _piece_note(owner, caller) if caller else "")
+        apply_on_decline(analysis.plan, _piece_note(owner, caller) if caller else "")
         model_status.note_declined(owner.model, analysis.plan)
     log.info("attnres: no residual stream in this graph, compiled as it is")
     return torch_compat.compile_inner(gm, inputs, config.inner, mode)
@@ -215,7 +215,7 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
     )
 
 
-def _log_rewritten(plan: Plan, config: AttnResConfig, choice: Choice) -> None:
+def _log_rewritten(plan: Plan, config: AttnResConfig, choice: ProviderChoice) -> None:
     reads = sum(len(stream.parametrized_reads) for stream in plan.streams)
     blocks = ", ".join(
         f"{stream.name}: {len(stream.writes)} writes in {stream.num_blocks} blocks" for stream in plan.streams
@@ -229,6 +229,6 @@ def _log_rewritten(plan: Plan, config: AttnResConfig, choice: Choice) -> None:
         len(plan.declined),
         config.schedule,
         config.inner,
-        choice.implementation.value,
+        choice.provider.value,
         choice.why,
     )

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from attnres_compile.api.preparation import AnalysedGraph
-from attnres_passes.ir.roles import role_of
+from attnres_passes.ir.annotations import annotation_of
 
 SEED = 0
 
@@ -61,8 +61,10 @@ def stream_values(graph: AnalysedGraph) -> dict[Node, list[Place]]:
     """For each read with parameters, the node of the captured graph that gives the state it reads."""
     trace = graph.analysis.trace
     wanted: dict[Node, list[Place]] = {}
-    for s, (stream, sites) in enumerate(zip(graph.analysis.plan.streams, graph.analysis.sites, strict=True)):
-        for k, (read, site) in enumerate(zip(stream.reads, sites.reads, strict=True)):
+    for s, (stream, stream_nodes) in enumerate(
+        zip(graph.analysis.plan.streams, graph.analysis.stream_nodes, strict=True)
+    ):
+        for k, (read, site) in enumerate(zip(stream.reads, stream_nodes.reads, strict=True)):
             if read.num_sources > 1:
                 node = trace.nodes[trace.node_output.index(site.uses[0][0])]
                 wanted.setdefault(node, []).append((s, k))
@@ -73,9 +75,9 @@ def read_nodes(gm: GraphModule) -> dict[Node, list[Place]]:
     """For each node of a rewritten or lowered graph that gives a read, which one."""
     wanted: dict[Node, list[Place]] = {}
     for node in gm.graph.nodes:
-        role = role_of(node)
-        if role is not None and role.kind == "read" and role.read is not None:
-            wanted.setdefault(node, []).append((role.stream, role.read))
+        annotation = annotation_of(node)
+        if annotation is not None and annotation.kind == "read" and annotation.read is not None:
+            wanted.setdefault(node, []).append((annotation.stream, annotation.read))
     return wanted
 
 
@@ -83,10 +85,10 @@ def _added(gm: GraphModule, graph: AnalysedGraph) -> Iterator[tuple[str, int, to
     """Name, width, dtype and device of each parameter that the rewritten graph asks for."""
     example = next(value for value in graph.captured.inputs if isinstance(value, Tensor) and value.is_floating_point())
     for node in gm.graph.nodes:
-        role = role_of(node)
-        if role is not None and role.kind == "parameter":
+        annotation = annotation_of(node)
+        if annotation is not None and annotation.kind == "parameter":
             name = "query" if str(node.target).endswith("query") else "key_weight"
-            yield name, graph.analysis.plan.streams[role.stream].width, example.dtype, example.device
+            yield name, graph.analysis.plan.streams[annotation.stream].width, example.dtype, example.device
 
 
 def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:

@@ -15,13 +15,13 @@ from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspect
 from attnres_compile.inspection.kernels import kernels_of
 from attnres_compile.measure.environment import package_version
 from attnres_kernels.definition import scheduled
-from attnres_passes.analyses.sites import StreamSites, WriteSite
+from attnres_passes.analyses.stream_nodes import StreamNodes, WriteNode
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import OWN_READS, SCHEDULED_READS, Level, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ir.roles import Role, role_of
 from attnres_passes.ir.text import tensor_text
-from attnres_passes.pipeline import Passed
+from attnres_passes.pipeline import GraphLevels
 
 BREAK_FIX = (
     "take that line out of the forward, or out of the part between the root and the last norm; "
@@ -39,7 +39,7 @@ class PassedGraph:
     """A graph of the model and, where it has streams, its levels."""
 
     graph: AnalysedGraph
-    passed: Passed | None
+    passed: GraphLevels | None
 
     def levels(self) -> Mapping[Level, GraphModule]:
         """The graph at each level; as it was captured where nothing is rewritten."""
@@ -88,11 +88,14 @@ def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
     )
 
 
-def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: Passed) -> Iterator[StreamFacts]:
-    roles = {(role.stream, role.read): (name, role) for name, role in _scheduled_reads(passed.scheduled.gm)}
+def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: GraphLevels) -> Iterator[StreamFacts]:
+    annotations = {
+        (annotation.stream, annotation.read): (name, annotation)
+        for name, annotation in _scheduled_reads(passed.scheduled.gm)
+    }
     stages = _stages_of_writes(passed.rewritten)
     trace = graph.analysis.trace
-    for index, (stream, sites) in enumerate(zip(planned, graph.analysis.sites, strict=True)):
+    for index, (stream, sites) in enumerate(zip(planned, graph.analysis.stream_nodes, strict=True)):
         root = trace.nodes[sites.root]
         value = trace.values[trace.node_output[sites.root]]  # type: ignore[index]
         yield StreamFacts(
@@ -106,37 +109,41 @@ def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: Passed) ->
             len(stream.reads),
             provenance.module_path(root) or str(root.name),
             provenance.source_line(root),
-            tuple(_sites(index, stream, sites, graph, roles, stages)),
+            tuple(_sites(index, stream, sites, graph, annotations, stages)),
         )
 
 
-def _scheduled_reads(gm: GraphModule) -> Iterator[tuple[str, Role]]:
+def _scheduled_reads(gm: GraphModule) -> Iterator[tuple[str, Annotation]]:
     """How each read of the plan is computed, with its role."""
     for node in gm.graph.nodes:
         is_definition = is_depth_attention(node)
         if is_definition or node.target in SCHEDULED_READS:
-            role = role_of(node)
-            assert role is not None
-            yield "naive" if is_definition else "direct" if node.target in _DIRECT else "two_phase", role
+            annotation = annotation_of(node)
+            assert annotation is not None
+            yield "naive" if is_definition else "direct" if node.target in _DIRECT else "two_phase", annotation
 
 
 def _stages_of_writes(gm: GraphModule) -> dict[tuple[int, int | None], int | None]:
     """The pipeline stage of each write, by stream and number; None without stages."""
-    roles = (role for node in gm.graph.nodes if (role := role_of(node)) is not None and role.kind == "write")
-    return {(role.stream, role.sublayer): role.stage for role in roles}
+    annotations = (
+        annotation
+        for node in gm.graph.nodes
+        if (annotation := annotation_of(node)) is not None and annotation.kind == "write"
+    )
+    return {(annotation.stream, annotation.sublayer): annotation.stage for annotation in annotations}
 
 
 def _sites(
     index: int,
     stream: Stream,
-    sites: StreamSites,
+    sites: StreamNodes,
     graph: AnalysedGraph,
-    roles: Mapping[tuple[int, int | None], tuple[str, Role]],
+    annotations: Mapping[tuple[int, int | None], tuple[str, Annotation]],
     stages: Mapping[tuple[int, int | None], int | None],
 ) -> Iterator[Site]:
     """Reads of the root, then each write and the reads of the state that it makes."""
     values = graph.analysis.trace.values
-    written = [values[step.after] for step in sites.steps if isinstance(step, WriteSite)]
+    written = [values[step.after] for step in sites.steps if isinstance(step, WriteNode)]
     reads: dict[int, list[int]] = {}
     for k, read in enumerate(stream.reads):
         reads.setdefault(read.state, []).append(k)
@@ -147,7 +154,7 @@ def _sites(
             yield Site("write", write.module, write.source, write.block, state, shape, stage=stage)
         for k in reads.get(state, ()):
             read, value = stream.reads[k], values[sites.reads[k].uses[0][0]]
-            schedule, role = roles.get((index, k), (None, None))
+            schedule, annotation = annotations.get((index, k), (None, None))
             yield Site(
                 "read",
                 read.module,
@@ -158,8 +165,8 @@ def _sites(
                 read.num_sources,
                 read.normed,
                 schedule,
-                role.group if role else None,
-                role.stage if role else None,
+                annotation.group if annotation else None,
+                annotation.stage if annotation else None,
             )
 
 

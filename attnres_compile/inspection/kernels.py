@@ -9,9 +9,9 @@ from typing import Any
 from torch.fx import Node
 
 from attnres_compile.inspection.facts import Kernel, StreamFacts
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_ours
-from attnres_passes.ir.roles import role_of
-from attnres_passes.pipeline import Passed
+from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule.scheduled_nodes import arguments
 
 _SOURCES, _READS = ("sources", "blocks"), ("queries", "count")
@@ -20,17 +20,17 @@ Form = tuple[str, int, str]
 """Name, stream and what is fused: calls that agree in these are one line of the table."""
 
 
-def kernels_of(passed: Passed, streams: tuple[StreamFacts, ...]) -> tuple[Kernel, ...]:
+def kernels_of(passed: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[Kernel, ...]:
     """The calls of one graph, in the order in which their forms first appear. streams: those of this graph."""
     calls: dict[Form, list[dict[str, Any]]] = defaultdict(list)
     for node, given in _calls(passed.lowered.graph.nodes):
-        role = role_of(node)
-        assert role is not None
-        calls[_name(node), role.stream, _fused(given)].append(given)
+        annotation = annotation_of(node)
+        assert annotation is not None
+        calls[_name(node), annotation.stream, _fused(given)].append(given)
     return tuple(
         Kernel(
             name,
-            passed.choice.implementation.value,
+            passed.choice.provider.value,
             streams[stream].name,
             len(given),
             _extent(map(_sources, given)),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 from attnres_compile.recording.record import Sublayer
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
-from attnres_passes.ir.roles import role_of
 from attnres_passes.rewrite.rewrite import Rewritten
 from attnres_passes.torch_private import torch_compat
 
@@ -72,11 +72,11 @@ def _before_reads(rewritten: Rewritten, writes: Mapping[Of, Sublayer]) -> dict[O
     fed: dict[Of, set[Sublayer]] = {}
     for node in rewritten.gm.graph.nodes:
         if is_depth_attention(node):
-            role = role_of(node)
-            assert role is not None
-            assert role.read is not None
-            from_reads[node] = frozenset({(role.stream, role.read)})
-            fed[role.stream, role.read] = set()
+            annotation = annotation_of(node)
+            assert annotation is not None
+            assert annotation.read is not None
+            from_reads[node] = frozenset({(annotation.stream, annotation.read)})
+            fed[annotation.stream, annotation.read] = set()
         else:
             from_reads[node] = frozenset().union(*map(from_reads.__getitem__, node.all_input_nodes))
         for place, branch in at.get(node, ()):

@@ -115,5 +115,5 @@ def shape_lines(found: Study) -> tuple[str, ...]:
 
 def uncounted_calls(found: Study) -> dict[str, int]:
     """Calls of operators without a FLOP formula in one training step, the most frequent first."""
-    graphs = (*(found.plain or ()), *(found.mechanism or ()))
+    graphs = (*(found.plain or ()), *(found.residual_path or ()))
     return dict(total(graphs, "uncounted").most_common())

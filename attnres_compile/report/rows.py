@@ -26,12 +26,14 @@ def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
 
 def flop_rows(found: Study) -> list[OverheadRow]:
     """FLOPs of a forward, and of forward and backward: the executed graph, and with the executed mechanism added."""
-    if found.plain is None or found.mechanism is None:
+    if found.plain is None or found.residual_path is None:
         return [_missing(metric, "FLOP", found.not_counted) for metric in (FORWARD_FLOPS, TRAINING_FLOPS)]
-    rows = [_flop_row(FORWARD_FLOPS, total(found.plain, "forward"), total(found.mechanism, "forward"), found.lengths)]
+    rows = [
+        _flop_row(FORWARD_FLOPS, total(found.plain, "forward"), total(found.residual_path, "forward"), found.lengths)
+    ]
     if any(one.training is None for one in found.plain):
         return [*rows, _missing(TRAINING_FLOPS, "FLOP", "no parameter or no output of the model wants a gradient")]
-    both = total(found.plain, "training"), total(found.mechanism, "training")
+    both = total(found.plain, "training"), total(found.residual_path, "training")
     return [*rows, _flop_row(TRAINING_FLOPS, *both, found.lengths)]
 
 
@@ -43,7 +45,7 @@ def _flop_row(metric: str, plain: Counter[str], added: Counter[str], lengths: Le
 
 def saved_rows(found: Study) -> list[OverheadRow]:
     """What autograd keeps; and what is kept where every sublayer is made again in the backward."""
-    if found.plain is None or found.mechanism is None:
+    if found.plain is None or found.residual_path is None:
         return [_missing(metric, "B", found.not_counted) for metric in (SAVED, RECOMPUTED)]
     note = (
         "distinct storages in saved-tensor hooks over the graphs, parameters and inputs left out; attention as "
@@ -53,7 +55,7 @@ def saved_rows(found: Study) -> list[OverheadRow]:
     ratio = found.lengths.ratio
     plain = sum(one.saved_bytes for one in found.plain) * ratio
     states = sum(_states_bytes(found)) * ratio
-    reads = sum(one.saved_bytes for one in found.mechanism) * ratio
+    reads = sum(one.saved_bytes for one in found.residual_path) * ratio
     if any(one.training is None for one in found.plain):
         kept = _missing(SAVED, "B", "no parameter or no output of the model wants a gradient")
     else:
@@ -88,11 +90,11 @@ def _recomputed_row(found: Study) -> OverheadRow:
 def launch_rows(found: Study) -> list[OverheadRow]:
     """Kernels that the residual path launches: one per addition and norm, against those of the reads."""
     reason = found.not_counted or (found.kernels and f"no generated kernels: {found.kernels}")
-    if reason or found.mechanism is None:
+    if reason or found.residual_path is None:
         return [_missing(LAUNCHES, "", reason)]
     plain = sum(max(1, len({read.state for read in stream.reads})) for stream in found.plan.streams)
-    forward = sum(one.launches[0] for one in found.mechanism)
-    both = sum(one.launches[1] for one in found.mechanism)
+    forward = sum(one.launches[0] for one in found.residual_path)
+    both = sum(one.launches[1] for one in found.residual_path)
     note = "plain: one kernel for each addition with the norm behind it; AttnRes: of the generated kernels"
     return [
         OverheadRow(LAUNCHES, plain, forward, "", "counted", note),

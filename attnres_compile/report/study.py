@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model, plan_of, settle_declined
+from attnres_compile.api.preparation import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.weightless import weightless_copy, weightless_inputs
 from attnres_compile.model.errors import CaptureError, GraphBreakError
 from attnres_compile.report.execution import Counted, count, weightless
@@ -25,13 +25,13 @@ from attnres_kernels.generation.moved import Moved
 from attnres_kernels.launch import tensors, tiling
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.streams import find_streams
-from attnres_passes.cost.mechanism import mechanism_of
+from attnres_passes.cost.residual_path import residual_path_of
 from attnres_passes.cost.traffic import plain_traffic, traffic
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import role_of
-from attnres_passes.lower.implementation import Implementation
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.provider import Provider
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.schedule import schedule
@@ -88,7 +88,7 @@ class Study:
     plain_moved: tuple[Moved, ...]
     moved: Mapping[str, tuple[Moved, ...]]
     plain: tuple[Counted, ...] | None
-    mechanism: tuple[Counted, ...] | None
+    residual_path: tuple[Counted, ...] | None
     not_counted: str
     kernels: str
     lengths: Lengths
@@ -116,18 +116,18 @@ def study_graphs(
     """
     plan = plan_of(graphs, config)
     if not plan.streams:
-        settle_declined(plan)
+        apply_on_decline(plan)
     rewritten = [_Rewritten(graph) for graph in graphs if graph.analysis.plan.streams]
     schedules = SCHEDULES if with_model else (config.schedule,)
     moved = {name: tuple(x for one in rewritten for x in one.moved(name)) for name in schedules}
     if with_model:
         full = [_Rewritten(under(graph, _full(config))) for graph in graphs if graph.analysis.plan.streams]
         moved[FULL] = tuple(x for one in full for x in one.moved("auto"))
-    plain, mechanism = None, None
+    plain, residual_path = None, None
     if not not_counted:
         try:
             plain = tuple(count(one.captured.gm, one.captured.inputs) for one in graphs) if with_model else None
-            mechanism = tuple(one.counted() for one in rewritten)
+            residual_path = tuple(one.counted() for one in rewritten)
         except NotImplementedError as error:  # how torch says that an operator has no shapes without data
             not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"
     return Study(
@@ -136,7 +136,7 @@ def study_graphs(
         plain_moved=tuple(plain_traffic(stream) for stream in plan.streams),
         moved=moved,
         plain=plain,
-        mechanism=mechanism,
+        residual_path=residual_path,
         not_counted=not_counted,
         kernels=next((reason for one in rewritten if (reason := one.without_kernels())), ""),
         lengths=lengths,
@@ -173,11 +173,11 @@ class _Rewritten:
     def __init__(self, graph: AnalysedGraph) -> None:
         self.plan = graph.analysis.plan
         self.trace: AtenTrace = graph.analysis.trace
-        self.sites = graph.analysis.sites
-        self.gm = mechanism_of(rewrite(graph.captured.gm, graph.analysis).gm, self.plan)
+        self.stream_nodes = graph.analysis.stream_nodes
+        self.gm = residual_path_of(rewrite(graph.captured.gm, graph.analysis).gm, self.plan)
 
     def _root_value(self, index: int) -> Any:
-        number = self.trace.node_output[self.sites[index].root]
+        number = self.trace.node_output[self.stream_nodes[index].root]
         assert number is not None
         return self.trace.values[number]
 
@@ -221,20 +221,20 @@ class _Rewritten:
         """Of the mechanism, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
         on_kernels = not self.without_kernels()
         if on_kernels:
-            lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Implementation.KERNELS)
+            lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.KERNELS)
         else:
-            lowered = lower(schedule(self.gm, self.plan, False, 0).gm, self.plan, Implementation.TORCH)
+            lowered = lower(schedule(self.gm, self.plan, False, 0).gm, self.plan, Provider.TORCH)
         widths = _added_widths(lowered, self.plan)
         return count(lowered, weightless(lowered, self._root_value(0).dtype, widths), keeps_inputs=True)
 
 
 def _added_widths(gm: GraphModule, plan: Plan) -> dict[Node, int]:
     """The placeholders of the parameters that the rewrite adds."""
-    roles = {node: role_of(node) for node in gm.graph.nodes if node.op == "placeholder"}
+    annotations = {node: annotation_of(node) for node in gm.graph.nodes if node.op == "placeholder"}
     return {
-        node: plan.streams[role.stream].width
-        for node, role in roles.items()
-        if role is not None and role.kind == "parameter"
+        node: plan.streams[annotation.stream].width
+        for node, annotation in annotations.items()
+        if annotation is not None and annotation.kind == "parameter"
     }
 
 

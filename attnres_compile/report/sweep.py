@@ -146,7 +146,7 @@ def _point(found: Study, is_chosen: bool) -> SweepPoint:
     writes = sum(len(stream.writes) for stream in streams)
     moved = found.moved[found.plan.config.schedule]
     longest = max(streams, key=lambda stream: len(stream.writes))
-    added = None if found.mechanism is None else found.lengths.flops(total(found.mechanism, "forward"))
+    added = None if found.residual_path is None else found.lengths.flops(total(found.residual_path, "forward"))
     return SweepPoint(
         num_blocks=longest.num_blocks,
         block_size=longest.block_size,

@@ -20,11 +20,11 @@ from attnres_passes.analyses.chains import find_chains
 from attnres_passes.analyses.degrees.degree_rules import ZERO, output_degrees
 from attnres_passes.analyses.reads import find_reads
 from attnres_passes.analyses.streams import find_streams
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import RULES, Level
 from attnres_passes.ir.plan import Reason
-from attnres_passes.ir.roles import role_of
 from attnres_passes.rewrite.rewrite import rewrite
-from attnres_passes.schedule.grouping import Inference, group_reads
+from attnres_passes.schedule.group_reads import Inference, group_reads
 from parts import part
 from parts.layout import excerpt, fenced, table
 
@@ -176,12 +176,14 @@ def parameters() -> str:
     gm = capture(model, args, kwargs).graphs[0].gm
     analysis = find_streams(trace_aten(gm), attnres_compile.AttnResConfig(**OPTIONS))
     result = rewrite(gm, analysis)
-    added = [node for node in result.gm.graph.nodes if (role := role_of(node)) and role.kind == "parameter"]
+    added = [
+        node for node in result.gm.graph.nodes if (annotation := annotation_of(node)) and annotation.kind == "parameter"
+    ]
     rows = []
     for node, slot in zip(added, result.slots, strict=True):
         name = "query" if slot.name == "query" else "key_norm.weight"
         path = f"model.attnres.streams[{slot.stream}].reads[{slot.read}].{name}"
-        rows.append([node.target, path, analysis.plan.streams[slot.stream].reads[role_of(node).read].module])
+        rows.append([node.target, path, analysis.plan.streams[slot.stream].reads[annotation_of(node).read].module])
     return table(rows, ["placeholder", "parameter", "read in"])
 
 

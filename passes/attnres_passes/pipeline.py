@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
-from attnres_passes.lower.implementation import Choice, Implementation, choose
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.provider import Provider, ProviderChoice, choose_provider
 from attnres_passes.ranks.sequence import Shards
 from attnres_passes.ranks.shard_sequence import shard_sequence
 from attnres_passes.ranks.stage_layout import StageLayout
@@ -27,7 +27,7 @@ AfterStage = Callable[[GraphModule, Level, Plan], None]
 
 
 @dataclass(frozen=True)
-class Passed:
+class GraphLevels:
     """The graph at the levels after the captured one.
 
     result: of the rewrite; rewritten: its graph, over several ranks if the plan says so; choice: what the reads are
@@ -38,7 +38,7 @@ class Passed:
     rewritten: GraphModule
     scheduled: Scheduled
     lowered: GraphModule
-    choice: Choice
+    choice: ProviderChoice
     fused: Fused | None
 
     @property
@@ -48,7 +48,7 @@ class Passed:
 
     def bound_text(self) -> str:
         """What reads are bound to, and why."""
-        return f"bound to {self.choice.implementation.value}: {self.choice.why}"
+        return f"bound to {self.choice.provider.value}: {self.choice.why}"
 
     def schedule_text(self) -> str:
         """The cost model's table for each stream, what reads are bound to, and what was fused."""
@@ -62,12 +62,12 @@ def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
     """
-    choice = choose(chunk, plan)
-    uses_kernels = choice.implementation is Implementation.KERNELS
+    choice = choose_provider(chunk, plan)
+    uses_kernels = choice.provider is Provider.KERNELS
     scheduled = schedule(chunk, plan, uses_kernels, choice.most_in_place, choice.most_with_own_logits)
     if uses_kernels:
         fuse(scheduled.gm, plan)
-    lowered = lower(scheduled.gm, plan, choice.implementation)
+    lowered = lower(scheduled.gm, plan, choice.provider)
     lowered.graph.lint()
     return lowered
 
@@ -78,7 +78,7 @@ def run_passes(
     after_stage: AfterStage = check_level,
     keeps_values: bool = False,
     differentiates: bool = True,
-) -> Passed:
+) -> GraphLevels:
     """Take ``gm``, on which ``analysis`` was made, through all levels. Neither is changed.
 
     after_stage: called with the graph of each level, when it is made; checks it and may keep it; keeps_values: as for
@@ -112,14 +112,14 @@ def run_later_passes(
     after_stage: AfterStage = check_level,
     keeps_values: bool = False,
     differentiates: bool = True,
-) -> Passed:
+) -> GraphLevels:
     """Take the graph ``rewritten``, which is that of ``result`` or was made of it, on; as ``run_passes``."""
     after_stage(rewritten, Level.REWRITTEN, plan)
-    choice = choose(rewritten, plan, differentiates)
-    uses_kernels = choice.implementation is Implementation.KERNELS
+    choice = choose_provider(rewritten, plan, differentiates)
+    uses_kernels = choice.provider is Provider.KERNELS
     scheduled = schedule(rewritten, plan, uses_kernels, choice.most_in_place, choice.most_with_own_logits)
     fused = fuse(scheduled.gm, plan) if uses_kernels else None
     after_stage(scheduled.gm, Level.SCHEDULED, plan)
-    lowered = lower(scheduled.gm, plan, choice.implementation, keeps_values)
+    lowered = lower(scheduled.gm, plan, choice.provider, keeps_values)
     after_stage(lowered, Level.LOWERED, plan)
-    return Passed(result, rewritten, scheduled, lowered, choice, fused)
+    return GraphLevels(result, rewritten, scheduled, lowered, choice, fused)

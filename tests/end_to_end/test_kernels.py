@@ -12,17 +12,17 @@ from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
 import attnres_compile as ac
-from attnres_compile.api.explanation import passed_under
+from attnres_compile.api.explanation import run_passes_under
 from attnres_compile.api.preparation import AnalysedGraph, analyse_model, config_from
 from attnres_compile.compile import graph_runs
 from attnres_kernels.autograd import fused, keys, own
 from attnres_kernels.definition import scheduled
 from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read
 from attnres_passes.ir.config import ConfigError
-from attnres_passes.lower.implementation import Implementation
-from attnres_passes.pipeline import Passed
+from attnres_passes.lower.provider import Provider
+from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule import schedule
-from attnres_passes.schedule.grouping import Group, Grouping
+from attnres_passes.schedule.group_reads import Group, ReadGroups
 from tests import zoo
 from tests.end_to_end.models import PreNorm, randomize, tokens
 
@@ -38,10 +38,10 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def passed(
     model: nn.Module, args: tuple, kwargs: dict, differentiates: bool = True, **options: object
-) -> tuple[AnalysedGraph, Passed]:
+) -> tuple[AnalysedGraph, GraphLevels]:
     config = config_from(None, options)
     graph = next(x for x in analyse_model(model, args, kwargs, config) if x.analysis.plan.streams)
-    return graph, passed_under(graph, config, differentiates=differentiates)
+    return graph, run_passes_under(graph, config, differentiates=differentiates)
 
 
 def outputs_and_gradients(gm: GraphModule, graph: AnalysedGraph, added: list[Tensor]) -> list[Tensor | None]:
@@ -77,12 +77,12 @@ FULL = {"schedule": "two_phase", "block_size": 1}
 def test_outputs_and_every_gradient(name: str, options: dict) -> None:
     model, args, kwargs = zoo.by_name(name).build()
     graph, found = passed(model, args, kwargs, **options)
-    assert found.choice.implementation is Implementation.KERNELS
+    assert found.choice.provider is Provider.KERNELS
     assert any(node.target is fused.read for node in found.lowered.graph.nodes)
     assert_levels_agree(graph, found)
 
 
-def assert_levels_agree(graph: AnalysedGraph, found: Passed) -> None:
+def assert_levels_agree(graph: AnalysedGraph, found: GraphLevels) -> None:
     """The scheduled and the lowered graph give the outputs and gradients of the rewritten one."""
     added = graph_runs.random_parameters(found.rewritten, graph)
     expected = outputs_and_gradients(found.rewritten, graph, added)
@@ -129,7 +129,7 @@ def test_both_kinds_of_reads_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> No
     """Logits made first for the first reads, of which the last has a phase 1; the others make their own."""
     first = (Group(0, (1, 1, 2, 2, 2), 0), Group(5, (3, 3), 3))
     cut = (*first, Group(7, (3, 4, 4, 4, 5), 0, own_logits=True))
-    monkeypatch.setattr(schedule, "group_reads", lambda *_: Grouping(cut))
+    monkeypatch.setattr(schedule, "group_reads", lambda *_: ReadGroups(cut))
     graph, found = passed(PreNorm(layers=12), (tokens(),), {}, differentiates=False, block_size=3)
     targets = [node.target for node in found.lowered.graph.nodes]
     assert (targets.count(fused.read), targets.count(own.own_read)) == (7, 5)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnres_kernels.autograd import fused, keys, own
 from attnres_kernels.definition import scheduled
-from attnres_passes.schedule.grouping import Grouping
+from attnres_passes.schedule.group_reads import ReadGroups
 from attnres_passes.torch_private import torch_compat
 
 from .bytes import SCHEDULES, Moved, grouping, moved_by_kernels, moved_ideally
@@ -84,7 +84,7 @@ _KERNEL_CALLS: tuple[Callable[..., Any], ...] = (
 def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
     """The generated kernels, scheduled and called as the passes ``schedule`` and ``bind_kernels`` do."""
     arms: list[Arm] = []
-    names: dict[Grouping, str] = {}
+    names: dict[ReadGroups, str] = {}
     for schedule in (*SCHEDULES, "auto"):
         name = f"{KERNELS}, {schedule}"
         first = names.setdefault(grouping(shape, schedule), name)

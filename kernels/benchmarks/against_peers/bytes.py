@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from attnres_kernels.launch import tiling
 from attnres_kernels.launch.cutting import moved_by_launches
-from attnres_passes.schedule.grouping import Group, Grouping, group_reads
+from attnres_passes.schedule.group_reads import Group, ReadGroups, group_reads
 
 from .work import BLOCK, Shape
 
@@ -48,7 +48,7 @@ class Moved:
         return {name: round(number * shape.row_bytes) for name, number in units.items()}
 
 
-def grouping(shape: Shape, schedule: str) -> Grouping:
+def grouping(shape: Shape, schedule: str) -> ReadGroups:
     """The groups that the pass ``schedule`` cuts this block into."""
     return group_reads([shape.sources] * shape.reads, schedule, tiling.most_in_place(shape.width))
 

@@ -37,9 +37,9 @@ from attnres_passes.analyses.norm_formula import (
     recorded,
     signature,
 )
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import role_of
 from attnres_passes.torch_private import torch_compat
 
 MOST_NODES = 64
@@ -146,10 +146,10 @@ class _Finder:
         return best or NotFused(reason)
 
     def _refusal(self, read: Node) -> str | None:
-        role = role_of(read)
-        assert role is not None
-        assert role.read is not None
-        if not self.plan.streams[role.stream].reads[role.read].normed:
+        annotation = annotation_of(read)
+        assert annotation is not None
+        assert annotation.read is not None
+        if not self.plan.streams[annotation.stream].reads[annotation.read].normed:
             return "the read is not normed"
         value = torch_compat.example_value(read)
         if not isinstance(value, Tensor) or not isinstance(torch_compat.size_token(value.shape[-1]), int):
@@ -176,7 +176,7 @@ class _Finder:
             others = [other for other in node.all_input_nodes if other is not read and other not in reach.nodes]
             templates = [other for other in others if _reads_dtype(node, other)]
             vectors = [other for other in others if other not in templates]
-            is_call = node.op in ("call_function", "call_method") and role_of(node) is None
+            is_call = node.op in ("call_function", "call_method") and annotation_of(node) is None
             if is_call and all(self._is_vector_beside(other, read) for other in vectors):
                 reach.nodes[node] = None
                 reach.vectors.update(dict.fromkeys(vectors))
@@ -242,7 +242,7 @@ def modes(graph: Graph) -> dict[Node, Any]:
     of_nodes: dict[Node, Any] = {}
     now: Any = ((), ())
     for node in graph.nodes:
-        gives_value = torch_compat.example_value(node) is not None or role_of(node) is not None
+        gives_value = torch_compat.example_value(node) is not None or annotation_of(node) is not None
         if node.op == "call_function" and not gives_value and switches.issuperset(node.all_input_nodes):
             switches.add(node)
             for bracket in node.all_input_nodes:

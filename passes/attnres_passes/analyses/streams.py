@@ -13,7 +13,7 @@ from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Candidate, find_chains, is_matrix_product
 from attnres_passes.analyses.reads import ReadGroup, StreamReads, find_reads, trunk_of
 from attnres_passes.analyses.shared_reads import join_shared_reads
-from attnres_passes.analyses.sites import NoSite, StreamSites, locate
+from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, locate_stream
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Read, Reason, Stream, Write, short_source
@@ -28,14 +28,14 @@ class Analysis:
     """The analysed level: a plan, and where each of its streams is in the graph. sites: one per plan.streams."""
 
     plan: Plan
-    sites: tuple[StreamSites, ...]
+    stream_nodes: tuple[StreamNodes, ...]
     trace: AtenTrace
 
 
 @dataclass(frozen=True)
 class _Accepted:
     stream: Stream
-    sites: StreamSites
+    stream_nodes: StreamNodes
 
 
 def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
@@ -57,18 +57,18 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     accepted, unselected = _select(accepted, config)
     declines = (*_report(trace, declined, bool(accepted or unselected)), *unselected)
     plan = Plan(tuple(item.stream for item in accepted), declines, config)
-    return Analysis(plan, tuple(item.sites for item in accepted), trace)
+    return Analysis(plan, tuple(item.stream_nodes for item in accepted), trace)
 
 
 def _judge(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig) -> _Accepted | Decline:
     reason = _reason_against(trace, candidate, reads, config)
     if reason is not None:
         return reason
-    sites = locate(trace, candidate, trunk_of(candidate), reads.groups)
-    if isinstance(sites, NoSite):
-        message = f"{sites.message}; {_opaque_remedy(trace, sites.node)}"
-        return _decline(trace, candidate, Reason.OPAQUE, message, sites.node)
-    return _Accepted(_stream(trace, candidate, reads, config), sites)
+    stream_nodes = locate_stream(trace, candidate, trunk_of(candidate), reads.groups)
+    if isinstance(stream_nodes, NotReplaceable):
+        message = f"{stream_nodes.message}; {_opaque_remedy(trace, stream_nodes.node)}"
+        return _decline(trace, candidate, Reason.OPAQUE, message, stream_nodes.node)
+    return _Accepted(_stream(trace, candidate, reads, config), stream_nodes)
 
 
 def _opaque_remedy(trace: AtenTrace, node: int) -> str:
@@ -229,7 +229,7 @@ def _with_unique_names(accepted: list[_Accepted]) -> list[_Accepted]:
         seen[item.stream.name] += 1
         number = seen[item.stream.name]
         name = item.stream.name if number == 1 else f"{item.stream.name}.{number}"
-        named.append(_Accepted(replace(item.stream, name=name), item.sites))
+        named.append(_Accepted(replace(item.stream, name=name), item.stream_nodes))
     return named
 
 

@@ -14,10 +14,10 @@ from attnres_kernels.generation import moved
 from attnres_kernels.generation.moved import Moved
 from attnres_kernels.generation.specs import MOST_SOURCES, LogitsSpec, Phase1Spec, ReadSpec
 from attnres_kernels.launch import tiling
-from attnres_passes.cost.mechanism import is_residual_add
+from attnres_passes.cost.residual_path import is_residual_add
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import FUSED, OWN_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ir.roles import role_of
 from attnres_passes.schedule.scheduled_nodes import arguments, items
 
 ADD = Moved(2, 1)
@@ -45,9 +45,9 @@ def traffic(gm: GraphModule, plan: Plan) -> tuple[Moved, ...]:
     """Of each stream of the plan, in ``gm``: a rewritten, a scheduled or a fused graph, or the mechanism of one."""
     totals = [_norms_left(gm, stream, index) for index, stream in enumerate(plan.streams)]
     for node in gm.graph.nodes:
-        role = role_of(node)
-        if role is not None and node.op in ("call_function", "call_method"):
-            totals[role.stream] += _of_node(node, plan.streams[role.stream].width)
+        annotation = annotation_of(node)
+        if annotation is not None and node.op in ("call_function", "call_method"):
+            totals[annotation.stream] += _of_node(node, plan.streams[annotation.stream].width)
     return tuple(totals)
 
 
@@ -67,9 +67,9 @@ def _of_node(node: Node, width: int) -> Moved:
         return _of_definition(len(sources))
     if is_residual_add(node):
         return ADD
-    role = role_of(node)
-    assert role is not None
-    is_pass = role.kind == "carry" and str(node.target) not in _VIEWS
+    annotation = annotation_of(node)
+    assert annotation is not None
+    is_pass = annotation.kind == "carry" and str(node.target) not in _VIEWS
     return NORM if is_pass else Moved(0, 0)
 
 
@@ -112,10 +112,12 @@ def _of_read(node: Node, width: int) -> Moved:
 def _norms_left(gm: GraphModule, stream: Stream, index: int) -> Moved:
     """Norms that read the stream and are in no kernel: of the root, and of reads that they were not fused with."""
     fused = {
-        role.read
+        annotation.read
         for node in gm.graph.nodes
-        if node.target in FUSED and arguments(node)["norm"] is not None and (role := role_of(node)) is not None
-        if role.stream == index
+        if node.target in FUSED
+        and arguments(node)["norm"] is not None
+        and (annotation := annotation_of(node)) is not None
+        if annotation.stream == index
     }
     total = Moved(0, 0)
     for number, read in enumerate(stream.reads):

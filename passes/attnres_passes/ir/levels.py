@@ -18,8 +18,8 @@ import attnres_kernels.operators.op  # defines the operator
 from attnres_kernels.definition import scheduled
 from attnres_kernels.errors import AttnResError
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import role_of
 
 OWN_READS = (scheduled.own_read, scheduled.fused_own_read)
 """Reads that make the logits of their sources themselves."""
@@ -76,19 +76,21 @@ def is_ours(node: Node) -> bool:
 
 def _no_nodes_of_ours(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
     for node in gm.graph.nodes:
-        if is_ours(node) or role_of(node) is not None:
+        if is_ours(node) or annotation_of(node) is not None:
             yield node, "a node of the rewrite is in it"
 
 
 def _every_node_of_ours_has_a_role(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
     for node in gm.graph.nodes:
-        if is_ours(node) and role_of(node) is None:
+        if is_ours(node) and annotation_of(node) is None:
             yield node, "this one has no metadata"
 
 
 def _reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
     nodes = [node for node in gm.graph.nodes if is_depth_attention(node)]
-    found = {(role.stream, role.read): node for node in nodes if (role := role_of(node)) is not None}
+    found = {
+        (annotation.stream, annotation.read): node for node in nodes if (annotation := annotation_of(node)) is not None
+    }
     planned = {
         (s, k): read
         for s, stream in enumerate(plan.streams)
@@ -108,7 +110,7 @@ def _reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | 
 
 def _scheduled_reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
     nodes = [node for node in gm.graph.nodes if node.target in SCHEDULED_READS or is_depth_attention(node)]
-    places = [(role.stream, role.read) for node in nodes if (role := role_of(node)) is not None]
+    places = [(annotation.stream, annotation.read) for node in nodes if (annotation := annotation_of(node)) is not None]
     planned = {
         (s, k) for s, stream in enumerate(plan.streams) for k, read in enumerate(stream.reads) if read.num_sources > 1
     }
@@ -139,14 +141,16 @@ def _keys_feed_reads(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None,
     for node in gm.graph.nodes:
         if is_depth_attention(node):
             key = node.args[1]
-            role = role_of(key) if isinstance(key, Node) else None
-            if role is None or role.kind != "key":
+            annotation = annotation_of(key) if isinstance(key, Node) else None
+            if annotation is None or annotation.kind != "key":
                 yield node, "its key vector is something else"
 
 
 def _parameters_come_last(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    added = [(role := role_of(node)) is not None and role.kind == "parameter" for node in placeholders]
+    added = [
+        (annotation := annotation_of(node)) is not None and annotation.kind == "parameter" for node in placeholders
+    ]
     expected = 2 * sum(len(stream.parametrized_reads) for stream in plan.streams)
     if sum(added) != expected or not all(added[len(added) - expected :]):
         yield None, f"{sum(added)} of {len(added)} placeholders are ours where the plan has {expected}"
@@ -167,8 +171,8 @@ def _statistics_feed_nothing(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node
 
 
 def _has_kind(node: Node, kind: str) -> bool:
-    role = role_of(node)
-    return role is not None and role.kind == kind
+    annotation = annotation_of(node)
+    return annotation is not None and annotation.kind == kind
 
 
 _COMMON = (

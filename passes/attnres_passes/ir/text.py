@@ -9,8 +9,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import KEY
 from attnres_passes.ir.plan import short_source
-from attnres_passes.ir.roles import KEY
 from attnres_passes.torch_private import torch_compat
 
 _DTYPES = {
@@ -62,8 +62,8 @@ def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
 
 
 def _role_comment(node: Node) -> str:
-    role = node.meta.get(KEY)
-    return f"  # attnres: {role}" if role is not None else ""
+    annotation = node.meta.get(KEY)
+    return f"  # attnres: {annotation}" if annotation is not None else ""
 
 
 def _expression(node: Node) -> str:

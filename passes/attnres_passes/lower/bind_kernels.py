@@ -29,9 +29,9 @@ from torch.fx import GraphModule, Node
 from attnres_kernels.autograd import fused, keys, own
 from attnres_kernels.definition import scheduled
 from attnres_kernels.launch.cutting import moved_by_launches
+from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import FUSED, OWN_READS
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import Role, role_of
 from attnres_passes.lower.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.schedule.scheduled_nodes import ScheduledRead, Segment, arguments, call, calls, items, segments
 from attnres_passes.torch_private import torch_compat
@@ -171,7 +171,7 @@ def _passes(segment: Segment, plan: Plan) -> Iterator[tuple[list[ScheduledRead],
             yield reads[found.first - start : found.first - start + found.reads], found.sets
 
 
-def _role(read: ScheduledRead) -> Role:
-    role = role_of(read.node)
-    assert role is not None
-    return role
+def _role(read: ScheduledRead) -> Annotation:
+    annotation = annotation_of(read.node)
+    assert annotation is not None
+    return annotation

@@ -9,19 +9,17 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import naive
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import role_of
 from attnres_passes.lower.bind_kernels import bind_kernels
 from attnres_passes.lower.bind_torch import bind_torch
-from attnres_passes.lower.implementation import Implementation
+from attnres_passes.lower.provider import Provider
 from attnres_passes.schedule.scheduled_nodes import call
 from attnres_passes.torch_private import torch_compat
 
 
-def lower(
-    scheduled: GraphModule, plan: Plan, implementation: Implementation, keeps_values: bool = False
-) -> GraphModule:
+def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: bool = False) -> GraphModule:
     """A copy of ``scheduled`` whose reads run on ``implementation``. plan: of the whole model.
 
     keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
@@ -30,13 +28,13 @@ def lower(
     for node in list(gm.graph.nodes):
         if is_depth_attention(node):
             _bind_definition(node)
-    if implementation is Implementation.KERNELS:
+    if provider is Provider.KERNELS:
         bind_kernels(gm, plan, keeps_values)
     else:
         bind_torch(gm)
     for node in reversed(list(gm.graph.nodes)):
-        role = role_of(node)
-        if role is not None and role.kind in ("key", "schedule", "norm") and not node.users:
+        annotation = annotation_of(node)
+        if annotation is not None and annotation.kind in ("key", "schedule", "norm") and not node.users:
             gm.graph.erase_node(node)
     gm.recompile()
     return gm

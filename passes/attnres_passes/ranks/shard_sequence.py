@@ -30,8 +30,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.levels import is_depth_attention
-from attnres_passes.ir.roles import Role, role_of, set_role
 from attnres_passes.ranks import sequence
 from attnres_passes.ranks.sequence import SequenceError, Shards
 from attnres_passes.rewrite.rewrite import Rewritten
@@ -91,19 +91,19 @@ class _Sharder:
         """The number of tokens, which is asked of the root while it is there."""
         if stream not in self.lengths:
             node = self.graph.call_method("size", (self.whole[root], sequence.DIMENSION))
-            self.lengths[stream] = set_role(node, Role("carry", stream))
+            self.lengths[stream] = annotate(node, Annotation("carry", stream))
 
     def _cut(self, stream: int, value: Node) -> None:
-        role = role_of(value) or Role("carry", stream)
+        annotation = annotation_of(value) or Annotation("carry", stream)
         reduced = torch_collectives.all_reduced(value, self.shards.group)
         name = f"{value.name}_shard"
         if reduced is None or self._is_read_whole(value, reduced):
             arguments: tuple[object, ...] = self.whole[value], self.shards.size, self.shards.rank
-            self.own[value] = self._call(sequence.shard, arguments, value, role, name)
+            self.own[value] = self._call(sequence.shard, arguments, value, annotation, name)
         else:
             self.summed_over_ranks.update(reduced.nodes)
             arguments = self.whole[reduced.given], self.shards.size, self.shards.group
-            self.own[value] = self._call(sequence.sum_and_shard, arguments, value, role, name)
+            self.own[value] = self._call(sequence.sum_and_shard, arguments, value, annotation, name)
 
     def _is_read_whole(self, value: Node, reduced: AllReduced) -> bool:
         """Whether something else than the stream reads the sum over all ranks, or what was summed."""
@@ -114,8 +114,8 @@ class _Sharder:
 
     def _carry_on(self, node: Node) -> None:
         """What a source becomes on its way, for the own tokens."""
-        role = role_of(node)
-        if node not in self.sums and (role is None or role.kind != "carry"):
+        annotation = annotation_of(node)
+        if node not in self.sums and (annotation is None or annotation.kind != "carry"):
             return
         sources = [argument for argument in node.all_input_nodes if argument in self.own]
         if not sources:
@@ -132,23 +132,25 @@ class _Sharder:
     def _read(self, node: Node) -> None:
         sources, *rest = node.args
         assert isinstance(sources, (list, tuple))
-        role = role_of(node)
-        assert role is not None
+        annotation = annotation_of(node)
+        assert annotation is not None
         arguments = [self.own[source] for source in sources if isinstance(source, Node)]
         own = self.graph.node_copy(node, lambda argument: self.own.get(argument, self.whole.get(argument, argument)))
         own.args = (arguments, *torch.fx.map_arg(tuple(rest), self.whole.__getitem__))
         self.own[node] = self._with_example(own, node)
-        arguments_of_gather = (own, self.lengths[role.stream], self.shards.size, self.shards.group)
-        carried = Role("carry", role.stream, sublayer=role.sublayer)
-        name = f"whole_{role.stream}_{role.read}"
+        arguments_of_gather = (own, self.lengths[annotation.stream], self.shards.size, self.shards.group)
+        carried = Annotation("carry", annotation.stream, sublayer=annotation.sublayer)
+        name = f"whole_{annotation.stream}_{annotation.read}"
         self.whole[node] = self._call(sequence.gather, arguments_of_gather, node, carried, name)
         if "example_value" in node.meta:
             self.whole[node].meta["example_value"] = node.meta["example_value"]
 
-    def _call(self, function: object, arguments: tuple[object, ...], origin: Node, role: Role, name: str) -> Node:
+    def _call(
+        self, function: object, arguments: tuple[object, ...], origin: Node, annotation: Annotation, name: str
+    ) -> Node:
         node = self.graph.create_node("call_function", function, arguments, name=name)  # type: ignore[arg-type]
         provenance.copy(origin, node)
-        return self._with_example(set_role(node, role), origin)
+        return self._with_example(annotate(node, annotation), origin)
 
     def _with_example(self, own: Node, whole: Node) -> Node:
         """``own``, with an example of its shape beside that of the ``whole``."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.ir.roles import stages_of
+from attnres_passes.ir.annotations import stages_of
 from attnres_passes.ranks.stage_text import key_text
 from attnres_passes.ranks.stages import StagedGraph
 from attnres_passes.ranks.transfers import ChunkPlan, Key

@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.plan import short_source
-from attnres_passes.ir.roles import role_of
 from attnres_passes.ranks.stage_layout import StageError
 from attnres_passes.ranks.stage_positions import Positions
 from attnres_passes.torch_private import torch_compat
@@ -65,8 +65,10 @@ def described(node: Node) -> str:
 
 def is_parameter(node: Node) -> bool:
     """Whether a placeholder stands for a parameter: the model's, or one that the rewrite added."""
-    role = role_of(node)
-    return (role is not None and role.kind == "parameter") or isinstance(torch_compat.example_value(node), nn.Parameter)
+    annotation = annotation_of(node)
+    return (annotation is not None and annotation.kind == "parameter") or isinstance(
+        torch_compat.example_value(node), nn.Parameter
+    )
 
 
 def _spread(nodes: Sequence[Node], fixed: Chunks, together: Chunks, chunks: int, changed: set[Node]) -> Chunks:
@@ -98,7 +100,7 @@ def _switches_state(node: Node) -> bool:
 
 
 def _gives_tensor(node: Node) -> bool:
-    return isinstance(torch_compat.example_value(node), torch.Tensor) or role_of(node) is not None
+    return isinstance(torch_compat.example_value(node), torch.Tensor) or annotation_of(node) is not None
 
 
 def _changed_storages(nodes: Sequence[Node], trace: AtenTrace) -> list[list[Node]]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
+from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ir.roles import Role, role_of
 from attnres_passes.ranks.stage_layout import StageError
 
 
@@ -41,24 +41,24 @@ def positions_of(gm: GraphModule, plan: Plan) -> Positions:
     stream = the_stream(plan)
     sources: dict[int, tuple[Node, ...]] = {}
     for node in gm.graph.nodes:
-        role = role_of(node)
-        if is_depth_attention(node) and role is not None and role.sublayer is not None:
-            sources.setdefault(role.sublayer, tuple(node.args[0]))
+        annotation = annotation_of(node)
+        if is_depth_attention(node) and annotation is not None and annotation.sublayer is not None:
+            sources.setdefault(annotation.sublayer, tuple(node.args[0]))
     root = next(iter(sources.values()))[0]
     positions: dict[Node, int | None] = {}
     for node in gm.graph.nodes:
         found = [position for source in node.all_input_nodes if (position := positions[source]) is not None]
-        own = _own_position(role_of(node), len(stream.writes))
+        own = _own_position(annotation_of(node), len(stream.writes))
         if node is root:
             own = 1
         positions[node] = max([*found, *([] if own is None else [own])], default=None)
     return Positions(positions, sources)
 
 
-def _own_position(role: Role | None, writes: int) -> int | None:
-    if role is None or role.sublayer is None:
+def _own_position(annotation: Annotation | None, writes: int) -> int | None:
+    if annotation is None or annotation.sublayer is None:
         return None
-    if role.kind == "read":
+    if annotation.kind == "read":
         # What reads the last state comes after the last sublayer, and goes with it.
-        return min(role.sublayer + 1, writes)
-    return role.sublayer if role.kind == "write" and role.block is not None else None
+        return min(annotation.sublayer + 1, writes)
+    return annotation.sublayer if annotation.kind == "write" and annotation.block is not None else None

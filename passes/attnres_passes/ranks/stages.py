@@ -25,8 +25,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.ir.annotations import annotation_of, set_stages
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ir.roles import role_of, set_stages
 from attnres_passes.ranks.stage_copies import Chunks, chunks_of_nodes, described
 from attnres_passes.ranks.stage_costs import sublayer_flops
 from attnres_passes.ranks.stage_layout import StageError, StageLayout
@@ -95,14 +95,14 @@ def _labels(stream: Stream) -> list[str]:
 def traced(rewritten: GraphModule, plan: Plan) -> AtenTrace:
     """The operations behind a copy of a rewritten graph, whose own placeholders have no example values."""
     gm = torch_compat.copied(rewritten)
-    given = [node for node in gm.graph.nodes if node.op == "placeholder" and role_of(node) is None]
+    given = [node for node in gm.graph.nodes if node.op == "placeholder" and annotation_of(node) is None]
     examples = [torch_compat.example_value(node) for node in given]
     like = next(value for value in examples if isinstance(value, torch.Tensor) and value.is_floating_point())
     with torch_compat.fake_mode_of(examples):
         for node in gm.graph.nodes:
-            role = role_of(node)
-            if role is not None and role.kind == "parameter":
-                width = plan.streams[role.stream].width
+            annotation = annotation_of(node)
+            if annotation is not None and annotation.kind == "parameter":
+                width = plan.streams[annotation.stream].width
                 node.meta["example_value"] = torch.empty(width, dtype=like.dtype, device=like.device)
     return trace_aten(gm)
 

@@ -32,8 +32,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from attnres_kernels.operators import statistics
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.levels import is_depth_attention
-from attnres_passes.ir.roles import Role, role_of, set_role
 from attnres_passes.rewrite.rewrite import Rewritten
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, RewrittenWrite
 from attnres_passes.torch_private import torch_compat
@@ -98,8 +98,13 @@ class _Recorder:
             if node.op == "output":
                 self._add_output(node)
                 break
-            role = role_of(node)
-            if self.with_gradients and self.probes is None and role is not None and role.kind == "parameter":
+            annotation = annotation_of(node)
+            if (
+                self.with_gradients
+                and self.probes is None
+                and annotation is not None
+                and annotation.kind == "parameter"
+            ):
                 self._add_probes()
             self.env[node] = self.graph.node_copy(node, self.env.__getitem__)
             torch_compat.copy_dynamo_source(node, self.env[node])
@@ -133,15 +138,15 @@ class _Recorder:
     def _add_probes(self) -> None:
         self.probes = self.graph.placeholder("attnres_probes")
         torch_compat.mark_as_unknown(self.probes)
-        set_role(self.probes, Role("probe", 0))
+        annotate(self.probes, Annotation("probe", 0))
 
     def _probe(self, s: int, k: int, write: RewrittenWrite) -> None:
         """From here on, what reads ``v_k`` reads it through a probe."""
-        role = Role("probe", s, sublayer=k + 1)
-        probe = self._call(torch.select, (self.probes, 0, len(self.probed)), write.partial, role)
+        annotation = Annotation("probe", s, sublayer=k + 1)
+        probe = self._call(torch.select, (self.probes, 0, len(self.probed)), write.partial, annotation)
         self.probed[s, k] = len(self.probed)
         given = self.env[write.branch]
-        node = self._call(statistics.gradient_probe, (given, probe), write.partial, role, f"written_{s}_{k + 1}")
+        node = self._call(statistics.gradient_probe, (given, probe), write.partial, annotation, f"written_{s}_{k + 1}")
         value = torch_compat.example_value(given)
         if value is not None:
             node.meta["example_value"] = value
@@ -149,21 +154,21 @@ class _Recorder:
 
     def _record_write(self, s: int, k: int, write: RewrittenWrite) -> None:
         arguments = (self.env[write.branch], self.env[write.partial])
-        role = Role("statistic", s, sublayer=k + 1)
-        part = self._call(torch.ops.attnres.write_statistics.default, arguments, write.partial, role)
+        annotation = Annotation("statistic", s, sublayer=k + 1)
+        part = self._call(torch.ops.attnres.write_statistics.default, arguments, write.partial, annotation)
         self._add_entry(part, "write", s, k, statistics.WRITE_SIZE, self.probed.get((s, k)))
 
     def _record_read(self, node: Node) -> None:
-        role = role_of(node)
-        assert role is not None
-        assert role.read is not None
+        annotation = annotation_of(node)
+        assert annotation is not None
+        assert annotation.read is not None
         copy = self.env[node]
         sources, key, eps, _ = copy.args
         assert isinstance(sources, (list, tuple))
         arguments = (list(sources), key, copy, eps)
-        new_role = Role("statistic", role.stream, sublayer=role.sublayer, read=role.read)
+        new_role = Annotation("statistic", annotation.stream, sublayer=annotation.sublayer, read=annotation.read)
         part = self._call(torch.ops.attnres.read_statistics.default, arguments, node, new_role)
-        self._add_entry(part, "read", role.stream, role.read, len(sources) + statistics.READ_EXTRA)
+        self._add_entry(part, "read", annotation.stream, annotation.read, len(sources) + statistics.READ_EXTRA)
 
     def _add_entry(
         self, part: Node, kind: Literal["read", "write"], s: int, index: int, size: int, probe: int | None = None
@@ -173,13 +178,17 @@ class _Recorder:
         self.parts.append(part)
 
     def _add_output(self, node: Node) -> None:
-        gathered = self._call(statistics.gather_statistics, (self.parts,), node, Role("statistic", 0), "statistics")
+        gathered = self._call(
+            statistics.gather_statistics, (self.parts,), node, Annotation("statistic", 0), "statistics"
+        )
         (outputs,) = node.args
         assert isinstance(outputs, (list, tuple)), "Dynamo's graphs return a tuple"
         old = torch.fx.map_arg(tuple(outputs), self.env.__getitem__)
         self.graph.output((*old, gathered)).meta.update(node.meta)
 
-    def _call(self, target: Any, arguments: tuple[Any, ...], origin: Node, role: Role, name: str | None = None) -> Node:
+    def _call(
+        self, target: Any, arguments: tuple[Any, ...], origin: Node, annotation: Annotation, name: str | None = None
+    ) -> Node:
         node = self.graph.create_node("call_function", target, arguments, name=name)
         provenance.copy(origin, node)
-        return set_role(node, role)
+        return annotate(node, annotation)

@@ -26,7 +26,7 @@ from typing import Literal
 
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.analyses.sites import CarrySite
+from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
 from attnres_passes.torch_private import torch_compat
@@ -66,11 +66,15 @@ class _Rewriter:
         self.graph = Graph()
         self.env: dict[Node, Node] = {}
         self.streams = [
-            StreamRewriter(self.graph, self.trace, index, stream, sites, analysis.plan.config, self.resolve)
-            for index, (stream, sites) in enumerate(zip(analysis.plan.streams, analysis.sites, strict=True))
+            StreamRewriter(self.graph, self.trace, index, stream, stream_nodes, analysis.plan.config, self.resolve)
+            for index, (stream, stream_nodes) in enumerate(
+                zip(analysis.plan.streams, analysis.stream_nodes, strict=True)
+            )
         ]
-        self.stream_of_value = {value: stream for stream in self.streams for value in stream.sites.trunk.state_of}
-        self.step_at = {step.node: (stream, step) for stream in self.streams for step in stream.sites.steps}
+        self.stream_of_value = {
+            value: stream for stream in self.streams for value in stream.stream_nodes.trunk.state_of
+        }
+        self.step_at = {step.node: (stream, step) for stream in self.streams for step in stream.stream_nodes.steps}
 
     def run(self) -> Rewritten:
         slots: list[ParameterSlot] = []
@@ -84,7 +88,7 @@ class _Rewriter:
         rewritten = GraphModule(self.gm, self.graph)
         torch_compat.copy_dynamo_attributes(self.gm, rewritten)
         streams = tuple(
-            RewrittenStream(self.env[self.trace.nodes[stream.sites.root]], tuple(stream.writes))
+            RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
             for stream in self.streams
         )
         return Rewritten(rewritten, tuple(slots), streams)
@@ -103,7 +107,7 @@ class _Rewriter:
     def _rewrite_node(self, index: int, node: Node) -> None:
         if index in self.step_at:
             stream, step = self.step_at[index]
-            if isinstance(step, CarrySite):
+            if isinstance(step, CarryNode):
                 stream.carry(step)
             else:
                 stream.write(step)
@@ -111,7 +115,7 @@ class _Rewriter:
             self.env[node] = self.graph.node_copy(node, lambda argument: self.resolve(index, argument))
             torch_compat.copy_dynamo_source(node, self.env[node])
         for stream in self.streams:
-            if stream.sites.root == index:
+            if stream.stream_nodes.root == index:
                 stream.begin(self.env[node])
 
     def _is_identity_on_stream(self, index: int) -> bool:

@@ -14,11 +14,11 @@ from attnres_kernels.definition.naive import key_vector
 from attnres_passes.analyses import blocks
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Carry
-from attnres_passes.analyses.sites import CarrySite, StreamSites, WriteSite
+from attnres_passes.analyses.stream_nodes import CarryNode, StreamNodes, WriteNode
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
-from attnres_passes.ir.roles import Role, role_of, set_role
 from attnres_passes.torch_private import torch_compat
 
 Resolve = Callable[[int, Node], Node]
@@ -29,7 +29,7 @@ class _Snapshot:
     """The stream at one of its values. pending: reshapes since the layout that the sources are in."""
 
     sources: tuple[Node, ...]
-    pending: tuple[CarrySite, ...]
+    pending: tuple[CarryNode, ...]
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,31 @@ class StreamRewriter:
         trace: AtenTrace,
         index: int,
         stream: Stream,
-        sites: StreamSites,
+        stream_nodes: StreamNodes,
         config: AttnResConfig,
         resolve: Resolve,
     ) -> None:
-        self.graph, self.trace, self.index, self.stream, self.sites = graph, trace, index, stream, sites
+        self.graph, self.trace, self.index, self.stream, self.stream_nodes = graph, trace, index, stream, stream_nodes
         self.config, self.resolve = config, resolve
         self.completed: list[Node] = []
         self.partial: Node | None = None
         self.written = 0
-        self.pending: tuple[CarrySite, ...] = ()
-        self.value = trace.node_output[sites.root]
+        self.pending: tuple[CarryNode, ...] = ()
+        self.value = trace.node_output[stream_nodes.root]
         self.layout: tuple[Any, ...] = ()
         self.example: Any = None
         self.placeholders: dict[int, dict[str, Node]] = {}
         self.keys: dict[int, Node] = {}
         self.snapshots: dict[int, _Snapshot] = {}
-        self.read_of_use = {use: k for k, read in enumerate(sites.reads) for use in read.uses}
+        self.read_of_use = {use: k for k, read in enumerate(stream_nodes.reads) for use in read.uses}
         self.read_nodes: dict[int, Node] = {}
         self.shown: dict[tuple[Node, int, bool], Node] = {}
         self.is_cut = False
         self.writes: list[RewrittenWrite] = []
         self.reads_from: dict[int, list[int]] = {}
-        for k, read in enumerate(sites.reads):
+        for k, read in enumerate(stream_nodes.reads):
             values = {value for value, _ in read.uses}
-            first = next(value for value in sites.trunk.order if value in values)
+            first = next(value for value in stream_nodes.trunk.order if value in values)
             self.reads_from.setdefault(first, []).append(k)
 
     # Parameters of the reads
@@ -107,7 +107,7 @@ class StreamRewriter:
             for name in names:
                 node = self.graph.placeholder(f"attnres_{self.index}_{slot}_{name}")
                 torch_compat.mark_as_added(node)
-                set_role(node, Role("parameter", self.index, read=k))
+                annotate(node, Annotation("parameter", self.index, read=k))
                 self.placeholders.setdefault(k, {})[name] = node
                 yield slot, name
 
@@ -116,7 +116,7 @@ class StreamRewriter:
         for k, parameters in self.placeholders.items():
             arguments = (parameters["query"], parameters["key_weight"])
             node = self.graph.create_node("call_function", key_vector, arguments, name=f"key_{self.index}_{k}")
-            self.keys[k] = set_role(node, Role("key", self.index, read=k))
+            self.keys[k] = annotate(node, Annotation("key", self.index, read=k))
 
     # Steps of the stream, in graph order
 
@@ -125,36 +125,36 @@ class StreamRewriter:
         self.completed = [root]
         assert self.value is not None
         self.layout = self.trace.values[self.value].shape
-        self._reached(self.value, root, self.sites.root)
+        self._reached(self.value, root, self.stream_nodes.root)
 
-    def write(self, site: WriteSite) -> None:
+    def write(self, step: WriteNode) -> None:
         """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
-        old = self.trace.nodes[site.node]
-        self._promote_sources(site)
-        given = self.resolve(site.node, site.branch)
-        branch = self._fitted(given, site)
+        old = self.trace.nodes[step.node]
+        self._promote_sources(step)
+        given = self.resolve(step.node, step.branch)
+        branch = self._fitted(given, step)
         after = next(iter(reversed(self.graph.nodes)))
         self.written += 1
         self.partial = branch if self.partial is None else self._new(torch.add, (self.partial, branch), old, "write")
-        if self.partial is not given or role_of(given) is None:
+        if self.partial is not given or annotation_of(given) is None:
             block = blocks.block_of_write(self.written, self.stream.block_size)
-            set_role(self.partial, Role("write", self.index, block=block, sublayer=self.written))
+            annotate(self.partial, Annotation("write", self.index, block=block, sublayer=self.written))
         self.writes.append(RewrittenWrite(branch, after, self.partial))
         if self.written % self.stream.block_size == 0:
             self.completed.append(self.partial)
             self.partial = None
-        self._reached(site.after, old, site.node)
+        self._reached(step.after, old, step.node)
 
-    def carry(self, site: CarrySite) -> None:
+    def carry(self, step: CarryNode) -> None:
         """The stream goes on through a view, a cast, a permutation or dropout."""
-        if site.kind is Carry.RESHAPE:
-            back_home = self.trace.values[site.after].shape == self.layout
-            self.pending = () if back_home else (*self.pending, site)
+        if step.kind is Carry.RESHAPE:
+            back_home = self.trace.values[step.after].shape == self.layout
+            self.pending = () if back_home else (*self.pending, step)
         else:
             self._leave_layout()
-            self._map_sources(self._carrier(site))
-            self.layout = self.trace.values[site.after].shape
-        self._reached(site.after, self.trace.nodes[site.node], site.node)
+            self._map_sources(self._carrier(step))
+            self.layout = self.trace.values[step.after].shape
+        self._reached(step.after, self.trace.nodes[step.node], step.node)
 
     def _reached(self, value: int, node: Node, index: int) -> None:
         """The stream is at ``value``, made by node ``index``: keep its sources, and make the reads that begin there."""
@@ -178,7 +178,7 @@ class StreamRewriter:
         if len(sources) == 1:
             return sources[0]
         read = self.stream.reads[k]
-        reader = self.trace.nodes[self.sites.reads[k].uses[0][1]]
+        reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
@@ -186,7 +186,7 @@ class StreamRewriter:
         node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
         if self.is_cut:
             self.graph.call_function(torch_compat.set_grad_enabled, (False,))
-        return set_role(node, Role("read", self.index, block=read.block, sublayer=read.state, read=k))
+        return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=k))
 
     def replacement(self, value: int, user: int) -> Node:
         """What node ``user`` gets in place of ``value`` of the stream.
@@ -198,22 +198,22 @@ class StreamRewriter:
         node = self.read_nodes[k] if k is not None else snapshot.sources[-1]
         return self._show(node, snapshot.pending, self.trace.grad_enabled[user])
 
-    def _show(self, node: Node, pending: tuple[CarrySite, ...], grad_enabled: bool) -> Node:
+    def _show(self, node: Node, pending: tuple[CarryNode, ...], grad_enabled: bool) -> Node:
         """``node``, in the layout of the sources, reshaped as the stream was; once per grad mode of its readers."""
-        for site in pending:
-            key = (node, site.node, grad_enabled)
+        for step in pending:
+            key = (node, step.node, grad_enabled)
             if key not in self.shown:
-                self.shown[key] = self._copy_carrier(site, node)
+                self.shown[key] = self._copy_carrier(step, node)
             node = self.shown[key]
         return node
 
     # Shapes and dtypes
 
-    def _fitted(self, branch: Node, site: WriteSite) -> Node:
+    def _fitted(self, branch: Node, step: WriteNode) -> Node:
         """A write in the dtype, shape and layout of the sources."""
-        old = self.trace.nodes[site.node]
-        added = self.trace.values[self._branch_value(site)]
-        state = self.trace.values[site.after]
+        old = self.trace.nodes[step.node]
+        added = self.trace.values[self._branch_value(step)]
+        state = self.trace.values[step.after]
         if added.shape != state.shape:
             self._leave_layout()
             branch = self._new("expand_as", (branch, self.completed[0]), old, "write")
@@ -223,22 +223,22 @@ class StreamRewriter:
             branch = self._new("reshape_as", (branch, self.completed[0]), old, "write")
         return branch
 
-    def _promote_sources(self, site: WriteSite) -> None:
+    def _promote_sources(self, step: WriteNode) -> None:
         """Adding a wider dtype widens the state, and with it every source."""
         assert self.value is not None
-        before, after = self.trace.values[self.value].dtype, self.trace.values[site.after].dtype
+        before, after = self.trace.values[self.value].dtype, self.trace.values[step.after].dtype
         if before != after:
-            old = self.trace.nodes[site.node]
+            old = self.trace.nodes[step.node]
             self._map_sources(lambda source: self._cast(source, after, old, "carry"))
             self.example = None if self.example is None else self.example.to(after)
 
-    def _branch_value(self, site: WriteSite) -> int:
-        return self.trace.node_inputs[site.node][site.branch]
+    def _branch_value(self, step: WriteNode) -> int:
+        return self.trace.node_inputs[step.node][step.branch]
 
     def _leave_layout(self) -> None:
         """Make the reshapes that were put off real, on every source; the stream has a new layout."""
-        for site in self.pending:
-            self._map_sources(partial(self._copy_carrier, site))
+        for step in self.pending:
+            self._map_sources(partial(self._copy_carrier, step))
         self.pending = ()
         assert self.value is not None
         self.layout = self.trace.values[self.value].shape
@@ -253,7 +253,7 @@ class StreamRewriter:
 
     def _detached(self, source: Node) -> Node:
         """A source without what leads to it; given back as it is if it was detached before."""
-        if source.target == "detach" and role_of(source) is not None:
+        if source.target == "detach" and annotation_of(source) is not None:
             return source
         return self._new("detach", (source,), source, "carry")
 
@@ -262,20 +262,20 @@ class StreamRewriter:
         if self.partial is not None:
             self.partial = function(self.partial)
 
-    def _carrier(self, site: CarrySite) -> Callable[[Node], Node]:
-        if site.kind is not Carry.MASK:
-            return lambda source: self._copy_carrier(site, source)
+    def _carrier(self, step: CarryNode) -> Callable[[Node], Node]:
+        if step.kind is not Carry.MASK:
+            return lambda source: self._copy_carrier(step, source)
         # All sources must lose the same elements, so the mask is drawn once, by dropping out ones.
-        old = self.trace.nodes[site.node]
-        mask = self._copy_carrier(site, self._new(torch.ones_like, (self.completed[0],), old, "carry"))
+        old = self.trace.nodes[step.node]
+        mask = self._copy_carrier(step, self._new(torch.ones_like, (self.completed[0],), old, "carry"))
         return lambda source: self._new(torch.mul, (source, mask), old, "carry")
 
-    def _copy_carrier(self, site: CarrySite, source: Node) -> Node:
-        old = self.trace.nodes[site.node]
+    def _copy_carrier(self, step: CarryNode, source: Node) -> Node:
+        old = self.trace.nodes[step.node]
         node = self.graph.node_copy(
-            old, lambda argument: source if argument is site.stream else self.resolve(site.node, argument)
+            old, lambda argument: source if argument is step.stream else self.resolve(step.node, argument)
         )
-        return set_role(node, Role("carry", self.index, sublayer=self.written))
+        return annotate(node, Annotation("carry", self.index, sublayer=self.written))
 
     def _new(
         self,
@@ -291,4 +291,4 @@ class StreamRewriter:
         provenance.copy(origin, node)
         if self.example is not None:
             node.meta["example_value"] = self.example
-        return set_role(node, Role(kind, self.index, sublayer=self.written))
+        return annotate(node, Annotation(kind, self.index, sublayer=self.written))

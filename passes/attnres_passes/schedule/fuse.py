@@ -28,8 +28,8 @@ from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import scheduled
 from attnres_passes.analyses.norms import Norm, NotFused, modes, norms_behind
+from attnres_passes.ir.annotations import annotate, annotation_of
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import role_of, set_role
 from attnres_passes.schedule.scheduled_nodes import arguments, call, calls
 from attnres_passes.torch_private import torch_compat
 
@@ -64,10 +64,10 @@ def fuse(gm: GraphModule, plan: Plan) -> Fused:
     for read in reads:
         norm = norms[read]
         if isinstance(norm, NotFused):
-            role = role_of(read)
-            assert role is not None
-            assert role.read is not None
-            report.not_fused[role.stream, role.read] = norm.reason
+            annotation = annotation_of(read)
+            assert annotation is not None
+            assert annotation.read is not None
+            report.not_fused[annotation.stream, annotation.read] = norm.reason
         report.norms += isinstance(norm, Norm)
         report.adds += of_graph.fuse_read(read, norm if isinstance(norm, Norm) else None)
     for logits in calls(gm, scheduled.source_logits):
@@ -98,9 +98,9 @@ class _Graph:
                 self._move_before(vector, read)
         kind = (None, 0.0, None, None) if norm is None else (norm.kind, norm.eps, norm.weight, norm.bias)
         fused = call(read, _FUSED[read.target], *read.args, branch, *kind)
-        role = role_of(read)
-        assert role is not None
-        set_role(fused, replace(role, kind="schedule"))
+        annotation = annotation_of(read)
+        assert annotation is not None
+        annotate(fused, replace(annotation, kind="schedule"))
         outputs = [
             (read, 0),
             *([(norm.output, 1)] if norm is not None else []),
@@ -110,7 +110,7 @@ class _Graph:
             new = call(read, operator.getitem, fused, index, name=("read", "normed", "partial")[index])
             new.meta.update(old.meta)
             if index == 1:
-                set_role(new, replace(role, kind="norm"))
+                annotate(new, replace(annotation, kind="norm"))
             old.replace_all_uses_with(new)
             self.order[new] = self.order[read]
             self.modes[new] = self.modes[read]
@@ -148,8 +148,13 @@ class _Graph:
 
     def _can_be_made_by(self, node: Node, add: Node) -> bool:
         """Whether ``add`` is an addition of ours that nothing needs before ``node``, under the same modes."""
-        role = role_of(add)
-        if role is None or role.kind != "write" or add.target is not torch.add or self.modes[add] != self.modes[node]:
+        annotation = annotation_of(add)
+        if (
+            annotation is None
+            or annotation.kind != "write"
+            or add.target is not torch.add
+            or self.modes[add] != self.modes[node]
+        ):
             return False
         values = [torch_compat.example_value(operand) for operand in add.args if isinstance(operand, Node)]
         if len(values) != 2 or any(value is None for value in values):

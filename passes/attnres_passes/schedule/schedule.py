@@ -29,10 +29,10 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import cost, scheduled
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import Role, role_of, set_role
-from attnres_passes.schedule.grouping import Group, Grouping, Inference, group_reads
+from attnres_passes.schedule.group_reads import Group, Inference, ReadGroups, group_reads
 from attnres_passes.schedule.scheduled_nodes import call
 from attnres_passes.torch_private import torch_compat
 
@@ -42,7 +42,7 @@ class Scheduled:
     """The scheduled level. groupings: per stream of the plan those of its reads, one for each layout of the stream."""
 
     gm: GraphModule
-    groupings: tuple[tuple[Grouping, ...], ...]
+    groupings: tuple[tuple[ReadGroups, ...], ...]
 
     def __str__(self) -> str:
         return "\n\n".join(str(grouping) for of_stream in self.groupings for grouping in of_stream)
@@ -79,8 +79,8 @@ def schedule(
         for read in reads:
             gm.graph.erase_node(read.node)
     for node in reversed(list(gm.graph.nodes)):
-        role = role_of(node)
-        if role is not None and role.kind == "key" and not node.users:
+        annotation = annotation_of(node)
+        if annotation is not None and annotation.kind == "key" and not node.users:
             gm.graph.erase_node(node)
     gm.recompile()
     return Scheduled(gm, tuple(groupings))
@@ -91,7 +91,7 @@ class _Read:
     """A depth attention node taken apart. completed: the sources but the open partial sum."""
 
     node: Node
-    role: Role
+    annotation: Annotation
     completed: tuple[Node, ...]
     partial: Node | None
     query: Node
@@ -99,25 +99,25 @@ class _Read:
 
 
 def _is_read_of(node: Node, stream: int) -> bool:
-    role = role_of(node)
-    return is_depth_attention(node) and role is not None and role.stream == stream
+    annotation = annotation_of(node)
+    return is_depth_attention(node) and annotation is not None and annotation.stream == stream
 
 
 def _taken_apart(node: Node, plan: Plan) -> _Read:
-    role = role_of(node)
-    assert role is not None
-    assert role.read is not None
-    stream = plan.streams[role.stream]
+    annotation = annotation_of(node)
+    assert annotation is not None
+    assert annotation.read is not None
+    stream = plan.streams[annotation.stream]
     sources, key = node.args[0], node.args[1]
     assert isinstance(sources, (list, tuple))
     assert isinstance(key, Node)
     nodes = tuple(source for source in sources if isinstance(source, Node))
-    is_open = stream.reads[role.read].state % stream.block_size != 0
+    is_open = stream.reads[annotation.read].state % stream.block_size != 0
     completed, partial = (nodes[:-1], nodes[-1]) if is_open else (nodes, None)
     query, weight = key.args
     assert isinstance(query, Node)
     assert isinstance(weight, Node)
-    return _Read(node, role, completed, partial, query, weight)
+    return _Read(node, annotation, completed, partial, query, weight)
 
 
 def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
@@ -128,7 +128,7 @@ def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
     tokens = torch_compat.size_hint(math.prod(value.shape[:-1]))
     if tokens is None:
         return None
-    return Inference(cost.launch(tokens, plan.streams[read.role.stream].width, value.dtype.itemsize), most)
+    return Inference(cost.launch(tokens, plan.streams[read.annotation.stream].width, value.dtype.itemsize), most)
 
 
 def _segments(reads: Sequence[_Read]) -> list[list[_Read]]:
@@ -157,7 +157,7 @@ class _Segment:
         parameters = [read.query for read in self.reads], [read.weight for read in self.reads]
         self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters, name="keys")
 
-    def emit(self, grouping: Grouping) -> None:
+    def emit(self, grouping: ReadGroups) -> None:
         for index, group in enumerate(grouping.groups):
             self._emit_group(index, group)
         if not self.keys.users:
@@ -165,7 +165,7 @@ class _Segment:
 
     def _emit_group(self, index: int, group: Group) -> None:
         reads = self.reads[group.first : group.first + len(group.completed)]
-        reads = [replace(read, role=replace(read.role, group=index)) for read in reads]
+        reads = [replace(read, annotation=replace(read.annotation, group=index)) for read in reads]
         inter: list[Node] = []
         if group.shared:
             self._make_logits(reads[0], group.first)
@@ -179,7 +179,7 @@ class _Segment:
             node = (
                 self._own_read(read) if group.own_logits else self._read(read, group, group.first + place, of_phase_1)
             )
-            set_role(node, read.role)
+            annotate(node, read.annotation)
             if "example_value" in read.node.meta:
                 node.meta["example_value"] = read.node.meta["example_value"]
             read.node.replace_all_uses_with(node)
@@ -210,4 +210,4 @@ class _Segment:
 
 
 def _call(read: _Read, function: Callable[..., Any], *args: Any, name: str | None = None) -> Node:
-    return call(read.node, function, *args, role=read.role, name=name)
+    return call(read.node, function, *args, annotation=read.annotation, name=name)

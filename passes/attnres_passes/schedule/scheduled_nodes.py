@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import scheduled
 from attnres_passes.ir import provenance
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.levels import SCHEDULED_READS
-from attnres_passes.ir.roles import Role, role_of, set_role
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def segments(gm: GraphModule) -> list[Segment]:
         groups: dict[int | None, list[ScheduledRead]] = {}
         for read in reads:
             if read.given.get("keys") is keys:
-                role = role_of(read.node)
-                assert role is not None
-                groups.setdefault(role.group, []).append(read)
+                annotation = annotation_of(read.node)
+                assert annotation is not None
+                groups.setdefault(annotation.group, []).append(read)
         found.append(Segment(keys, list(groups.values())))
     return found
 
@@ -98,7 +98,11 @@ def items(node: Node) -> dict[int, Node]:
 
 
 def call(
-    before: Node, function: Callable[..., Any], *args: Any, role: Role | None = None, name: str | None = None
+    before: Node,
+    function: Callable[..., Any],
+    *args: Any,
+    annotation: Annotation | None = None,
+    name: str | None = None,
 ) -> Node:
     """A call before a node, with its provenance, and the role of a helper of it or of ``role``.
 
@@ -107,6 +111,11 @@ def call(
     with before.graph.inserting_before(before):
         node = before.graph.create_node("call_function", function, args, name=name)
     provenance.copy(before, node)
-    role = role or role_of(before)
-    assert role is not None
-    return set_role(node, Role("schedule", role.stream, block=role.block, stage=role.stage, group=role.group))
+    annotation = annotation or annotation_of(before)
+    assert annotation is not None
+    return annotate(
+        node,
+        Annotation(
+            "schedule", annotation.stream, block=annotation.block, stage=annotation.stage, group=annotation.group
+        ),
+    )

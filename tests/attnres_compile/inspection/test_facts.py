@@ -11,8 +11,8 @@ import attnres_compile as ac
 from attnres_compile.inspection.build import inspection_of
 from attnres_compile.inspection.facts import Inspection, Verdict
 from attnres_compile.inspection.text import inspection_text
+from attnres_passes.ir.annotations import annotate, annotation_of
 from attnres_passes.ir.levels import SCHEDULED_READS, is_ours
-from attnres_passes.ir.roles import role_of, set_role
 from tests.attnres_compile.inspection.models import explained
 from tests.end_to_end.models import PreNorm, tokens
 from tests.zoo import toys
@@ -56,9 +56,9 @@ def test_pipeline_stages_are_those_of_the_nodes() -> None:
     assert "stage" not in explanation.report()
     for gm in (explanation.after, explanation.scheduled):
         for node in gm.graph.nodes:
-            role = role_of(node)
-            if role is not None and role.sublayer is not None:
-                set_role(node, dataclasses.replace(role, stage=role.sublayer // 2))
+            annotation = annotation_of(node)
+            if annotation is not None and annotation.sublayer is not None:
+                annotate(node, dataclasses.replace(annotation, stage=annotation.sublayer // 2))
     found = inspection_of(explanation.plan, explanation.graphs, ())
     placed = [(site.state, site.stage) for site in found.streams[0].sites if site.state]
     assert placed == [(state, state // 2) for state, _ in placed]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import attnres_compile as ac
 from attnres_compile.model.errors import ConfigError, NotPreparedError, RecordingError
 from attnres_compile.recording import graph
-from attnres_passes.ir.roles import role_of
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.torch_private import torch_compat
 from tests.end_to_end.models import LAYERS, VOCABULARY, PreNorm, randomize, tokens
 
@@ -57,7 +57,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphMod
 
 
 def recorded_nodes(gm: torch.fx.GraphModule) -> int:
-    kinds = [role.kind for node in gm.graph.nodes if (role := role_of(node)) is not None]
+    kinds = [annotation.kind for node in gm.graph.nodes if (annotation := annotation_of(node)) is not None]
     return sum(kind in ("statistic", "probe") for kind in kinds)
 
 

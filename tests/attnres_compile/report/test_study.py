@@ -21,15 +21,15 @@ from attnres_kernels.generation import moved
 from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read, launch_sources_backward, tiling
 from attnres_kernels.launch.cutting import moved_by_launches
 from attnres_passes.cost.traffic import plain_traffic, traffic
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.roles import role_of
 from attnres_passes.lower.gradient_sets import gradient_passes
-from attnres_passes.lower.implementation import Implementation
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.provider import Provider
 from attnres_passes.ranks.stage_layout import StageLayout
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
-from attnres_passes.schedule.grouping import group_reads
+from attnres_passes.schedule.group_reads import group_reads
 from attnres_passes.schedule.schedule import schedule
 from tests.attnres_compile.report.models import PreNorm, toy_study
 
@@ -123,17 +123,17 @@ def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: st
     whole = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(64)).gm
     fuse(whole, plan)
     assert traffic(whole, plan) == found.moved["auto"]
-    lowered = lower(whole, plan, Implementation.KERNELS)
+    lowered = lower(whole, plan, Provider.KERNELS)
     widths = [
-        plan.streams[role.stream].width
+        plan.streams[annotation.stream].width
         for node in lowered.graph.nodes
-        if node.op == "placeholder" and (role := role_of(node)) is not None
+        if node.op == "placeholder" and (annotation := annotation_of(node)) is not None
     ]
     added = [torch.empty(width, device="meta", requires_grad=True) for width in widths]
     counted = count(lowered, [*graph.captured.inputs, *added])
     for field in ("forward", "training"):
-        assert getattr(counted, field) == total(found.plain, field) + total(found.mechanism, field)
-    assert counted.launches == found.mechanism[0].launches
+        assert getattr(counted, field) == total(found.plain, field) + total(found.residual_path, field)
+    assert counted.launches == found.residual_path[0].launches
 
 
 @pytest.mark.interpreter
@@ -168,7 +168,7 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     gm = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(width)).gm
     fuse(gm, plan)
     added = [torch.ones(width, requires_grad=True) for _ in range(2 * writes)]
-    outputs = Interpreter(lower(gm, plan, Implementation.KERNELS)).run(*graph.captured.inputs, *added)
+    outputs = Interpreter(lower(gm, plan, Provider.KERNELS)).run(*graph.captured.inputs, *added)
     forward = len(launches)
     outputs[0].sum().backward()
 
@@ -176,7 +176,7 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     by_kernels = sum(charged, moved.Moved(0, 0))
     norm_of_root = moved.Moved(1, 1)
     assert by_kernels + norm_of_root == found.moved[name][0]
-    assert found.mechanism[0].launches == (forward, len(launches))
+    assert found.residual_path[0].launches == (forward, len(launches))
 
 
 @pytest.mark.interpreter
@@ -195,7 +195,7 @@ def test_counted_traffic_of_reads_with_own_logits_is_that_of_their_kernels(monke
     gm = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, 12, most_with_own_logits=31).gm
     fuse(gm, plan)
     added = [torch.ones(width) for _ in range(2 * writes)]
-    Interpreter(lower(gm, plan, Implementation.KERNELS)).run(*graph.captured.inputs, *added)
+    Interpreter(lower(gm, plan, Provider.KERNELS)).run(*graph.captured.inputs, *added)
     assert len(charged) == writes
     assert traffic(gm, plan) == (sum(charged, moved.Moved(1, 1)),), "the norm of the root beside them"
 

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from attnres_kernels.definition import scheduled
 from attnres_kernels.definition.naive import key_vector
 from attnres_kernels.errors import AttnResError
+from attnres_passes.ir.annotations import KEY, Annotation, annotate, annotation_of
 from attnres_passes.ir.levels import (
     RULES,
     SCHEDULED_READS,
@@ -23,9 +24,8 @@ from attnres_passes.ir.levels import (
     is_ours,
 )
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import KEY, Role, role_of, set_role
-from attnres_passes.lower.implementation import Implementation
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.provider import Provider
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.schedule import schedule
 from tests.passes.helpers import analysed
@@ -42,7 +42,7 @@ def graph_of(level: Level) -> tuple[GraphModule, Plan]:
     if level in (Level.SCHEDULED, Level.LOWERED):
         gm = schedule(gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
     if level is Level.LOWERED:
-        gm = lower(gm, analysis.plan, Implementation.TORCH)
+        gm = lower(gm, analysis.plan, Provider.TORCH)
     return gm, analysis.plan
 
 
@@ -57,7 +57,7 @@ def own_node_in_capture(gm: GraphModule, plan: Plan) -> None:
 
 
 def role_in_capture(gm: GraphModule, plan: Plan) -> None:
-    set_role(first(gm, lambda node: node.op == "call_function"), Role("write", 0))
+    annotate(first(gm, lambda node: node.op == "call_function"), Annotation("write", 0))
 
 
 def lost_metadata(gm: GraphModule, plan: Plan) -> None:
@@ -82,7 +82,7 @@ def missing_read(gm: GraphModule, plan: Plan) -> None:
 
 def doubled_read(gm: GraphModule, plan: Plan) -> None:
     one, other = [node for node in gm.graph.nodes if is_depth_attention(node)][:2]
-    set_role(other, role_of(one))
+    annotate(other, annotation_of(one))
 
 
 def wrong_number_of_sources(gm: GraphModule, plan: Plan) -> None:
@@ -99,7 +99,7 @@ def read_left(gm: GraphModule, plan: Plan) -> None:
     source, key = [node for node in gm.graph.nodes if node.op == "placeholder"][:2]
     with gm.graph.inserting_before(first(gm, lambda node: node.op == "output")):
         node = gm.graph.call_function(torch.ops.attnres.depth_attention.default, ([source], key, 1e-6, "mean"))
-    set_role(node, Role("read", 0, read=0))
+    annotate(node, Annotation("read", 0, read=0))
 
 
 def missing_scheduled_read(gm: GraphModule, plan: Plan) -> None:
@@ -118,13 +118,13 @@ def phase_1_left(gm: GraphModule, plan: Plan) -> None:
     source = first(gm, lambda node: node.op == "placeholder")
     with gm.graph.inserting_before(first(gm, lambda node: node.op == "output")):
         node = gm.graph.call_function(scheduled.inter_block, ([source], [source], 0, 1, 1))
-    set_role(node, Role("schedule", 0))
+    annotate(node, Annotation("schedule", 0))
 
 
 def statistic_in_the_model(gm: GraphModule, plan: Plan) -> None:
     given = first(gm, lambda node: node.op == "placeholder")
     with gm.graph.inserting_before(first(gm, lambda node: node.op == "output")):
-        statistic = set_role(gm.graph.call_function(torch.sum, (given,)), Role("statistic", 0))
+        statistic = annotate(gm.graph.call_function(torch.sum, (given,)), Annotation("statistic", 0))
         gm.graph.call_function(torch.neg, (statistic,))
 
 

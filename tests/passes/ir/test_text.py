@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_kernels.definition.naive import key_vector
+from attnres_passes.ir.annotations import Annotation, annotate
 from attnres_passes.ir.levels import Level
-from attnres_passes.ir.roles import Role, set_role
 from attnres_passes.ir.text import graph_text
-from attnres_passes.lower.implementation import Implementation
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.provider import Provider
 from attnres_passes.schedule.schedule import schedule
 from tests.passes.helpers import WIDTH, Function, captured, line_of, rewritten, sample
 from tests.passes.rewrite.test_rewrite import tiny
@@ -53,7 +53,7 @@ def test_whole_text() -> None:
     x.meta["example_value"] = torch.ones(2, 3)
     total = graph.call_function(operator.add, (x, y))
     total.meta["example_value"] = torch.ones(2, 3)
-    set_role(total, Role("write", 0, block=1, sublayer=2))
+    annotate(total, Annotation("write", 0, block=1, sublayer=2))
     graph.output((total,))
     assert text_of(graph) == (
         "def forward(\n"
@@ -250,17 +250,17 @@ def test_nodes_from_nowhere_get_no_comment_and_end_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "text"),
+    ("annotation", "text"),
     [
-        (Role("parameter", 1, read=2), "parameter stream=1 read=2"),
-        (Role("schedule", 0, stage=3), "schedule stream=0 stage=3"),
-        (Role("read", 0, block=1, sublayer=2, read=4), "read stream=0 read=4 block=1 sublayer=2"),
+        (Annotation("parameter", 1, read=2), "parameter stream=1 read=2"),
+        (Annotation("schedule", 0, stage=3), "schedule stream=0 stage=3"),
+        (Annotation("read", 0, block=1, sublayer=2, read=4), "read stream=0 read=4 block=1 sublayer=2"),
     ],
 )
-def test_roles_end_the_line(role: Role, text: str) -> None:
+def test_roles_end_the_line(annotation: Annotation, text: str) -> None:
     graph = Graph()
-    x = set_role(graph.placeholder("x"), role)
-    y = set_role(graph.call_function(torch.sin, (x,)), role)
+    x = annotate(graph.placeholder("x"), annotation)
+    y = annotate(graph.call_function(torch.sin, (x,)), annotation)
     graph.output(y)
     assert f"    x,  # attnres: {text}\n" in text_of(graph)
     assert f"    sin = torch.sin(x)  # attnres: {text}\n" in text_of(graph)
@@ -273,7 +273,7 @@ def graph_at(level: Level, model: Any) -> GraphModule:
     if level is Level.REWRITTEN:
         return result.gm
     scheduled = schedule(result.gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
-    return scheduled if level is Level.SCHEDULED else lower(scheduled, analysis.plan, Implementation.TORCH)
+    return scheduled if level is Level.SCHEDULED else lower(scheduled, analysis.plan, Provider.TORCH)
 
 
 def names_in(text: str) -> list[str]:

@@ -17,11 +17,11 @@ from attnres_kernels.autograd import keys, two_phase
 from attnres_kernels.definition import naive, scheduled
 from attnres_kernels.definition.naive import key_vector
 from attnres_passes.analyses.streams import Analysis
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level, is_depth_attention
-from attnres_passes.ir.roles import role_of
-from attnres_passes.lower.implementation import Implementation
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.provider import Provider
 from attnres_passes.rewrite.rewrite import Rewritten, rewrite
 from attnres_passes.schedule.schedule import schedule as make_schedule
 from tests.passes.helpers import (
@@ -48,7 +48,7 @@ def scheduled_and_lowered(found: Captured, analysis: Analysis, schedule: str) ->
     plan = replace(analysis.plan, config=config)
     made = make_schedule(result.gm, plan, joins_blocks=False, most_in_place=12).gm
     check_level(made, Level.SCHEDULED, plan)
-    gm = lower(made, plan, Implementation.TORCH)
+    gm = lower(made, plan, Provider.TORCH)
     check_level(gm, Level.LOWERED, plan)
     return Rewritten(made, result.slots, result.streams), Rewritten(gm, result.slots, result.streams)
 
@@ -149,7 +149,7 @@ def test_two_phase_works_once_per_block_and_once_per_read() -> None:
     result = lowered(found, analysis, "two_phase")
     (stream,) = analysis.plan.streams
     groups = {
-        len(read.args[0]) - bool(stream.reads[role_of(read).read].state % 2)
+        len(read.args[0]) - bool(stream.reads[annotation_of(read).read].state % 2)
         for read in reads_of(rewrite(found.gm, analysis))
     }
     assert len(calls(result, two_phase.inter_block)) == len(groups)
@@ -179,26 +179,26 @@ def test_reads_and_keys_are_gone_and_the_graph_is_sound(schedule: str) -> None:
     result = lowered(found, analysis, schedule)
     nodes = list(result.gm.graph.nodes)
     assert not [node for node in nodes if is_depth_attention(node) or node.target is key_vector]
-    assert {role.kind for node in nodes if (role := role_of(node))} >= {"parameter", "read", "write"}
-    assert "key" not in {role.kind for node in nodes if (role := role_of(node))}
-    assert all(node.users for node in nodes if node.op == "placeholder" and role_of(node))
+    assert {annotation.kind for node in nodes if (annotation := annotation_of(node))} >= {"parameter", "read", "write"}
+    assert "key" not in {annotation.kind for node in nodes if (annotation := annotation_of(node))}
+    assert all(node.users for node in nodes if node.op == "placeholder" and annotation_of(node))
     result.gm.graph.lint()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_each_read_keeps_its_role_its_source_and_its_value(schedule: str) -> None:
     found, analysis = six_writes(block_size=2)
-    before = {role_of(node): node for node in reads_of(rewrite(found.gm, analysis))}
+    before = {annotation_of(node): node for node in reads_of(rewrite(found.gm, analysis))}
     after = {
-        role: node
+        annotation: node
         for node in lowered(found, analysis, schedule).gm.graph.nodes
-        if (role := role_of(node)) is not None and role.kind == "read"
+        if (annotation := annotation_of(node)) is not None and annotation.kind == "read"
     }
-    after = {replace(role, group=None): node for role, node in after.items()}
+    after = {replace(annotation, group=None): node for annotation, node in after.items()}
     assert list(after) == list(before)
-    for role, node in after.items():
+    for annotation, node in after.items():
         for name in ("stack_trace", "nn_module_stack", "example_value"):
-            old, new = before[role].meta.get(name), node.meta.get(name)
+            old, new = before[annotation].meta.get(name), node.meta.get(name)
             assert new is old or new == old
 
 
@@ -207,9 +207,9 @@ def test_nodes_of_a_schedule_have_a_role(schedule: str) -> None:
     found, analysis = six_writes(block_size=2)
     result = lowered(found, analysis, schedule)
     made = [node for node in result.gm.graph.nodes if "attnres_kernels" in getattr(node.target, "__module__", "")]
-    roles = [role_of(node) for node in made]
-    assert all(role is not None and role.stream == 0 for role in roles)
-    assert {role.kind for role in roles if role} == {"schedule", "read"}
+    annotations = [annotation_of(node) for node in made]
+    assert all(annotation is not None and annotation.stream == 0 for annotation in annotations)
+    assert {annotation.kind for annotation in annotations if annotation} == {"schedule", "read"}
 
 
 def test_auto_is_two_phase_where_kernels_are_not_used() -> None:

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnres_compile
 from attnres_compile.api.explanation import explain
+from attnres_passes.ir.annotations import annotation_of, stages_of
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import role_of, stages_of
 from attnres_passes.ir.text import graph_text
 from attnres_passes.ranks.stage_costs import sublayer_flops
 from attnres_passes.ranks.stage_layout import StageError, StageLayout
@@ -102,7 +102,11 @@ def test_parameters_go_with_their_sublayer() -> None:
             of_chunk[chunk].append(node.name)
     assert sum("linear" in name for name in of_chunk[1]) == 2  # weight and bias of the last of four
     assert sum("norm" in name for name in of_chunk[1]) == 4  # its norm and the final one
-    queries = [role.read for node in result.gm.graph.nodes if (role := role_of(node)) and role.kind == "parameter"]
+    queries = [
+        annotation.read
+        for node in result.gm.graph.nodes
+        if (annotation := annotation_of(node)) and annotation.kind == "parameter"
+    ]
     assert len(queries) == 2 * LAYERS
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import Level, check_level
-from attnres_passes.ir.roles import role_of
 from attnres_passes.pipeline import run_later_passes
 from attnres_passes.rewrite.record import Entry, record
 from tests.passes.helpers import added_parameters, assert_same, fresh_inputs, rewritten, run, run_with_gradients
@@ -27,9 +27,9 @@ def test_nodes_stand_behind_what_they_are_about() -> None:
     found = record(result, with_gradients=True)
     check_level(found.result.gm, Level.REWRITTEN, analysis.plan)
     targets = [
-        (str(node.target).removeprefix("attnres.").removesuffix(".default"), role.sublayer)
+        (str(node.target).removeprefix("attnres.").removesuffix(".default"), annotation.sublayer)
         for node in found.result.gm.graph.nodes
-        if (role := role_of(node)) is not None and role.kind == "statistic"
+        if (annotation := annotation_of(node)) is not None and annotation.kind == "statistic"
     ]
     assert targets[:-1] == [
         ("write_statistics", 1),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import Level, check_level, is_depth_attention
-from attnres_passes.ir.roles import Role, role_of
 from attnres_passes.ir.text import graph_text
 from attnres_passes.rewrite.rewrite import ParameterSlot, rewrite
 from tests.passes.helpers import (
@@ -185,16 +185,16 @@ def test_full_attention_residuals_have_no_sums() -> None:
 
 def test_roles_of_the_nodes() -> None:
     _, _, result = rewritten(tiny, block_size=2)
-    roles = [role for node in result.gm.graph.nodes if (role := role_of(node)) is not None]
-    assert roles == [
-        *(Role("parameter", 0, read=read) for read in (1, 1, 2, 2, 3, 3)),
-        *(Role("key", 0, read=read) for read in (1, 2, 3)),
-        Role("write", 0, block=1, sublayer=1),
-        Role("read", 0, block=1, sublayer=1, read=1),
-        Role("write", 0, block=1, sublayer=2),
-        Role("read", 0, block=2, sublayer=2, read=2),
-        Role("write", 0, block=2, sublayer=3),
-        Role("read", 0, block=2, sublayer=3, read=3),
+    annotations = [annotation for node in result.gm.graph.nodes if (annotation := annotation_of(node)) is not None]
+    assert annotations == [
+        *(Annotation("parameter", 0, read=read) for read in (1, 1, 2, 2, 3, 3)),
+        *(Annotation("key", 0, read=read) for read in (1, 2, 3)),
+        Annotation("write", 0, block=1, sublayer=1),
+        Annotation("read", 0, block=1, sublayer=1, read=1),
+        Annotation("write", 0, block=1, sublayer=2),
+        Annotation("read", 0, block=2, sublayer=2, read=2),
+        Annotation("write", 0, block=2, sublayer=3),
+        Annotation("read", 0, block=2, sublayer=3, read=3),
     ]
 
 

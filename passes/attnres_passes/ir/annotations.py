@@ -12,7 +12,7 @@ Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule",
 
 
 @dataclass(frozen=True)
-class Role:
+class Annotation:
     """stream: its index in the plan; block and sublayer count from 1; stage: pipeline chunk, once it is planned.
 
     sublayer: index of the write that the node belongs to, or of the read's state; read: index of the read in the
@@ -49,11 +49,11 @@ class Staged:
         return f"stage={self.stage}{copies}"
 
 
-def role_of(node: Node) -> Role | None:
+def annotation_of(node: Node) -> Annotation | None:
     """The role of a node; None for nodes that the rewrite did not make."""
-    role = node.meta.get(KEY)
-    assert role is None or isinstance(role, (Role, Staged))
-    return role if isinstance(role, Role) else None
+    annotation = node.meta.get(KEY)
+    assert annotation is None or isinstance(annotation, (Annotation, Staged))
+    return annotation if isinstance(annotation, Annotation) else None
 
 
 def stages_of(node: Node) -> tuple[int, ...]:
@@ -66,12 +66,12 @@ def stages_of(node: Node) -> tuple[int, ...]:
 
 def set_stages(node: Node, stages: tuple[int, ...]) -> None:
     """Note the chunks that run a node, beside its role if it has one. One at least."""
-    role = role_of(node)
+    annotation = annotation_of(node)
     assert stages
-    assert role is None or len(stages) == 1, "what the rewrite adds runs in one chunk"
-    node.meta[KEY] = Staged(stages[0], stages[1:]) if role is None else replace(role, stage=stages[0])
+    assert annotation is None or len(stages) == 1, "what the rewrite adds runs in one chunk"
+    node.meta[KEY] = Staged(stages[0], stages[1:]) if annotation is None else replace(annotation, stage=stages[0])
 
 
-def set_role(node: Node, role: Role) -> Node:
-    node.meta[KEY] = role
+def annotate(node: Node, annotation: Annotation) -> Node:
+    node.meta[KEY] = annotation
     return node

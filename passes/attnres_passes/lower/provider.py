@@ -19,7 +19,7 @@ from attnres_passes.torch_private import torch_compat
 KERNELS_VARIABLE = "ATTNRES_KERNELS"
 
 
-class Implementation(Enum):
+class Provider(Enum):
     """TORCH is plain torch, which the inner compiler fuses with the neighbours; KERNELS is generated Triton."""
 
     TORCH = "torch"
@@ -27,10 +27,10 @@ class Implementation(Enum):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProviderChoice:
     """why: in words, for logs and dumps; width: of the widest stream; differentiates: gradients may be wanted."""
 
-    implementation: Implementation
+    provider: Provider
     why: str
     width: int
     differentiates: bool
@@ -46,7 +46,7 @@ class Choice:
         return 0 if self.differentiates else own_tiling.MOST_SOURCES - 1
 
 
-def choose(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> Choice:
+def choose_provider(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> ProviderChoice:
     """Kernels for streams on a GPU that they can hold, else torch; ATTNRES_KERNELS=triton or torch overrides.
 
     differentiates: whether gradients may be wanted of the graph.
@@ -56,19 +56,19 @@ def choose(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> C
     """
     width = max((stream.width for stream in plan.streams), default=0)
     asked = os.environ.get(KERNELS_VARIABLE, "")
-    if asked not in ("", *(x.value for x in Implementation)):
+    if asked not in ("", *(x.value for x in Provider)):
         raise ConfigError(
             f"{KERNELS_VARIABLE}={asked!r} is neither 'triton' nor 'torch'; set one of them, or unset it."
         )
-    if asked == Implementation.TORCH.value:
-        return Choice(Implementation.TORCH, f"{KERNELS_VARIABLE}=torch", width, differentiates)
+    if asked == Provider.TORCH.value:
+        return ProviderChoice(Provider.TORCH, f"{KERNELS_VARIABLE}=torch", width, differentiates)
     missing = _missing(rewritten, plan, width)
     if asked and missing:
         raise ConfigError(f"{KERNELS_VARIABLE}=triton, but {missing}; unset it, or set it to 'torch'.")
     if missing:
-        return Choice(Implementation.TORCH, missing, width, differentiates)
+        return ProviderChoice(Provider.TORCH, missing, width, differentiates)
     why = f"{KERNELS_VARIABLE}=triton" if asked else "the streams are on a GPU"
-    return Choice(Implementation.KERNELS, why, width, differentiates)
+    return ProviderChoice(Provider.KERNELS, why, width, differentiates)
 
 
 def _missing(rewritten: GraphModule, plan: Plan, width: int) -> str:
@@ -88,6 +88,6 @@ def _missing(rewritten: GraphModule, plan: Plan, width: int) -> str:
                 return f"a stream is {str(value.dtype).removeprefix('torch.')}, and the kernels compute in fp32"
             if value.device.type != "cuda" and not (value.device.type == "cpu" and is_interpreted()):
                 return f"a stream is on {value.device.type}"
-            if value.device.type == "cpu" and os.environ.get(KERNELS_VARIABLE) != Implementation.KERNELS.value:
+            if value.device.type == "cpu" and os.environ.get(KERNELS_VARIABLE) != Provider.KERNELS.value:
                 return "a stream is on cpu"
     return ""

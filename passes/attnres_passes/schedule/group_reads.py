@@ -64,7 +64,7 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class Grouping:
+class ReadGroups:
     """The groups of one stream; ``str()`` is the cost model's table. inference: what they were compared by, too."""
 
     groups: tuple[Group, ...]
@@ -96,7 +96,7 @@ class Grouping:
 
 def group_reads(
     completed: Sequence[int], schedule: str, most_in_place: int, inference: Inference | None = None
-) -> Grouping:
+) -> ReadGroups:
     """Cut the reads of one stream, or of one layout of it, into groups.
 
     Args:
@@ -107,15 +107,15 @@ def group_reads(
         inference: for "auto", what counts beside bytes; None where something is differentiated.
     """
     if schedule == "direct":
-        return Grouping(_joined(Group(first, (n,), 0) for first, n in enumerate(completed)))
+        return ReadGroups(_joined(Group(first, (n,), 0) for first, n in enumerate(completed)))
     has_one_read_per_block = len(set(completed)) == len(completed)
     if schedule == "two_phase" and not has_one_read_per_block:
-        return Grouping(tuple(_per_block(completed)))
+        return ReadGroups(tuple(_per_block(completed)))
     if schedule == "two_phase":
-        return Grouping(_joined(_cheapest(completed, False, most_in_place, 0.0)[-1].groups))
+        return ReadGroups(_joined(_cheapest(completed, False, most_in_place, 0.0)[-1].groups))
     if inference is None:
-        return Grouping(_joined(_cheapest(completed, True, most_in_place, 0.0)[-1].groups))
-    return Grouping(_joined(_cheapest_inference(completed, most_in_place, inference)), inference)
+        return ReadGroups(_joined(_cheapest(completed, True, most_in_place, 0.0)[-1].groups))
+    return ReadGroups(_joined(_cheapest_inference(completed, most_in_place, inference)), inference)
 
 
 def _per_block(completed: Sequence[int]) -> Iterator[Group]:

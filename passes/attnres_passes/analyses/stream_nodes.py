@@ -16,7 +16,7 @@ from attnres_passes.analyses.reads import ReadGroup, Trunk
 
 
 @dataclass(frozen=True)
-class CarrySite:
+class CarryNode:
     """A node that carries the stream on. stream: its argument that holds the stream."""
 
     node: int
@@ -27,7 +27,7 @@ class CarrySite:
 
 
 @dataclass(frozen=True)
-class WriteSite:
+class WriteNode:
     """A node that adds ``branch`` to the stream. after: number of the value that it makes."""
 
     node: int
@@ -36,7 +36,7 @@ class WriteSite:
 
 
 @dataclass(frozen=True)
-class ReadSite:
+class ReadNodes:
     """A read. state: writes its state holds; uses: (value on the stream, index of the reading node)."""
 
     state: int
@@ -44,63 +44,67 @@ class ReadSite:
 
 
 @dataclass(frozen=True)
-class StreamSites:
+class StreamNodes:
     """Where a stream is in the graph.
 
     root: index of the node that gives ``s_0``; steps: carrying and writing nodes in the order of the stream.
     """
 
     root: int
-    steps: tuple[CarrySite | WriteSite, ...]
-    reads: tuple[ReadSite, ...]
+    steps: tuple[CarryNode | WriteNode, ...]
+    reads: tuple[ReadNodes, ...]
     trunk: Trunk
 
 
 @dataclass(frozen=True)
-class NoSite:
+class NotReplaceable:
     """A stream that cannot be replaced node by node. node: index of the node in the way."""
 
     node: int
     message: str
 
 
-def locate(trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]) -> StreamSites | NoSite:
+def locate_stream(
+    trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
+) -> StreamNodes | NotReplaceable:
     """The nodes of a stream, or the first obstacle."""
     for read in reads:
         if read.opaque:
-            return NoSite(
+            return NotReplaceable(
                 read.uses[0][1],
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
     changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
     if changed is not None:
         return changed
-    steps: list[CarrySite | WriteSite] = []
+    steps: list[CarryNode | WriteNode] = []
     for addition in candidate.additions:
         for found in (*_carry_sites(trace, addition.carried), _write_site(trace, addition)):
-            if isinstance(found, NoSite):
+            if isinstance(found, NotReplaceable):
                 return found
             steps.append(found)
     if candidate.root not in trace.node_output:
-        return NoSite(steps[0].node, "the root of the stream is not the result of one node of the captured graph")
+        return NotReplaceable(
+            steps[0].node, "the root of the stream is not the result of one node of the captured graph"
+        )
     root = trace.node_output.index(candidate.root)
-    sites = StreamSites(root, tuple(steps), tuple(ReadSite(read.state, read.uses) for read in reads), trunk)
-    return _changed_sum(trace, sites) or sites
+    stream_nodes = StreamNodes(root, tuple(steps), tuple(ReadNodes(read.state, read.uses) for read in reads), trunk)
+    return _changed_sum(trace, stream_nodes) or stream_nodes
 
 
-def _changed_input(trace: AtenTrace, candidate: Candidate) -> NoSite | None:
+def _changed_input(trace: AtenTrace, candidate: Candidate) -> NotReplaceable | None:
     """An in-place addition to an input of the graph is seen by the caller, so it cannot be taken out."""
     given = {value.storage for value in trace.values if value.producer < 0}
     for addition in candidate.additions:
         op = trace.ops[addition.op]
         if any(trace.values[value].storage in given for value in op.changes):
-            return NoSite(op.node, "an addition to it changes an input or a parameter of the model in place")
+            return NotReplaceable(op.node, "an addition to it changes an input or a parameter of the model in place")
     return None
 
 
 def _changed_source(
     trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
-) -> NoSite | None:
+) -> NotReplaceable | None:
     """A sum keeps what it was made of; a source that is read later must not change in the meantime.
 
     A read of a sum may change what it is given: that is its own depth attention.
@@ -116,16 +120,16 @@ def _changed_source(
             is_state = value in trunk.state_of
             is_source = op.index > matters_after.get(trace.values[value].storage, op.index)
             if (is_state or is_source) and (value, op.node) not in of_reads:
-                return NoSite(op.node, "what was added to it is changed in place afterwards")
+                return NotReplaceable(op.node, "what was added to it is changed in place afterwards")
     return None
 
 
-def _changed_sum(trace: AtenTrace, sites: StreamSites) -> NoSite | None:
+def _changed_sum(trace: AtenTrace, stream_nodes: StreamNodes) -> NotReplaceable | None:
     """A node that reads a sum after it was changed in place reads what no node of the rewritten graph holds."""
-    steps = {trace.nodes[step.node] for step in sites.steps}
+    steps = {trace.nodes[step.node] for step in stream_nodes.steps}
     for node, inputs in enumerate(trace.node_inputs):
-        if any(argument in steps and value not in sites.trunk.state_of for argument, value in inputs.items()):
-            return NoSite(node, "a sum is read after it was changed in place")
+        if any(argument in steps and value not in stream_nodes.trunk.state_of for argument, value in inputs.items()):
+            return NotReplaceable(node, "a sum is read after it was changed in place")
     return None
 
 
@@ -136,7 +140,7 @@ def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:
     return None
 
 
-def _write_site(trace: AtenTrace, addition: Addition) -> WriteSite | NoSite:
+def _write_site(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplaceable:
     node = trace.ops[addition.op].node
     branch = _argument_with(trace, node, addition.branch)
     is_plain = (
@@ -145,22 +149,22 @@ def _write_site(trace: AtenTrace, addition: Addition) -> WriteSite | NoSite:
         and _argument_with(trace, node, addition.state) is not None
     )
     if branch is None or not is_plain:
-        return NoSite(node, "an addition is part of a larger operation of the captured graph")
-    return WriteSite(node, branch, addition.after)
+        return NotReplaceable(node, "an addition is part of a larger operation of the captured graph")
+    return WriteNode(node, branch, addition.after)
 
 
-def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarrySite | NoSite]:
+def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNode | NotReplaceable]:
     """One site per node; a node may run several carrying operations (a reshape that copies)."""
     per_node: dict[int, list[CarryStep]] = {}
     for step in steps:
         per_node.setdefault(trace.ops[step.op].node, []).append(step)
-    sites: list[CarrySite | NoSite] = []
+    stream_nodes: list[CarryNode | NotReplaceable] = []
     for node, members in per_node.items():
         stream = _argument_with(trace, node, members[0].before)
         if stream is None or trace.node_output[node] != members[-1].after:
-            return [NoSite(node, "the stream is carried on inside a larger operation of the captured graph")]
-        sites.append(CarrySite(node, _kind(members), stream, members[0].before, members[-1].after))
-    return sites
+            return [NotReplaceable(node, "the stream is carried on inside a larger operation of the captured graph")]
+        stream_nodes.append(CarryNode(node, _kind(members), stream, members[0].before, members[-1].after))
+    return stream_nodes
 
 
 def _kind(steps: list[CarryStep]) -> Carry:

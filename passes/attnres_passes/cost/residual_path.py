@@ -21,12 +21,12 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.analyses.norms import Norm, norms_behind
+from attnres_passes.ir.annotations import KEY, annotation_of
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.roles import KEY, role_of
 from attnres_passes.torch_private import torch_compat
 
 
-def mechanism_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
+def residual_path_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
     """The mechanism of ``rewritten``; its placeholders and outputs are in graph order."""
     norms = [norm for norm in norms_behind(rewritten, plan).values() if isinstance(norm, Norm)]
     kept = {node for norm in norms for node in norm.inner}
@@ -47,21 +47,21 @@ def mechanism_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
 
 
 def _is_of_mechanism(node: Node) -> bool:
-    role = role_of(node)
-    if role is None:
+    annotation = annotation_of(node)
+    if annotation is None:
         return False
-    if role.kind == "write":
+    if annotation.kind == "write":
         return is_residual_add(node)
-    return node.op == "placeholder" or role.kind in ("key", "read", "carry")
+    return node.op == "placeholder" or annotation.kind in ("key", "read", "carry")
 
 
 def is_residual_add(node: Node) -> bool:
     """Whether a node adds a write to an open partial sum; the first write of a block is the sum itself."""
-    role = role_of(node)
-    if role is None or role.kind != "write" or node.target is not torch.add:
+    annotation = annotation_of(node)
+    if annotation is None or annotation.kind != "write" or node.target is not torch.add:
         return False
     first = node.args[0]
-    before = role_of(first) if isinstance(first, Node) else None
+    before = annotation_of(first) if isinstance(first, Node) else None
     return before is not None and before.kind in ("write", "carry")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_kernels.definition import cost
-from attnres_passes.schedule.grouping import MOST_READS, Group, Inference, group_reads
+from attnres_passes.schedule.group_reads import MOST_READS, Group, Inference, group_reads
 
 
 def completed_by(writes: int, block_size: int) -> list[int]:
