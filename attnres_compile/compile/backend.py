@@ -20,6 +20,7 @@ from attnres_compile.compile.runtime import CompiledGraph
 from attnres_compile.model import parameters
 from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
+from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
 from attnres_passes.analyses.aten_trace import trace_aten
@@ -27,9 +28,8 @@ from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level
 from attnres_passes.ir.plan import Plan
-from attnres_passes.lower.provider import ProviderChoice
 from attnres_passes.pipeline import run_passes
-from attnres_passes.rewrite.rewrite import ParameterSlot
+from attnres_passes.schedule.provider import ProviderChoice
 from attnres_passes.torch_private import torch_compat, torch_frames
 from attnres_passes.torch_private.compile_later import unseen_by_checkpoints
 
@@ -84,20 +84,20 @@ def _compile(
         return _compile_unchanged(gm, inputs, owner, analysis, end, config, mode)
     for stream in analysis.plan.streams:
         check_not_cut(stream, end)
-    planned = _planned(owner, analysis, end)
+    matched = _matched(owner, analysis, end)
     # Then build the new graph beside the old one.
-    passed = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
-    stages.schedule(passed.schedule_text())
+    levels = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
+    stages.schedule(levels.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
-    slots = tuple(planned(slot) for slot in passed.slots)
+    planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:
-        new_inputs = [added.slot(slot) for slot in slots]
-        compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
+        new_inputs = [added.parameter(parameter) for parameter in planned]
+        compiled = torch_compat.compile_inner(levels.lowered, [*inputs, *new_inputs], config.inner, mode)
         torch_frames.guard_identity(owner.frame)
-    model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
-    _log_rewritten(analysis.plan, config, passed.choice)
-    recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
-    return CompiledGraph(compiled, added, slots, recorder)
+    model_status.note_rewritten(owner.model, added.plan, len(planned) // 2)
+    _log_rewritten(analysis.plan, config, levels.choice)
+    recorder = GraphRecorder(levels.rewrite, analysis.plan, mode, matched)
+    return CompiledGraph(compiled, added, planned, recorder)
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:
@@ -134,12 +134,12 @@ def _check_inference(config: AttnResConfig) -> None:
         )
 
 
-def _planned(owner: Owner, analysis: Analysis, end: torch_frames.GraphEnd) -> Callable[[ParameterSlot], ParameterSlot]:
-    """From places in this graph to places in the plan of the model. Raises StalePlanError."""
+def _matched(owner: Owner, analysis: Analysis, end: torch_frames.GraphEnd) -> PlannedReads:
+    """The reads of this graph in the plan of the model. Raises StalePlanError."""
     if owner.parameters is None:
-        return lambda slot: slot
+        return PlannedReads.of(analysis.plan)
     try:
-        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner)).slot
+        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner))
     except AttnResError as error:
         raise _named_part(owner, error) from error
 
@@ -176,7 +176,7 @@ def _compile_unchanged(
     """A graph without streams: part of a model that has them in another graph, or of one that has none."""
     # Without a module there is no model: a loss function that Dynamo compiles by itself after a graph break.
     if isinstance(owner, Owner) and owner.parameters is not None:
-        _planned(owner, analysis, end)
+        _matched(owner, analysis, end)
     elif isinstance(owner, Owner) and not end.is_break:
         # Before a break, the streams of an unprepared model may still come.
         caller = torch_frames.uncompiled_caller(owner.frame.module)

@@ -37,7 +37,7 @@ from attnres_passes.analyses.norm_formula import (
     recorded,
     signature,
 )
-from attnres_passes.ir.annotations import annotation_of
+from attnres_passes.ir.annotations import annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private import torch_compat
@@ -146,10 +146,8 @@ class _Finder:
         return best or NotFused(reason)
 
     def _refusal(self, read: Node) -> str | None:
-        annotation = annotation_of(read)
-        assert annotation is not None
-        assert annotation.read is not None
-        if not self.plan.streams[annotation.stream].reads[annotation.read].normed:
+        read_id = read_of(read)
+        if not self.plan.streams[read_id.stream].reads[read_id.index].normed:
             return "the read is not normed"
         value = torch_compat.example_value(read)
         if not isinstance(value, Tensor) or not isinstance(torch_compat.size_token(value.shape[-1]), int):

@@ -173,6 +173,7 @@ def _decline(trace: AtenTrace, candidate: Candidate, reason: Reason, message: st
 def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig) -> Stream:
     count = len(candidate.additions)
     size = blocks.block_size_for(count, config)
+    num_blocks = blocks.num_blocks_for(count, size)
     writes = []
     for index, addition in enumerate(candidate.additions, start=1):
         node = trace.nodes[trace.ops[addition.op].node]
@@ -183,7 +184,7 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
             module=provenance.module_path(_reader(trace, read)),
             source=provenance.source_line(_reader(trace, read)),
             num_sources=blocks.sources_of_read(read.state, size),
-            block=blocks.block_of_read(read.state, size),
+            block=blocks.block_of_read(read.state, size, num_blocks),
             state=read.state,
             normed=read.normed,
         )
@@ -191,7 +192,7 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
     )
     name = provenance.common_prefix([write.module for write in writes])
     width = trace.values[candidate.root].shape[-1]
-    return Stream(name or "model", width, tuple(writes), found, size, blocks.num_blocks_for(count, size))
+    return Stream(name or "model", width, tuple(writes), found, size, num_blocks)
 
 
 def _reader(trace: AtenTrace, read: ReadGroup) -> Node:

@@ -15,9 +15,10 @@ from attnres_kernels.generation.moved import Moved
 from attnres_kernels.generation.specs import MOST_SOURCES, LogitsSpec, Phase1Spec, ReadSpec
 from attnres_kernels.launch import tiling
 from attnres_passes.cost.residual_path import is_residual_add
-from attnres_passes.ir.annotations import annotation_of
+from attnres_passes.ir.annotations import annotation_of, read_of
 from attnres_passes.ir.levels import FUSED, OWN_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.schedule.scheduled_nodes import arguments, items
 
 ADD = Moved(2, 1)
@@ -111,16 +112,9 @@ def _of_read(node: Node, width: int) -> Moved:
 
 def _norms_left(gm: GraphModule, stream: Stream, index: int) -> Moved:
     """Norms that read the stream and are in no kernel: of the root, and of reads that they were not fused with."""
-    fused = {
-        annotation.read
-        for node in gm.graph.nodes
-        if node.target in FUSED
-        and arguments(node)["norm"] is not None
-        and (annotation := annotation_of(node)) is not None
-        if annotation.stream == index
-    }
+    fused = {read_of(node) for node in gm.graph.nodes if node.target in FUSED and arguments(node)["norm"] is not None}
     total = Moved(0, 0)
-    for number, read in enumerate(stream.reads):
-        if read.normed and number not in fused:
+    for k, read in enumerate(stream.reads):
+        if read.normed and ReadId(index, k) not in fused:
             total += NORM
     return total

@@ -14,7 +14,7 @@ from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.bind_kernels import bind_kernels
 from attnres_passes.lower.bind_torch import bind_torch
-from attnres_passes.lower.provider import Provider
+from attnres_passes.schedule.provider import Provider
 from attnres_passes.schedule.scheduled_nodes import call
 from attnres_passes.torch_private import torch_compat
 
@@ -28,7 +28,7 @@ def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: 
     for node in list(gm.graph.nodes):
         if is_depth_attention(node):
             _bind_definition(node)
-    if provider is Provider.KERNELS:
+    if provider is Provider.TRITON:
         bind_kernels(gm, plan, keeps_values)
     else:
         bind_torch(gm)

@@ -30,7 +30,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.ir import provenance
-from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ranks import sequence
 from attnres_passes.ranks.sequence import SequenceError, Shards
@@ -140,7 +140,7 @@ class _Sharder:
         self.own[node] = self._with_example(own, node)
         arguments_of_gather = (own, self.lengths[annotation.stream], self.shards.size, self.shards.group)
         carried = Annotation("carry", annotation.stream, sublayer=annotation.sublayer)
-        name = f"whole_{annotation.stream}_{annotation.read}"
+        name = read_of(node).named("whole")
         self.whole[node] = self._call(sequence.gather, arguments_of_gather, node, carried, name)
         if "example_value" in node.meta:
             self.whole[node].meta["example_value"] = node.meta["example_value"]

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.ir.annotations import stages_of
+from attnres_passes.ir.annotations import read_of, stages_of
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ranks.stage_text import key_text
 from attnres_passes.ranks.stages import StagedGraph
 from attnres_passes.ranks.transfers import ChunkPlan, Key
@@ -32,11 +34,16 @@ from attnres_passes.torch_private import torch_compat
 
 @dataclass(frozen=True)
 class ChunkGraph:
-    """gm: ``forward(*arrives, *cached, *given) -> tuple``; given: indices of placeholders of the whole graph."""
+    """The graph of one chunk.
+
+    gm: ``forward(*arrives, *cached, *given) -> tuple``; given: indices of placeholders of the whole graph; reads: the
+    depth attentions that the chunk runs.
+    """
 
     gm: GraphModule
     chunk: ChunkPlan
     given: tuple[int, ...]
+    reads: tuple[ReadId, ...]
 
 
 def split(staged: StagedGraph, device: torch.device | None = None) -> tuple[ChunkGraph, ...]:
@@ -72,7 +79,8 @@ class _Splitter:
         _drop_idle_switches(self.graph)
         gm = GraphModule(self.staged.gm, self.graph)
         gm.graph.lint()
-        return ChunkGraph(gm, self.chunk, tuple(given))
+        reads = (read_of(node) for node in nodes if is_depth_attention(node) and self.chunk.index in stages_of(node))
+        return ChunkGraph(gm, self.chunk, tuple(given), tuple(reads))
 
     def _runs_here(self, node: Node) -> bool:
         return self.chunk.index in stages_of(node) and node not in self.env

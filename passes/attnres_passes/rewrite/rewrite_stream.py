@@ -19,6 +19,7 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
+from attnres_passes.ir.read_id import ParameterName, ReadId, ReadParameter
 from attnres_passes.torch_private import torch_compat
 
 Resolve = Callable[[int, Node], Node]
@@ -99,24 +100,25 @@ class StreamRewriter:
 
     # Parameters of the reads
 
-    def add_placeholders(self) -> Iterator[tuple[int, Literal["query", "key_weight"]]]:
+    def add_placeholders(self) -> Iterator[ReadParameter]:
         """Append two placeholders per read with two sources or more; yields what each stands for, in order."""
-        owners = [k for k, read in enumerate(self.stream.reads) if read.num_sources > 1]
-        names: tuple[Literal["query", "key_weight"], ...] = ("query", "key_weight")
-        for slot, k in enumerate(owners):
-            for name in names:
-                node = self.graph.placeholder(f"attnres_{self.index}_{slot}_{name}")
+        names: tuple[ParameterName, ...] = ("query", "key_weight")
+        for k, read in enumerate(self.stream.reads):
+            for name in names if read.num_sources > 1 else ():
+                read_id = ReadId(self.index, k)
+                node = self.graph.placeholder(f"{read_id.named('attnres')}_{name}")
                 torch_compat.mark_as_added(node)
-                annotate(node, Annotation("parameter", self.index, read=k))
+                annotate(node, Annotation("parameter", self.index, read=read_id))
                 self.placeholders.setdefault(k, {})[name] = node
-                yield slot, name
+                yield ReadParameter(read_id, name)
 
     def add_keys(self) -> None:
         """One effective key vector, query times key-norm weight, per read that owns them."""
         for k, parameters in self.placeholders.items():
             arguments = (parameters["query"], parameters["key_weight"])
-            node = self.graph.create_node("call_function", key_vector, arguments, name=f"key_{self.index}_{k}")
-            self.keys[k] = annotate(node, Annotation("key", self.index, read=k))
+            read_id = ReadId(self.index, k)
+            node = self.graph.create_node("call_function", key_vector, arguments, name=read_id.named("key"))
+            self.keys[k] = annotate(node, Annotation("key", self.index, read=read_id))
 
     # Steps of the stream, in graph order
 
@@ -177,16 +179,16 @@ class StreamRewriter:
         sources = self._sources()
         if len(sources) == 1:
             return sources[0]
-        read = self.stream.reads[k]
+        read, read_id = self.stream.reads[k], ReadId(self.index, k)
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
             self.graph.call_function(torch_compat.set_grad_enabled, (True,))
-        node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
+        node = self._new(operator, arguments, reader, "read", name=read_id.named("read"))
         if self.is_cut:
             self.graph.call_function(torch_compat.set_grad_enabled, (False,))
-        return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=k))
+        return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
 
     def replacement(self, value: int, user: int) -> Node:
         """What node ``user`` gets in place of ``value`` of the stream.

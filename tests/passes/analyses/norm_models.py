@@ -88,7 +88,7 @@ def rewritten_model(model: nn.Module, *args: Any, normed: bool = False) -> Found
             for stream in plan.streams
         )
         plan = dataclasses.replace(plan, streams=streams)
-    parameters = [torch.randn(plan.streams[slot.stream].width) for slot in result.slots]
+    parameters = [torch.randn(plan.streams[one.read.stream].width) for one in result.parameters]
     return Found(result.gm, plan, (*graph.inputs, *parameters))
 
 

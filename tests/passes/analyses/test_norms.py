@@ -139,7 +139,7 @@ def of_zoo(name: str, dtype: torch.dtype = torch.float32) -> Found:
     (graph,) = capture(model.to(dtype), args, kwargs).graphs
     analysis = find_streams(trace_aten(graph.gm), AttnResConfig(num_blocks=2))
     result = rewrite(graph.gm, analysis)
-    parameters = [torch.randn(analysis.plan.streams[slot.stream].width) for slot in result.slots]
+    parameters = [torch.randn(analysis.plan.streams[one.read.stream].width) for one in result.parameters]
     return Found(result.gm, analysis.plan, (*graph.inputs, *parameters))
 
 

@@ -20,20 +20,29 @@ KERNELS_VARIABLE = "ATTNRES_KERNELS"
 
 
 class Provider(Enum):
-    """TORCH is plain torch, which the inner compiler fuses with the neighbours; KERNELS is generated Triton."""
+    """TORCH is plain torch, which the inner compiler fuses with the neighbours; TRITON is generated kernels."""
 
     TORCH = "torch"
-    KERNELS = "triton"
+    TRITON = "triton"
 
 
 @dataclass(frozen=True)
 class ProviderChoice:
-    """why: in words, for logs and dumps; width: of the widest stream; differentiates: gradients may be wanted."""
+    """What the reads of a graph are bound to.
+
+    why: in words, for logs and dumps; width: of the widest stream; differentiates: gradients may be wanted.
+    """
 
     provider: Provider
     why: str
     width: int
     differentiates: bool
+
+    @classmethod
+    def of(cls, plan: Plan, provider: Provider, why: str = "", differentiates: bool = True) -> ProviderChoice:
+        """For the streams of a plan."""
+        width = max((stream.width for stream in plan.streams), default=0)
+        return cls(provider, why, width, differentiates)
 
     @property
     def most_in_place(self) -> int:
@@ -49,34 +58,37 @@ class ProviderChoice:
 def choose_provider(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> ProviderChoice:
     """Kernels for streams on a GPU that they can hold, else torch; ATTNRES_KERNELS=triton or torch overrides.
 
-    differentiates: whether gradients may be wanted of the graph.
+    Args:
+        rewritten: whose reads say on which device and in which dtype the streams are.
+        plan: of the whole model.
+        differentiates: gradients may be wanted of the graph.
 
     Raises:
         ConfigError: the variable asks for what cannot be.
     """
-    width = max((stream.width for stream in plan.streams), default=0)
     asked = os.environ.get(KERNELS_VARIABLE, "")
     if asked not in ("", *(x.value for x in Provider)):
         raise ConfigError(
             f"{KERNELS_VARIABLE}={asked!r} is neither 'triton' nor 'torch'; set one of them, or unset it."
         )
     if asked == Provider.TORCH.value:
-        return ProviderChoice(Provider.TORCH, f"{KERNELS_VARIABLE}=torch", width, differentiates)
-    missing = _missing(rewritten, plan, width)
+        return ProviderChoice.of(plan, Provider.TORCH, f"{KERNELS_VARIABLE}=torch", differentiates)
+    missing = _missing(rewritten, plan)
     if asked and missing:
         raise ConfigError(f"{KERNELS_VARIABLE}=triton, but {missing}; unset it, or set it to 'torch'.")
     if missing:
-        return ProviderChoice(Provider.TORCH, missing, width, differentiates)
+        return ProviderChoice.of(plan, Provider.TORCH, missing, differentiates)
     why = f"{KERNELS_VARIABLE}=triton" if asked else "the streams are on a GPU"
-    return ProviderChoice(Provider.KERNELS, why, width, differentiates)
+    return ProviderChoice.of(plan, Provider.TRITON, why, differentiates)
 
 
-def _missing(rewritten: GraphModule, plan: Plan, width: int) -> str:
+def _missing(rewritten: GraphModule, plan: Plan) -> str:
     """What the kernels need and do not have; '' if nothing."""
     if plan.config.schedule == "naive":
         return "schedule='naive' is the definition in torch"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    width = max((stream.width for stream in plan.streams), default=0)
     if width > tiling.WIDEST:
         return f"a stream is {width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
     for node in rewritten.graph.nodes:
@@ -88,6 +100,6 @@ def _missing(rewritten: GraphModule, plan: Plan, width: int) -> str:
                 return f"a stream is {str(value.dtype).removeprefix('torch.')}, and the kernels compute in fp32"
             if value.device.type != "cuda" and not (value.device.type == "cpu" and is_interpreted()):
                 return f"a stream is on {value.device.type}"
-            if value.device.type == "cpu" and os.environ.get(KERNELS_VARIABLE) != Provider.KERNELS.value:
+            if value.device.type == "cpu" and os.environ.get(KERNELS_VARIABLE) != Provider.TRITON.value:
                 return "a stream is on cpu"
     return ""
