@@ -1,4 +1,4 @@
-"""A graph as Python text: one line per node, its shape as an annotation, its role in the rewrite as a comment."""
+"""A graph as Python text: one line per node, its shape as an annotation, what it is for as a comment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def graph_text(gm: GraphModule) -> str:
     placeholders = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            placeholders.append(f"    {node.name}{_annotation(node)},{_role_comment(node)}")
+            placeholders.append(f"    {node.name}{_type(node)},{_annotation_comment(node)}")
             continue
         if node.op == "output":
             lines.append(f"    return {_argument(node.args[0])}")
@@ -38,7 +38,7 @@ def graph_text(gm: GraphModule) -> str:
         if here != place and here:
             lines.append(f"    # {here}")
         place = here
-        lines.append(f"    {node.name}{_annotation(node)} = {_expression(node)}{_role_comment(node)}")
+        lines.append(f"    {node.name}{_type(node)} = {_expression(node)}{_annotation_comment(node)}")
     return "\n".join(["def forward(", "    self,", *placeholders, "):", *lines]) + "\n"
 
 
@@ -48,7 +48,7 @@ def _place(node: Node) -> str:
     )
 
 
-def _annotation(node: Node) -> str:
+def _type(node: Node) -> str:
     value = torch_compat.example_value(node)
     if not isinstance(value, torch.Tensor):
         return ""
@@ -61,7 +61,7 @@ def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
     return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
 
 
-def _role_comment(node: Node) -> str:
+def _annotation_comment(node: Node) -> str:
     annotation = node.meta.get(KEY)
     return f"  # attnres: {annotation}" if annotation is not None else ""
 
