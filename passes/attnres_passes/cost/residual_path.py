@@ -1,4 +1,4 @@
-"""Analysis: the residual mechanism of a rewritten graph on its own, as a small graph.
+"""Analysis: the residual path of a rewritten graph on its own, as a small graph.
 
 What is kept are the residual additions, the keys, the reads, what carries sources on, and the norms behind the reads;
 whatever else these take, outputs of sublayers above all, is a placeholder, and what others take of them is an output.
@@ -27,7 +27,12 @@ from attnres_passes.torch_private import torch_compat
 
 
 def residual_path_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
-    """The mechanism of ``rewritten``; its placeholders and outputs are in graph order."""
+    """The residual path of a graph; its placeholders and outputs are in graph order.
+
+    Args:
+        rewritten: not changed.
+        plan: of the graph.
+    """
     norms = [norm for norm in norms_behind(rewritten, plan).values() if isinstance(norm, Norm)]
     kept = {node for norm in norms for node in norm.inner}
     kept |= {node for node in rewritten.graph.nodes if _is_of_mechanism(node)}
@@ -66,7 +71,7 @@ def is_residual_add(node: Node) -> bool:
 
 
 def _stand_in(graph: Graph, node: Node) -> Node:
-    """A placeholder for a value that the mechanism takes, with its example value and its role."""
+    """A placeholder for a value that the residual path takes, with its example value and its annotation."""
     placeholder = graph.placeholder(node.name)
     value = torch_compat.example_value(node)
     if value is not None:

@@ -1,4 +1,4 @@
-"""Analysis: what the residual mechanism moves through memory, counted from the nodes of a scheduled graph.
+"""Analysis: what the residual path moves through memory, counted from the nodes of a scheduled graph.
 
 The unit is one ``[tokens, d]`` of the stream. Each node is charged with what the kernel that it is bound to reads and
 writes (``generated.moved``); a residual addition of its own with three and a norm of its own with two. Scalars per
@@ -43,7 +43,12 @@ def plain_traffic(stream: Stream) -> Moved:
 
 
 def traffic(gm: GraphModule, plan: Plan) -> tuple[Moved, ...]:
-    """Of each stream of the plan, in ``gm``: a rewritten, a scheduled or a fused graph, or the mechanism of one."""
+    """What each stream of the plan moves per token, in units of ``[d]``.
+
+    Args:
+        gm: a rewritten, a scheduled or a fused graph, or the residual path of one.
+        plan: of the graph.
+    """
     totals = [_norms_left(gm, stream, index) for index, stream in enumerate(plan.streams)]
     for node in gm.graph.nodes:
         annotation = annotation_of(node)

@@ -75,7 +75,12 @@ def stages_of(node: Node) -> tuple[int, ...]:
 
 
 def set_stages(node: Node, stages: tuple[int, ...]) -> None:
-    """Note the chunks that run a node, beside its role if it has one. One at least."""
+    """Note which pipeline chunks run a node, beside its annotation if it has one.
+
+    Args:
+        node: of any graph.
+        stages: numbers of chunks from 0, one at least, and one alone for what the rewrite added.
+    """
     annotation = annotation_of(node)
     assert stages
     assert annotation is None or len(stages) == 1, "what the rewrite adds runs in one chunk"
@@ -83,5 +88,14 @@ def set_stages(node: Node, stages: tuple[int, ...]) -> None:
 
 
 def annotate(node: Node, annotation: Annotation) -> Node:
+    """Say what a node is for.
+
+    Args:
+        node: made by a pass.
+        annotation: takes the place of an earlier one.
+
+    Returns:
+        The node.
+    """
     node.meta[KEY] = annotation
     return node

@@ -56,7 +56,12 @@ def _type(node: Node) -> str:
 
 
 def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
-    """Dtype and shape of a tensor: ``f32[2, s0, 768]``."""
+    """Dtype and shape of a tensor: ``f32[2, s0, 768]``.
+
+    Args:
+        shape: sizes, numbers or symbols.
+        dtype: shortened if it is a common one.
+    """
     sizes = ", ".join(str(size) for size in shape) or "()"
     return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
 

@@ -38,10 +38,12 @@ from attnres_passes.torch_private import torch_compat
 
 
 def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
-    """Bind every node of the scheduled level in ``gm``, in place.
+    """Bind every node of the scheduled level, in place: ``lower`` has copied the graph.
 
-    plan: of the whole model; keeps_values: have every kernel write the value of its read, although nothing but the norm
-    behind may need it.
+    Args:
+        gm: the copy.
+        plan: of the whole model.
+        keeps_values: have every kernel write the value of its read, although nothing but the norm behind may need it.
     """
     for segment in segments(gm):
         _Binding(segment, plan, keeps_values).bind()

@@ -1,7 +1,7 @@
-"""Pass: scheduled -> lowered. Every node of the schedule is bound to an implementation for the device.
+"""Pass: scheduled -> lowered. Every node of the schedule is bound to a provider for the device.
 
 ``bind_kernels`` binds to generated Triton kernels, ``bind_torch`` to torch calls that the inner compiler fuses;
-``implementation`` says which, and why. What the schedule left as the definition (``naive``) becomes torch calls.
+``schedule.provider`` says which, and why. What the schedule left as the definition (``naive``) becomes torch calls.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from attnres_passes.torch_private import torch_compat
 
 
 def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: bool = False) -> GraphModule:
-    """A copy of ``scheduled`` whose reads run on ``implementation``. plan: of the whole model.
+    """A copy of a scheduled graph whose reads are bound to a provider.
 
-    keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
+    Args:
+        scheduled: fused, if the provider is generated kernels.
+        plan: of the whole model.
+        provider: what the schedule was made for.
+        keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
     """
     gm = torch_compat.copied(scheduled)
     for node in list(gm.graph.nodes):

@@ -1,0 +1,1 @@
+"""Captured -> rewritten: ``rewrite`` copies the graph, ``rewrite_stream`` follows one stream; ``record`` adds statistics."""

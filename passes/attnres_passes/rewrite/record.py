@@ -69,7 +69,12 @@ class Recorded:
 
 
 def record(rewritten: Rewritten, with_gradients: bool) -> Recorded:
-    """A copy of a rewritten graph that records. with_gradients: also the norms of the gradients of its writes."""
+    """A copy of a rewritten graph that records.
+
+    Args:
+        rewritten: of one process; the graph is not changed.
+        with_gradients: record the norms of the gradients of its writes, too.
+    """
     return _Recorder(rewritten, with_gradients).run()
 
 

@@ -46,7 +46,12 @@ class Rewritten:
 
 
 def rewrite(gm: GraphModule, analysis: Analysis) -> Rewritten:
-    """Build the rewritten graph beside ``gm``, on which ``analysis`` was made."""
+    """Build the rewritten graph beside a captured one (paper equations 1 to 6).
+
+    Args:
+        gm: not changed.
+        analysis: made on ``gm``.
+    """
     return _Rewriter(gm, analysis).run()
 
 

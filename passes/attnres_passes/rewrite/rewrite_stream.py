@@ -191,9 +191,11 @@ class StreamRewriter:
         return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
 
     def replacement(self, value: int, user: int) -> Node:
-        """What node ``user`` gets in place of ``value`` of the stream.
+        """What a node gets in place of a value of the stream.
 
-        A user that is no read asks for the shape alone (or is dead): any source serves.
+        Args:
+            value: number of the value in the trace.
+            user: index of the node. One that is no read asks for the shape alone (or is dead): any source serves.
         """
         snapshot = self.snapshots[value]
         k = self.read_of_use.get((value, user))

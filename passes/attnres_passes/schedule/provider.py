@@ -40,7 +40,14 @@ class ProviderChoice:
 
     @classmethod
     def of(cls, plan: Plan, provider: Provider, why: str = "", differentiates: bool = True) -> ProviderChoice:
-        """For the streams of a plan."""
+        """The choice of a provider for all streams of a plan.
+
+        Args:
+            plan: of the whole model.
+            provider: what reads are bound to.
+            why: in words.
+            differentiates: gradients may be wanted.
+        """
         width = max((stream.width for stream in plan.streams), default=0)
         return cls(provider, why, width, differentiates)
 
