@@ -20,7 +20,7 @@ from attnres_passes.analyses.aten_trace import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.torch_private.dynamo import GraphEnd
 
 
 @dataclass(frozen=True)

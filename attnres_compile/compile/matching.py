@@ -15,7 +15,7 @@ from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir import provenance
 from attnres_passes.ir.plan import Plan, Read, Stream
 from attnres_passes.rewrite.rewrite import ParameterSlot
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.torch_private.dynamo import GraphEnd
 
 
 @dataclass(frozen=True)

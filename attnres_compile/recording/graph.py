@@ -16,7 +16,8 @@ from attnres_passes.ir.plan import Plan
 from attnres_passes.pipeline import run_later_passes
 from attnres_passes.rewrite.record import record
 from attnres_passes.rewrite.rewrite import ParameterSlot, Rewritten
-from attnres_passes.torch_private.compile_later import compile_later, unseen_by_checkpoints
+from attnres_passes.torch_private.inner_compilers import compile_later
+from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from attnres_compile.recording.record import Sublayer
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import is_operator
+from attnres_passes.torch_private.state import restored_torch_state
 
 log = logging.getLogger("attnres_compile")
 
@@ -42,7 +43,7 @@ def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> tuple[dict[Of, 
     spread = _Spread(rewritten)
     devices = {value.device.index for value in args if isinstance(value, Tensor) and value.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), torch_compat.restored_torch_state():
+        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), restored_torch_state():
             spread.run(*map(_copied, args))
     except Exception as error:
         log.warning("attnres: sublayers are not told apart, since the model does not run on NaN: %s", error)
@@ -59,7 +60,7 @@ def _copied(value: Any) -> Any:
 
 
 def _talks(node: Node) -> bool:
-    return torch_compat.is_operator(node.target) and node.target.namespace in _COLLECTIVES
+    return is_operator(node.target) and node.target.namespace in _COLLECTIVES
 
 
 def _before_reads(rewritten: Rewritten, writes: Mapping[Of, Sublayer]) -> dict[Of, Sublayer]:

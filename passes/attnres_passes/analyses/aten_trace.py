@@ -21,7 +21,16 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import (
+    example_value,
+    fake_mode_of,
+    is_fake,
+    is_plain_tensor,
+    size_token,
+    without_new_guards,
+)
+from attnres_passes.torch_private.operators import is_composite, is_operator
+from attnres_passes.torch_private.state import restored_torch_state
 
 OPAQUE = "opaque"
 """Target of an operation that dispatch could not see into: its outputs depend on its inputs in an unknown way."""
@@ -100,7 +109,7 @@ class AtenTrace:
     graph_outputs: tuple[int, ...] = ()
 
     def add_value(self, tensor: torch.Tensor, producer: int) -> int:
-        shape = tuple(torch_compat.size_token(size) for size in tensor.shape)
+        shape = tuple(size_token(size) for size in tensor.shape)
         self.values.append(Value(shape, tensor.dtype, producer, _storage(tensor)))
         self.users.append([])
         return len(self.values) - 1
@@ -120,12 +129,12 @@ def trace_aten(gm: GraphModule) -> AtenTrace:
     Neither the graph, nor the random state, nor guards and symbols of a compilation in progress change.
     """
     nodes = list(gm.graph.nodes)
-    examples = [torch_compat.example_value(node) for node in nodes if node.op == "placeholder"]
-    fake_mode = torch_compat.fake_mode_of(examples)
+    examples = [example_value(node) for node in nodes if node.op == "placeholder"]
+    fake_mode = fake_mode_of(examples)
     trace = AtenTrace(nodes)
     recorder = _Recorder(trace)
     # A fake mode that is already active must not be entered twice; a recorder outside of it sees fake tensors.
-    with torch_compat.restored_torch_state(), torch_compat.without_new_guards(fake_mode), fake_mode, recorder:
+    with restored_torch_state(), without_new_guards(fake_mode), fake_mode, recorder:
         _RecordingInterpreter(gm, recorder, fake_mode).run(*examples, enable_io_processing=False)
     _keep_live(trace)
     return trace
@@ -164,9 +173,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch_compat.is_operator(func) and func.namespace == "prim":
+        if is_operator(func) and func.namespace == "prim":
             return func(*args, **kwargs)  # a question about a tensor (its device, its layout), not an operation
-        if torch_compat.is_composite(func):
+        if is_composite(func):
             # Composites reach a mode undecomposed only under inference mode.
             with self:
                 return func.decompose(*args, **kwargs)
@@ -235,7 +244,7 @@ def _written_tensors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _is_mutable(target: Any) -> bool:
-    return torch_compat.is_operator(target) and target._schema.is_mutable
+    return is_operator(target) and target._schema.is_mutable
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -266,25 +275,21 @@ class _RecordingInterpreter(Interpreter):
         if n.op == "get_attr":
             result = self._fake(result)
         if n.op == "output":
-            trace.graph_outputs = tuple(
-                recorder.lookup(leaf) for leaf in tree_leaves(result) if torch_compat.is_plain_tensor(leaf)
-            )
+            trace.graph_outputs = tuple(recorder.lookup(leaf) for leaf in tree_leaves(result) if is_plain_tensor(leaf))
         else:
             self._number_unseen_outputs(n, result)
         trace.node_ops[-1].extend(range(first_op, len(trace.ops)))
-        trace.node_output.append(recorder.lookup(result) if torch_compat.is_plain_tensor(result) else None)
+        trace.node_output.append(recorder.lookup(result) if is_plain_tensor(result) else None)
         return result
 
     def _number(self, node: Node) -> int | None:
         result: Any = self.env.get(node)
-        return self.recorder.lookup(result) if torch_compat.is_plain_tensor(result) else None
+        return self.recorder.lookup(result) if is_plain_tensor(result) else None
 
     def _number_unseen_outputs(self, n: Node, result: Any) -> None:
         """Outputs that no dispatched operation made depend in an unknown way on all that the node read."""
         unseen = [
-            leaf
-            for leaf in tree_leaves(result)
-            if torch_compat.is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
+            leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
         ]
         if not unseen:
             return
@@ -297,6 +302,6 @@ class _RecordingInterpreter(Interpreter):
         self.recorder.append(OPAQUE, refs, {}, inputs, unseen)
 
     def _fake(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and not torch_compat.is_fake(value):
+        if isinstance(value, torch.Tensor) and not is_fake(value):
             return self.fake_mode.from_tensor(value, static_shapes=True)
         return value

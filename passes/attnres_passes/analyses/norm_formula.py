@@ -20,7 +20,9 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, size_token
+from attnres_passes.torch_private.operators import is_operator
+from attnres_passes.torch_private.state import without_modes
 
 Kind = Literal["rms", "layer"]
 Given = tuple[Tensor, list[Tensor]]
@@ -114,7 +116,7 @@ class Region:
             env[node] = getattr(args[0], target)(*args[1:], **kwargs) if is_method else target(*args, **kwargs)
             if any(leaf._version != version for leaf, version in before):
                 raise RefusedError("a value inside the norm is changed in place")
-            expected = torch_compat.example_value(node)
+            expected = example_value(node)
             if not widened and isinstance(expected, Tensor) and expected.dtype != env[node].dtype:
                 raise RefusedError("dtypes inside the norm are those of autocast or of the device")
         output: Tensor = env[self.nodes[-1]]
@@ -127,17 +129,17 @@ class RefusedError(Exception):
 
 def recorded(node: Node) -> Tensor:
     """The fake tensor that was recorded for a node."""
-    value = torch_compat.example_value(node)
+    value = example_value(node)
     assert isinstance(value, Tensor)
     return value
 
 
 def signature(node: Node) -> Any:
     """Shape and dtype of a node's value, comparable without new guards; None where it is no tensor."""
-    value = torch_compat.example_value(node)
+    value = example_value(node)
     if not isinstance(value, Tensor):
         return None
-    return tuple(torch_compat.size_token(size) for size in value.shape), value.dtype
+    return tuple(size_token(size) for size in value.shape), value.dtype
 
 
 def formula_of(region: Region) -> Formula | str:
@@ -156,7 +158,7 @@ def _isolated() -> Iterator[None]:
     """Eager execution on the CPU, without gradients, whatever is ambient."""
     default = torch.get_default_dtype()
     with (
-        torch_compat.without_modes(),
+        without_modes(),
         torch.device("cpu"),
         torch.random.fork_rng(devices=[]),
         torch.autocast("cpu", enabled=False),
@@ -264,7 +266,7 @@ def _constants(region: Region) -> tuple[float, ...]:
 
 
 def _defaults(target: Any) -> list[Any]:
-    if torch_compat.is_operator(target):
+    if is_operator(target):
         return [argument.default_value for argument in target._schema.arguments]
     try:
         return [parameter.default for parameter in inspect.signature(target).parameters.values()]

@@ -40,7 +40,7 @@ from attnres_passes.analyses.norm_formula import (
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, size_token
 
 MOST_NODES = 64
 """Nodes looked at behind a read, and behind it on the way to a vector; a hand-written norm has about ten."""
@@ -151,8 +151,8 @@ class _Finder:
         assert annotation.read is not None
         if not self.plan.streams[annotation.stream].reads[annotation.read].normed:
             return "the read is not normed"
-        value = torch_compat.example_value(read)
-        if not isinstance(value, Tensor) or not isinstance(torch_compat.size_token(value.shape[-1]), int):
+        value = example_value(read)
+        if not isinstance(value, Tensor) or not isinstance(size_token(value.shape[-1]), int):
             return "the width of the read is not known"
         if value.dtype not in DTYPES:
             name = str(value.dtype).removeprefix("torch.").replace("float", "fp")
@@ -186,10 +186,10 @@ class _Finder:
 
     def _is_vector_beside(self, node: Node, read: Node) -> bool:
         """Whether a node is a floating vector of the width of the read, known before it or made of vectors alone."""
-        value = torch_compat.example_value(node)
+        value = example_value(node)
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point or value.ndim != 1:
             return False
-        if torch_compat.size_token(value.shape[0]) != recorded(read).shape[-1]:
+        if size_token(value.shape[0]) != recorded(read).shape[-1]:
             return False
         pending, seen = [node], {node}
         while pending and len(seen) <= MOST_NODES:
@@ -226,7 +226,7 @@ class _Finder:
 def _reads_dtype(reader: Node, node: Node) -> bool:
     """Whether ``reader`` wants nothing but the dtype of the tensor ``node``."""
     name = reader.target if reader.op == "call_method" else getattr(reader.target, "__name__", "")
-    is_tensor = isinstance(torch_compat.example_value(node), Tensor)
+    is_tensor = isinstance(example_value(node), Tensor)
     return is_tensor and name in _READ_DTYPE_OF_OTHERS and node not in reader.args[:1]
 
 
@@ -242,7 +242,7 @@ def modes(graph: Graph) -> dict[Node, Any]:
     of_nodes: dict[Node, Any] = {}
     now: Any = ((), ())
     for node in graph.nodes:
-        gives_value = torch_compat.example_value(node) is not None or annotation_of(node) is not None
+        gives_value = example_value(node) is not None or annotation_of(node) is not None
         if node.op == "call_function" and not gives_value and switches.issuperset(node.all_input_nodes):
             switches.add(node)
             for bracket in node.all_input_nodes:

@@ -17,7 +17,7 @@ from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, lo
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Read, Reason, Stream, Write, short_source
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import is_higher_order
 
 FARTHEST_PRODUCT = 64
 """Operations looked back through, from a write, for the matrix product that names its sublayer."""
@@ -303,4 +303,4 @@ def _no_residual(trace: AtenTrace) -> Decline:
 
 def _is_hidden(target: object) -> bool:
     """Whether an operation runs a part of the model that dispatch does not see into."""
-    return target == OPAQUE_OP or torch_compat.is_higher_order(target)
+    return target == OPAQUE_OP or is_higher_order(target)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from attnres_kernels.errors import AttnResError
-from attnres_passes.torch_private import torch_collectives
+from attnres_passes.torch_private import collectives
 
 
 class SequenceError(AttnResError):
@@ -36,7 +36,7 @@ class Shards:
     def of(cls, group: str) -> Shards:
         """Those of a process group of this process. Raises SequenceError."""
         try:
-            size, rank = torch_collectives.group_place(group)
+            size, rank = collectives.group_place(group)
         except LookupError as error:
             raise SequenceError(
                 f"sequence_group={group!r}: {error}; initialise torch.distributed first, and give group.group_name."
@@ -53,14 +53,14 @@ def shard(whole: Tensor, size: int, rank: int) -> Tensor:
 def gather(part: Tensor, length: int, size: int, group: str) -> Tensor:
     """All ``length`` tokens from every rank's own, ``[.., ceil(T / size), d]`` to ``[.., T, d]``."""
     first = part.movedim(DIMENSION, 0).contiguous()
-    whole = torch_collectives.all_gather(first, size, group).movedim(0, DIMENSION)
+    whole = collectives.all_gather(first, size, group).movedim(0, DIMENSION)
     return whole.narrow(DIMENSION, 0, length).contiguous()
 
 
 def sum_and_shard(partial: Tensor, size: int, group: str) -> Tensor:
     """The own tokens of the sum over all ranks, without the others': a reduce-scatter where an all-reduce was."""
     first = _padded(partial, size).movedim(DIMENSION, 0).contiguous()
-    return torch_collectives.reduce_scatter(first, size, group).movedim(0, DIMENSION).contiguous()
+    return collectives.reduce_scatter(first, size, group).movedim(0, DIMENSION).contiguous()
 
 
 def _shard_length(whole: Tensor, size: int) -> int:

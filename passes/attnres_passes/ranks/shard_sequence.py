@@ -35,8 +35,10 @@ from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ranks import sequence
 from attnres_passes.ranks.sequence import SequenceError, Shards
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.torch_private import torch_collectives, torch_compat
-from attnres_passes.torch_private.torch_collectives import AllReduced
+from attnres_passes.torch_private import collectives
+from attnres_passes.torch_private.collectives import AllReduced
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
 _TOKEN_BY_TOKEN = ("to", "detach")
 """Methods that carry a stream on without moving a token."""
@@ -77,14 +79,14 @@ class _Sharder:
                 self._read(node)
             else:
                 self.whole[node] = self.graph.node_copy(node, self.whole.__getitem__)
-                torch_compat.copy_dynamo_source(node, self.whole[node])
+                copy_dynamo_source(node, self.whole[node])
                 self._carry_on(node)
             for stream, value in self.cut_after.get(node, ()):
                 self._measure(stream, value)
                 self._cut(stream, value)
         self._drop_unread()
         gm = GraphModule(self.gm, self.graph)
-        torch_compat.copy_dynamo_attributes(self.gm, gm)
+        copy_dynamo_attributes(self.gm, gm)
         return gm
 
     def _measure(self, stream: int, root: Node) -> None:
@@ -95,7 +97,7 @@ class _Sharder:
 
     def _cut(self, stream: int, value: Node) -> None:
         annotation = annotation_of(value) or Annotation("carry", stream)
-        reduced = torch_collectives.all_reduced(value, self.shards.group)
+        reduced = collectives.all_reduced(value, self.shards.group)
         name = f"{value.name}_shard"
         if reduced is None or self._is_read_whole(value, reduced):
             arguments: tuple[object, ...] = self.whole[value], self.shards.size, self.shards.rank
@@ -154,7 +156,7 @@ class _Sharder:
 
     def _with_example(self, own: Node, whole: Node) -> Node:
         """``own``, with an example of its shape beside that of the ``whole``."""
-        given = torch_compat.example_value(whole)
+        given = example_value(whole)
         own.meta.pop("example_value", None)
         if isinstance(given, torch.Tensor):
             own.meta["example_value"] = sequence.shard(given, self.shards.size, self.shards.rank)

@@ -20,7 +20,8 @@ from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.plan import short_source
 from attnres_passes.ranks.stage_layout import StageError
 from attnres_passes.ranks.stage_positions import Positions
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.operators import is_operator
 
 Chunks = dict[Node, frozenset[int]]
 _PURE_MODULES = ("_operator", "builtins", "math")
@@ -66,9 +67,7 @@ def described(node: Node) -> str:
 def is_parameter(node: Node) -> bool:
     """Whether a placeholder stands for a parameter: the model's, or one that the rewrite added."""
     annotation = annotation_of(node)
-    return (annotation is not None and annotation.kind == "parameter") or isinstance(
-        torch_compat.example_value(node), nn.Parameter
-    )
+    return (annotation is not None and annotation.kind == "parameter") or isinstance(example_value(node), nn.Parameter)
 
 
 def _spread(nodes: Sequence[Node], fixed: Chunks, together: Chunks, chunks: int, changed: set[Node]) -> Chunks:
@@ -93,14 +92,14 @@ def _switches_state(node: Node) -> bool:
     """A call that neither takes nor gives a tensor nor is arithmetic: a switch of the grad mode, and what undoes it."""
     return (
         node.op == "call_function"
-        and not isinstance(torch_compat.example_value(node), torch.Tensor)
+        and not isinstance(example_value(node), torch.Tensor)
         and not any(_gives_tensor(source) for source in node.all_input_nodes)
         and getattr(node.target, "__module__", None) not in _PURE_MODULES
     )
 
 
 def _gives_tensor(node: Node) -> bool:
-    return isinstance(torch_compat.example_value(node), torch.Tensor) or annotation_of(node) is not None
+    return isinstance(example_value(node), torch.Tensor) or annotation_of(node) is not None
 
 
 def _changed_storages(nodes: Sequence[Node], trace: AtenTrace) -> list[list[Node]]:
@@ -151,7 +150,7 @@ def _random_nodes(nodes: Sequence[Node], trace: AtenTrace) -> set[Node]:
     return {
         nodes[op.node]
         for op in trace.ops
-        if torch_compat.is_operator(op.target) and torch.Tag.nondeterministic_seeded in op.target.tags
+        if is_operator(op.target) and torch.Tag.nondeterministic_seeded in op.target.tags
     }
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
 from attnres_passes.ranks.stage_layout import StageError
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import flop_formula
 
 
 def sublayer_flops(
@@ -36,7 +36,7 @@ def sublayer_flops(
 
 def op_flops(trace: AtenTrace, op: Op) -> int:
     """FLOPs of one operation, by torch's formulas; 0 for those that have none, such as elementwise ones."""
-    formula = torch_compat.flop_formula(op.target)
+    formula = flop_formula(op.target)
     if formula is None:
         return 0
     args, kwargs = tree_map_only(Ref, lambda ref: _shape(trace, ref), (op.args, op.kwargs))

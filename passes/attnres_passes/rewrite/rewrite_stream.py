@@ -19,7 +19,9 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import mark_as_added
+from attnres_passes.torch_private.operators import set_grad_enabled
 
 Resolve = Callable[[int, Node], Node]
 
@@ -106,7 +108,7 @@ class StreamRewriter:
         for slot, k in enumerate(owners):
             for name in names:
                 node = self.graph.placeholder(f"attnres_{self.index}_{slot}_{name}")
-                torch_compat.mark_as_added(node)
+                mark_as_added(node)
                 annotate(node, Annotation("parameter", self.index, read=k))
                 self.placeholders.setdefault(k, {})[name] = node
                 yield slot, name
@@ -163,7 +165,7 @@ class StreamRewriter:
         if self.is_cut:
             self._map_sources(self._detached)
         if not self.pending:
-            self.example = torch_compat.example_value(node)
+            self.example = example_value(node)
         self.snapshots[value] = _Snapshot(self._sources(), self.pending)
         for k in self.reads_from.get(value, ()):
             self.read_nodes[k] = self._read(k)
@@ -182,10 +184,10 @@ class StreamRewriter:
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
-            self.graph.call_function(torch_compat.set_grad_enabled, (True,))
+            self.graph.call_function(set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
         if self.is_cut:
-            self.graph.call_function(torch_compat.set_grad_enabled, (False,))
+            self.graph.call_function(set_grad_enabled, (False,))
         return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=k))
 
     def replacement(self, value: int, user: int) -> Node:
@@ -246,7 +248,7 @@ class StreamRewriter:
     def _cast(self, node: Node, dtype: torch.dtype, origin: Node, kind: Literal["write", "carry"]) -> Node:
         new = self._new("to", (node, dtype), origin, kind)
         new.meta.pop("example_value", None)
-        given = torch_compat.example_value(node)
+        given = example_value(node)
         if given is not None:
             new.meta["example_value"] = given.to(dtype)
         return new

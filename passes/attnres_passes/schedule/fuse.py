@@ -31,7 +31,7 @@ from attnres_passes.analyses.norms import Norm, NotFused, modes, norms_behind
 from attnres_passes.ir.annotations import annotate, annotation_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.schedule.scheduled_nodes import arguments, call, calls
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
 
 _FUSED: dict[Any, Callable[..., Any]] = {
     scheduled.merge: scheduled.fused_merge,
@@ -156,7 +156,7 @@ class _Graph:
             or self.modes[add] != self.modes[node]
         ):
             return False
-        values = [torch_compat.example_value(operand) for operand in add.args if isinstance(operand, Node)]
+        values = [example_value(operand) for operand in add.args if isinstance(operand, Node)]
         if len(values) != 2 or any(value is None for value in values):
             return False
         one, other = values

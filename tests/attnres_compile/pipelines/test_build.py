@@ -266,7 +266,7 @@ def test_batches_that_cannot_be_split() -> None:
 
 def test_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stage_compat.check_torch()
-    monkeypatch.setattr(stage_compat.torch_compat, "torch_version", lambda: (2, 11))
+    monkeypatch.setattr(stage_compat, "torch_version", lambda: (2, 11))
     with pytest.raises(PipelineSupportError, match=r"pipelines were checked with torch 2\.13"):
         stage_compat.check_torch()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op, trace_aten
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, fake_mode_of
 from tests.passes.helpers import WIDTH, Function, captured, sample, traced
 
 
@@ -235,8 +235,8 @@ def test_dynamic_sizes_add_no_guard_and_no_symbol() -> None:
     traces: list[AtenTrace] = []
 
     def backend(gm: torch.fx.GraphModule, inputs: list[object]) -> object:
-        examples = [torch_compat.example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
-        env = torch_compat.fake_mode_of(examples).shape_env
+        examples = [example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
+        env = fake_mode_of(examples).shape_env
         assert env is not None
         before = len(env.guards), len(env.var_to_range)
         traces.append(trace_aten(gm))

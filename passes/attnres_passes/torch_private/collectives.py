@@ -1,6 +1,6 @@
-"""Collectives in a graph, and what calls of torch.distributed become in a captured one: private parts of torch, as in
-``torch_compat``. Covered by tests/passes/torch_private/test_torch_collectives.py and
-tests/end_to_end/test_sequence_shards.py.
+"""Collectives in a graph, and what calls of torch.distributed become in a captured one.
+
+Run with several ranks in tests/end_to_end/test_sequence_shards.py.
 """
 
 from __future__ import annotations

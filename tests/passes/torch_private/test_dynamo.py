@@ -1,4 +1,4 @@
-"""What the compatibility file says of the frame that is being compiled: its modules, its end, what Dynamo remembers."""
+"""The frame that is being compiled, its modules and its end, what Dynamo remembers, and errors through Dynamo."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule
 
 from attnres_kernels.errors import AttnResError
-from attnres_passes.torch_private import torch_compat, torch_frames
+from attnres_passes.torch_private.dynamo import (
+    as_backend_failure,
+    frame_modules,
+    graph_end,
+    guard_identity,
+    uncompiled_caller,
+    without_recorded_shapes,
+)
+from attnres_passes.torch_private.example_values import example_value
 from tests.passes.helpers import Backend, Part, double, line_of, placeholders, sample, seen_by
 
 VISION = str(Path(torch.__file__).parent.with_name("torchvision") / "model.py")
@@ -45,7 +54,7 @@ class Loop(nn.Module):
 
 
 def frames(model: Callable[..., Any], *args: Any) -> list[list[nn.Module]]:
-    return seen_by(lambda gm: [frame.module for frame in torch_frames.frame_modules(gm)], model, *args)
+    return seen_by(lambda gm: [frame.module for frame in frame_modules(gm)], model, *args)
 
 
 MODEL, PARTS = nn.Sequential(Part(), nn.Sequential(Part())), [Part(), Part()]
@@ -81,9 +90,9 @@ def test_frame_module_is_the_same_on_both_sides_of_a_break() -> None:
 @pytest.mark.parametrize(("guarded", "graphs"), [(False, 1), (True, 2)])
 def test_guard_keeps_a_graph_from_another_module_of_the_class(guarded: bool, graphs: int) -> None:
     def look(gm: GraphModule) -> None:
-        (frame,) = torch_frames.frame_modules(gm)
+        (frame,) = frame_modules(gm)
         if guarded:
-            torch_frames.guard_identity(frame)
+            guard_identity(frame)
 
     backend = Backend(look)
     models = [Part(), Part()]
@@ -94,7 +103,7 @@ def test_guard_keeps_a_graph_from_another_module_of_the_class(guarded: bool, gra
 
 
 def test_end_of_a_graph_at_a_break_and_at_the_return() -> None:
-    first, second = seen_by(lambda gm: torch_frames.graph_end(), Broken(), sample())
+    first, second = seen_by(lambda gm: graph_end(), Broken(), sample())
     assert first.is_break
     assert first.source == f"{__file__}:{line_of(Broken, '# the break')}"
     assert "graph_break" in first.reason
@@ -105,10 +114,10 @@ def test_end_of_a_graph_at_a_break_and_at_the_return() -> None:
 def test_caller_is_a_module_around_that_runs_uncompiled() -> None:
     model = Loop()
     asked = [model.part, model, Part()]
-    callers = seen_by(lambda gm: [torch_frames.uncompiled_caller(module) for module in asked], model, sample())
+    callers = seen_by(lambda gm: [uncompiled_caller(module) for module in asked], model, sample())
     assert callers[0] == [f"{__file__}:{line_of(Loop, '# the call')}", "", ""]
     whole = nn.Sequential(Part())
-    assert seen_by(lambda gm: torch_frames.uncompiled_caller(whole[0]), whole, sample()) == [""]
+    assert seen_by(lambda gm: uncompiled_caller(whole[0]), whole, sample()) == [""]
 
 
 def test_caller_may_be_a_file_of_torchvision() -> None:
@@ -116,13 +125,35 @@ def test_caller_may_be_a_file_of_torchvision() -> None:
         forward = types.FunctionType(Loop.forward.__code__.replace(co_filename=VISION), globals())
 
     model = VisionLoop()
-    callers = seen_by(lambda gm: torch_frames.uncompiled_caller(model.part), model, sample())
+    callers = seen_by(lambda gm: uncompiled_caller(model.part), model, sample())
     assert callers[0] == f"{VISION}:{line_of(Loop, '# the call')}"
+
+
+class LateError(AttnResError, ValueError):
+    def __init__(self, declined: int) -> None:
+        self.declined = declined
+        super().__init__(f"{declined} declined\nDo this.")
+
+
+@pytest.mark.parametrize("expected", [LateError, AttnResError, ValueError, BackendCompilerFailed])
+def test_error_reaches_the_user_as_its_class_and_as_torchs(expected: type[Exception]) -> None:
+    error = LateError(3)
+
+    def look(gm: GraphModule) -> None:
+        raise as_backend_failure(error)
+
+    assert str(as_backend_failure(error)) == str(error)
+    with pytest.raises(expected) as caught:
+        seen_by(look, double, sample())
+    failure: Any = caught.value
+    assert str(failure).startswith(str(error))  # Dynamo adds a hint of its own
+    assert (failure.declined, failure.inner_exception) == (3, error)
+    assert (type(failure).__name__, type(failure).__module__) == ("LateError", __name__)
 
 
 def shapes(gm: GraphModule) -> list[bool]:
     """For each tensor, whether its length is a symbol."""
-    values = [torch_compat.example_value(node) for node in placeholders(gm)]
+    values = [example_value(node) for node in placeholders(gm)]
     return [isinstance(value.shape[0], torch.SymInt) for value in values if isinstance(value, Tensor)]
 
 
@@ -134,17 +165,17 @@ def test_capture_with_another_length_makes_nothing_dynamic() -> None:
     seen_by(shapes, double, sample(3))
     assert seen_by(shapes, double, sample(5)) == [[True]]
     torch._dynamo.reset()
-    with torch_compat.without_recorded_shapes():
+    with without_recorded_shapes():
         seen_by(shapes, double, sample(3))
     assert seen_by(shapes, double, sample(5)) == [[False]]
 
 
 def test_only_what_was_recorded_before_a_capture_that_fails_stays() -> None:
     def fail(gm: GraphModule) -> None:
-        raise torch_compat.as_backend_failure(AttnResError(1))
+        raise as_backend_failure(AttnResError(1))
 
     seen_by(shapes, double, sample(3))
-    with pytest.raises(AttnResError), torch_compat.without_recorded_shapes():
+    with pytest.raises(AttnResError), without_recorded_shapes():
         seen_by(fail, triple, sample(3))
     assert seen_by(shapes, double, sample(5)) == [[True]]
     assert seen_by(shapes, triple, sample(5)) == [[False]]

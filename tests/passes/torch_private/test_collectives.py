@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.fx import Graph, Node
 
-from attnres_passes.torch_private import torch_collectives
+from attnres_passes.torch_private import collectives
 
 OPERATORS = torch.ops._c10d_functional
 
@@ -30,7 +30,7 @@ def graph_of_sum(in_place: bool, kind: str = "sum", of: str = "0", copies_anothe
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_sum_over_the_group_is_seen(in_place: bool) -> None:
     partial, summed = graph_of_sum(in_place)
-    found = torch_collectives.all_reduced(summed, "0")
+    found = collectives.all_reduced(summed, "0")
     assert found is not None
     assert found.given is partial
     expected = [OPERATORS.all_reduce, OPERATORS.wait_tensor, *(["copy_"] if in_place else [])]
@@ -41,14 +41,14 @@ def test_a_sum_over_the_group_is_seen(in_place: bool) -> None:
 @pytest.mark.parametrize(("kind", "of"), [("avg", "0"), ("sum", "1")])
 def test_other_reductions_and_groups_are_not(in_place: bool, kind: str, of: str) -> None:
     _, summed = graph_of_sum(in_place, kind, of)
-    assert torch_collectives.all_reduced(summed, "0") is None
+    assert collectives.all_reduced(summed, "0") is None
 
 
 def test_what_is_overwritten_by_the_sum_of_another_is_not() -> None:
     _, summed = graph_of_sum(in_place=True, copies_another=True)
-    assert torch_collectives.all_reduced(summed, "0") is None
+    assert collectives.all_reduced(summed, "0") is None
 
 
 def test_a_group_that_is_not_there_is_a_lookup_error() -> None:
     with pytest.raises(LookupError, match="not initialised"):
-        torch_collectives.group_place("nowhere")
+        collectives.group_place("nowhere")

@@ -1,17 +1,17 @@
-"""The frames behind a graph that Dynamo hands to a backend: private parts of torch, as in ``torch_compat``.
-
-Each function is covered by tests/passes/torch_private/test_torch_frames.py.
-"""
+"""Dynamo around a backend: the frame behind the graph it hands over, where the graph ends, what errors become."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from attnres_passes.torch_private.torch_compat import TORCH_FOLDER
+from attnres_passes.torch_private.version import TORCH_FOLDER
 
 
 @dataclass(frozen=True)
@@ -118,3 +118,34 @@ def uncompiled_caller(module: torch.nn.Module) -> str:
         if any(part is module for part in caller.modules()):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return ""
+
+
+def as_backend_failure(error: Exception) -> Exception:
+    """An error that is both ``error``'s class and torch's BackendCompilerFailed.
+
+    Dynamo wraps whatever a backend raises, unless it is of this family.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    class Failure(type(error), BackendCompilerFailed):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.__dict__.update(error.__dict__)
+            self.args = error.args
+            self.backend_name, self.inner_exception, self.first_useful_frame = "attnres", error, None
+
+    Failure.__name__, Failure.__qualname__ = type(error).__name__, type(error).__qualname__
+    Failure.__module__ = type(error).__module__
+    return Failure()
+
+
+@contextlib.contextmanager
+def without_recorded_shapes() -> Iterator[None]:
+    """Keep a capture out of Dynamo's memory of sizes, which decides what the next compilation makes dynamic."""
+    from torch._dynamo import pgo
+
+    pgo.get_code_state()
+    saved = copy.deepcopy(pgo._CODE_STATE)
+    try:
+        yield
+    finally:
+        pgo._CODE_STATE = saved
