@@ -25,8 +25,8 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.text import graph_text
 from attnres_passes.pipeline import lower_chunk
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.split_stages import ChunkGraph, split
-from attnres_passes.ranks.stage_layout import StageLayout
 from attnres_passes.ranks.stages import StagedGraph, stage
 from attnres_passes.ranks.transfers import Key, StagePlan, Transfer
 from attnres_passes.rewrite.rewrite import rewrite

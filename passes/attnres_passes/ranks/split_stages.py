@@ -24,7 +24,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.ir.annotations import stages_of
-from attnres_passes.ranks.stage_text import key_text
+from attnres_passes.ranks.plan_text import key_text
 from attnres_passes.ranks.stages import StagedGraph
 from attnres_passes.ranks.transfers import ChunkPlan, Key
 from attnres_passes.torch_private.graph_copies import copy_dynamo_source

@@ -27,11 +27,10 @@ from torch.fx import GraphModule, Node
 from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
 from attnres_passes.ir.annotations import annotation_of, set_stages
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ranks.stage_copies import Chunks, chunks_of_nodes, described
-from attnres_passes.ranks.stage_costs import sublayer_flops
-from attnres_passes.ranks.stage_layout import StageError, StageLayout
-from attnres_passes.ranks.stage_partition import balanced_cuts, cuts_at_modules
-from attnres_passes.ranks.stage_positions import Positions, positions_of, the_stream
+from attnres_passes.ranks.chunks import Chunks, chunks_of_nodes, described
+from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, sublayer_flops
+from attnres_passes.ranks.layout import StageError, StageLayout
+from attnres_passes.ranks.positions import Positions, positions_of, the_stream
 from attnres_passes.ranks.transfers import Key, StagePlan, Transfer, plan_stages
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of
 from attnres_passes.torch_private.graph_copies import copied

@@ -20,7 +20,7 @@ from attnres_compile.pipelines.microbatches import batch_of
 from attnres_compile.pipelines.schedules import KINDS, check_schedule, schedule_kind
 from attnres_compile.pipelines.store import BlockStore, StoreError
 from attnres_passes.ir.text import graph_text
-from attnres_passes.ranks.stage_layout import StageLayout, StageOrder
+from attnres_passes.ranks.layout import StageLayout, StageOrder
 from attnres_passes.ranks.transfers import OPEN
 from tests.attnres_compile.pipelines.models import MODELS, Toy, data
 

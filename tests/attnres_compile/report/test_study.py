@@ -26,7 +26,7 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.gradient_sets import gradient_passes
 from attnres_passes.lower.lower import lower
 from attnres_passes.lower.provider import Provider
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.group_reads import group_reads

@@ -18,8 +18,8 @@ from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.plan import short_source
-from attnres_passes.ranks.stage_layout import StageError
-from attnres_passes.ranks.stage_positions import Positions
+from attnres_passes.ranks.layout import StageError
+from attnres_passes.ranks.positions import Positions
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import is_operator
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnres_passes.ranks.stage_layout import StageError, StageLayout, StageOrder
-from attnres_passes.ranks.stage_partition import even_cuts
-from attnres_passes.ranks.stage_text import keys_text, stage_picture, stage_table
+from attnres_passes.ranks.cuts import even_cuts
+from attnres_passes.ranks.layout import StageError, StageLayout, StageOrder
+from attnres_passes.ranks.plan_text import keys_text, stage_picture, stage_table
 from attnres_passes.ranks.transfer_cost import closed_forms, sweep, transfer_cost
 from attnres_passes.ranks.transfers import OPEN, ChunkPlan, StagePlan, Transfer, plan_stages
 

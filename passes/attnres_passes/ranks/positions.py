@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ranks.stage_layout import StageError
+from attnres_passes.ranks.layout import StageError
 
 
 @dataclass(frozen=True)

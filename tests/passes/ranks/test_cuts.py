@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnres_passes.ir.plan import Read, Stream, Write
-from attnres_passes.ranks.stage_layout import StageError
-from attnres_passes.ranks.stage_partition import balanced_cuts, cuts_at_modules, even_cuts, possible_cuts
+from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, even_cuts, possible_cuts
+from attnres_passes.ranks.layout import StageError
 
 
 def stream_of(modules: list[str], read_states: list[int] | None = None) -> Stream:
