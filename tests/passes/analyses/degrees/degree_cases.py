@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_passes.analyses.degrees.degree_rules import UNKNOWN
+from attnres_passes.analyses.degrees.degree import UNKNOWN
 
 TINY = 1e-14
 U = UNKNOWN

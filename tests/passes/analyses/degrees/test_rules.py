@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attnres_passes.analyses.aten_trace import STALE_ALIAS, Op, Ref
-from attnres_passes.analyses.degrees.degree_rules import RULES, SHAPE_ONLY, UNKNOWN, output_degrees
-from tests.passes.analyses.degree_cases import CASES, TINY, Case, Scaled, U, case, random, s, unknown, w
+from attnres_passes.analyses.degrees.degree import RULES, SHAPE_ONLY, UNKNOWN
+from attnres_passes.analyses.degrees.rules import output_degrees
+from tests.passes.analyses.degrees.degree_cases import CASES, TINY, Case, Scaled, U, case, random, s, unknown, w
 from tests.passes.helpers import WIDTH, Function, sample, traced
 
 SCALES = (0.25, 3.0, 40.0)
