@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.analyses.norms import Norm, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, norms_behind
 from attnres_passes.ir.annotations import KEY, annotation_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.example_values import example_value

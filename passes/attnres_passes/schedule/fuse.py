@@ -27,7 +27,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import scheduled
-from attnres_passes.analyses.norms import Norm, NotFused, modes, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, modes, norms_behind
 from attnres_passes.ir.annotations import annotate, annotation_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.schedule.scheduled_nodes import arguments, call, calls

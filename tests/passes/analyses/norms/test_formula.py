@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attnres_passes.analyses import norms as finder
-from attnres_passes.analyses.norms import Norm, NotFused, norm_behind
+from attnres_passes.analyses.norms import norm_behind as finder
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, norm_behind
 from attnres_passes.ir.levels import is_depth_attention
-from tests.passes.analyses.norm_models import (
+from tests.passes.analyses.norms.norm_models import (
     NO_NORM,
     WIDTH,
     Stack,
@@ -28,7 +28,7 @@ from tests.passes.analyses.norm_models import (
     stacked,
     written,
 )
-from tests.passes.analyses.test_norms import RECOGNISED
+from tests.passes.analyses.norms.test_norm_behind import RECOGNISED
 from tests.passes.helpers import sample
 
 

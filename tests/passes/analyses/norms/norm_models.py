@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
 from attnres_passes.analyses.aten_trace import trace_aten
-from attnres_passes.analyses.norms import Norm, NotFused, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, norms_behind
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attnres_passes.analyses.norms import Norm, NotFused, norm_behind, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, norm_behind, norms_behind
 from attnres_passes.ir.levels import is_depth_attention
-from tests.passes.analyses.norm_models import (
+from tests.passes.analyses.norms.norm_models import (
     NO_NORM,
     WIDTH,
     Stack,

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnres_passes.analyses.aten_trace import trace_aten
-from attnres_passes.analyses.norms import norm_behind, norms_behind
+from attnres_passes.analyses.norms.norm_behind import norm_behind, norms_behind
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.rewrite.rewrite import rewrite
 from tests import zoo
-from tests.passes.analyses.norm_models import (
+from tests.passes.analyses.norms.norm_models import (
     WIDTH,
     Found,
     Stack,

@@ -12,7 +12,7 @@ For ::
     query = F.linear(normed, projection)
 
 ``norm_behind(read_1, plan)`` is ``Norm("rms", 1e-06, weight, None, output=normed, inner=(square, .., normed),
-value_is_used=False)``. Nodes that need nothing but the read and vectors of its width are executed (``norm_formula``);
+value_is_used=False)``. Nodes that need nothing but the read and vectors of its width are executed (``formula``);
 the last one that gives what a norm would give is the output. All else is a ``NotFused`` with its reason. Changes
 nothing.
 """
@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.analyses.norm_formula import (
+from attnres_passes.analyses.norms.formula import (
     DTYPES,
     NO_NORM,
     Formula,
@@ -53,10 +53,15 @@ _READ_DTYPE_OF_OTHERS = ("type_as", "to")
 class Norm:
     """A norm that reads one depth attention, and nothing else but vectors.
 
-    weight, bias: vectors of the width of the read. Those that stand behind it in the graph are made of what stands
-    before it through vectors alone, so that they can be moved there;
-    inner: all nodes of the norm in graph order, the output among them; value_is_used: whether anything else reads
-    the depth attention.
+    Args:
+        kind: "rms" or "layer".
+        eps: what is added to the mean square or to the variance.
+        weight: of the width of the read. If it stands behind the read in the graph, it is made of what stands before
+            the read through vectors alone, so that it can be moved there.
+        bias: like the weight.
+        output: the node that gives the normed value.
+        inner: all nodes of the norm in graph order, the output among them.
+        value_is_used: whether anything else reads the depth attention.
     """
 
     kind: Kind
@@ -76,7 +81,12 @@ class NotFused:
 
 
 def norm_behind(read: Node, plan: Plan) -> Norm | NotFused:
-    """The norm that reads the depth attention ``read`` of a rewritten graph."""
+    """The norm behind one read.
+
+    Args:
+        read: a depth attention of a graph of the rewritten level.
+        plan: of that graph.
+    """
     return _Finder(read.graph, plan).find(read)
 
 
@@ -85,7 +95,10 @@ def norms_behind(
 ) -> dict[Node, Norm | NotFused]:
     """``norm_behind`` of every read of a graph. What is alike is executed once.
 
-    is_read: which nodes are reads; the depth attentions of a rewritten graph, if nothing else is said.
+    Args:
+        gm: a graph of the rewritten level, or of a later one.
+        plan: of that graph.
+        is_read: which nodes are reads.
     """
     finder = _Finder(gm.graph, plan)
     return {node: finder.find(node) for node in gm.graph.nodes if is_read(node)}

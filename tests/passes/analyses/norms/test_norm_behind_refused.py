@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attnres_passes.analyses.norms import Norm, NotFused, norms_behind
-from tests.passes.analyses.norm_models import (
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, norms_behind
+from tests.passes.analyses.norms.norm_models import (
     NO_NORM,
     WIDTH,
     Function,

@@ -44,7 +44,14 @@ _WIDER: Mapping[Any, Any] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """A norm by its numbers. weight, bias: positions among the vectors of a region."""
+    """A norm by its numbers.
+
+    Args:
+        kind: "rms" or "layer".
+        eps: what is added to the mean square or to the variance.
+        weight: position among the vectors of a region.
+        bias: position among the vectors of a region.
+    """
 
     kind: Kind
     eps: float
@@ -60,9 +67,13 @@ class Formula:
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes, in graph order, that lead from the value ``read`` to the last of them.
+    """Nodes that lead from a read to a value that may be its norm.
 
-    vectors: what else they compute with; templates: tensors of which they read the dtype and nothing else.
+    Args:
+        read: the value that they begin with, ``[.., width]``.
+        nodes: in graph order; the last one gives the value.
+        vectors: what else they compute with, ``[width]`` each.
+        templates: tensors of which they read the dtype and nothing else.
     """
 
     read: Node
@@ -75,7 +86,7 @@ class Region:
         return recorded(self.read).dtype
 
     def key(self) -> tuple[Any, ...]:
-        """The same for regions that compute the same: calls, constants, wiring, shapes and dtypes."""
+        """Calls, constants, wiring, shapes and dtypes: regions with equal keys compute one function."""
         label = {self.read: "%x"}
         label |= {node: f"%dtype {recorded(node).dtype}" for node in self.templates}
         label |= {node: f"%vector {k} {recorded(node).dtype}" for k, node in enumerate(self.vectors)}
@@ -90,7 +101,16 @@ class Region:
         return calls, tuple(repr(signature(node)) for node in (self.read, *self.nodes))
 
     def run(self, x: Tensor, vectors: Sequence[Tensor], widened: bool) -> Tensor:
-        """Execute the nodes. widened: in fp32, with casts to half precision taken out."""
+        """Execute the nodes.
+
+        Args:
+            x: stands for the read.
+            vectors: stand for the vectors, in their order.
+            widened: in fp32, with casts to half precision taken out.
+
+        Raises:
+            RefusedError: a value is changed in place, or dtypes differ from those of the graph.
+        """
         wider: Mapping[Any, Any] = _WIDER if widened else {}
         templates = {node: torch.empty((), dtype=recorded(node).dtype) for node in self.templates}
         env: dict[Node, Any] = {
