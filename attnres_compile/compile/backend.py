@@ -22,7 +22,7 @@ from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level

@@ -15,7 +15,8 @@ from example_model import example
 import attnres_compile
 from attnres_compile.capture.capture import capture
 from attnres_kernels.definition import cost
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import find_chains
 from attnres_passes.analyses.degrees.degree import ZERO
 from attnres_passes.analyses.degrees.rules import output_degrees

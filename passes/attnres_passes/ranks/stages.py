@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir.annotations import annotation_of, set_stages
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ranks.chunks import Chunks, chunks_of_nodes, described

@@ -38,8 +38,11 @@ def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """The same for tensors that share memory, while one of them is alive."""
-    return int(tensor.untyped_storage()._cdata)
+    """A number of the memory that holds a tensor, while a tensor in it is alive.
+
+    Tensors without storage (sparse ones, functional wrappers) share theirs with no other.
+    """
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
 
 
 def size_token(size: Any) -> Any:

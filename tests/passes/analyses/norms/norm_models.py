@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, norms_behind
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.config import AttnResConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.norms.norm_behind import norm_behind, norms_behind
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.config import AttnResConfig

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of
 from tests.passes.helpers import WIDTH, Function, captured, sample, traced
 
