@@ -16,11 +16,11 @@ from attnres_compile.capture.capture import Capture, Captured, capture
 from attnres_compile.model import parameters
 from attnres_compile.model.errors import AlreadyPreparedError, GraphBreakError, NoStreamError
 from attnres_compile.model.parameters import parameters_of, unwrapped
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.torch_private.dynamo import GraphEnd
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir import provenance
 from attnres_passes.ir.plan import Plan, Read, Stream
 from attnres_passes.ir.read_id import ReadId
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.torch_private.dynamo import GraphEnd
 
 
 def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: str = "") -> PlannedReads:

@@ -27,12 +27,12 @@ from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
 from attnres_passes.pipeline import lower_rewritten
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.split_stages import ChunkGraph, split
-from attnres_passes.ranks.stage_layout import StageLayout
 from attnres_passes.ranks.stages import StagedGraph, stage
 from attnres_passes.ranks.transfers import Key, StagePlan, Transfer
 from attnres_passes.rewrite.rewrite import rewrite
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,9 @@ def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
             )
     first = next(iter(captured.values()))
     examples = tuple(
-        {key: _on_meta(torch_compat.example_value(node)) for key, node in keyed.items()}
-        for keyed in first.staged.sources
+        {key: _on_meta(example_value(node)) for key, node in keyed.items()} for keyed in first.staged.sources
     )
-    outputs = tuple(_on_meta(torch_compat.example_value(node)) for node in _returned(first.staged.gm))
+    outputs = tuple(_on_meta(example_value(node)) for node in _returned(first.staged.gm))
     texts = [plan.digest, str(require_parameters(model).plan.config)]
     texts.extend(graph_text(graph.gm) for mode in captured.values() for graph in mode.graphs)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
@@ -203,7 +202,7 @@ def _returned(gm: GraphModule) -> list[Node]:
     given = next(iter(reversed(gm.graph.nodes))).args[0]
     assert isinstance(given, (tuple, list))
     nodes = [node for node in given if isinstance(node, Node)]
-    if len(nodes) != len(given) or not all(isinstance(torch_compat.example_value(node), Tensor) for node in nodes):
+    if len(nodes) != len(given) or not all(isinstance(example_value(node), Tensor) for node in nodes):
         raise StageError(
             "the model returns something that is no tensor, which a pipeline cannot hand back; return tensors alone."
         )

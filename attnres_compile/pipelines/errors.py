@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnres_kernels.errors import AttnResError
-from attnres_passes.ranks.stage_layout import StageError
+from attnres_passes.ranks.layout import StageError
 
 __all__ = ["AttnResError", "PipelineBatchError", "PipelineMismatchError", "PipelineSupportError", "StageError"]
 

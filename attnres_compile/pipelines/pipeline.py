@@ -23,8 +23,8 @@ from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, ma
 from attnres_compile.pipelines.stage_compat import ChunkStage, check_torch, without_loss
 from attnres_compile.pipelines.store import BlockStore
 from attnres_passes.ir.config import AttnResConfig, ConfigError
-from attnres_passes.ranks.stage_layout import StageLayout
-from attnres_passes.ranks.stage_text import stage_picture, stage_table
+from attnres_passes.ranks.layout import StageLayout
+from attnres_passes.ranks.plan_text import stage_picture, stage_table
 from attnres_passes.ranks.transfers import StagePlan, Transfer
 
 

@@ -18,7 +18,8 @@ from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.record import record
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.torch_private.compile_later import compile_later, unseen_by_checkpoints
+from attnres_passes.torch_private.inner_compilers import compile_later
+from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from attnres_kernels.operators.statistics import READ_EXTRA
 from attnres_passes.ir.plan import Plan, short_source
 from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.rewrite.record import Entry
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.state import in_backward
 
 _open: weakref.WeakKeyDictionary[nn.Module, Recording] = weakref.WeakKeyDictionary()
 
@@ -78,7 +78,7 @@ class Recording(Views):
 
         A graph with a stream that has been seen in this forward pass of the model begins another one.
         """
-        if not torch_compat.in_backward():
+        if not in_backward():
             if self._passes == 0 or not self._seen.isdisjoint(layout.streams):
                 self._passes += 1
                 self._seen = frozenset()
@@ -87,7 +87,7 @@ class Recording(Views):
 
     def add(self, layout: Layout, statistics: Tensor) -> None:
         """Add the statistics of one call. What activation checkpointing computes again was counted before."""
-        if torch_compat.in_backward():
+        if in_backward():
             return
         total = self._total(layout)
         total.sums = _added(total.sums, statistics)

@@ -23,7 +23,8 @@ from attnres_passes.ir.annotations import read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import is_operator
+from attnres_passes.torch_private.state import restored_torch_state
 
 log = logging.getLogger("attnres_compile")
 
@@ -41,7 +42,7 @@ def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> dict[ReadId | W
     spread = _Spread(rewritten)
     devices = {value.device.index for value in args if isinstance(value, Tensor) and value.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), torch_compat.restored_torch_state():
+        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), restored_torch_state():
             spread.run(*map(_copied, args))
     except Exception as error:
         log.warning("attnres: sublayers are not told apart, since the model does not run on NaN: %s", error)
@@ -58,7 +59,7 @@ def _copied(value: Any) -> Any:
 
 
 def _talks(node: Node) -> bool:
-    return torch_compat.is_operator(node.target) and node.target.namespace in _COLLECTIVES
+    return is_operator(node.target) and node.target.namespace in _COLLECTIVES
 
 
 def _before_reads(rewritten: Rewritten, writes: Mapping[WriteId, Sublayer]) -> dict[ReadId, Sublayer]:

@@ -16,9 +16,11 @@ import attnres_compile
 from attnres_compile.capture.capture import capture
 from attnres_compile.model.parameters import AttnResParameters
 from attnres_kernels.definition import cost
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import find_chains
-from attnres_passes.analyses.degrees.degree_rules import ZERO, output_degrees
+from attnres_passes.analyses.degrees.degree import ZERO
+from attnres_passes.analyses.degrees.rules import output_degrees
 from attnres_passes.analyses.reads import find_reads
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.annotations import annotation_of

@@ -16,9 +16,9 @@ from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.lower import lower
-from attnres_passes.ranks.sequence import Shards
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.shard_sequence import shard_sequence
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.shards import Shards
 from attnres_passes.ranks.stages import stage
 from attnres_passes.rewrite.rewrite import Rewritten, rewrite
 from attnres_passes.schedule.fuse import Fused, fuse

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from attnres_compile.capture.capture import Captured, capture
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Candidate, find_chains
 from attnres_passes.analyses.reads import StreamReads, find_reads
 from attnres_passes.analyses.streams import Analysis, find_streams

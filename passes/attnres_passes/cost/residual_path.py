@@ -20,10 +20,10 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.analyses.norms import Norm, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, norms_behind
 from attnres_passes.ir.annotations import KEY, annotation_of
 from attnres_passes.ir.plan import Plan
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
 
 
 def residual_path_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
@@ -73,7 +73,7 @@ def is_residual_add(node: Node) -> bool:
 def _stand_in(graph: Graph, node: Node) -> Node:
     """A placeholder for a value that the residual path takes, with its example value and its annotation."""
     placeholder = graph.placeholder(node.name)
-    value = torch_compat.example_value(node)
+    value = example_value(node)
     if value is not None:
         placeholder.meta["example_value"] = value
     if KEY in node.meta:

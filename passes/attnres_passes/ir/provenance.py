@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from torch.fx import Node
 
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.version import TORCH_FOLDER
 
 # Frames of torch and of third-party decorators around a forward say nothing about the user's line.
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
@@ -58,7 +58,7 @@ def source_line(node: Node) -> str:
 def _innermost_user_frame(trace: str) -> str:
     frames = list(_FRAME.finditer(trace))
     for frame in reversed(frames):
-        if not frame["file"].startswith(torch_compat.TORCH_FOLDER):
+        if not frame["file"].startswith(TORCH_FOLDER):
             return f"{frame['file']}:{frame['line']}"
     return f"{frames[-1]['file']}:{frames[-1]['line']}" if frames else ""
 

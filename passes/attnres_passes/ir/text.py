@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Node
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import KEY
 from attnres_passes.ir.plan import short_source
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.operators import is_operator
 
 _DTYPES = {
     torch.float32: "f32",
@@ -49,7 +50,7 @@ def _place(node: Node) -> str:
 
 
 def _type(node: Node) -> str:
-    value = torch_compat.example_value(node)
+    value = example_value(node)
     if not isinstance(value, torch.Tensor):
         return ""
     return f": {tensor_text(value.shape, value.dtype)}"
@@ -83,7 +84,7 @@ def _expression(node: Node) -> str:
 
 
 def _callee(target: Any) -> str:
-    if torch_compat.is_operator(target):
+    if is_operator(target):
         return f"torch.ops.{target}".removesuffix(".default")
     module = getattr(target, "__module__", None) or ""
     name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))

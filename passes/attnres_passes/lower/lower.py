@@ -16,7 +16,7 @@ from attnres_passes.lower.bind_kernels import bind_kernels
 from attnres_passes.lower.bind_torch import bind_torch
 from attnres_passes.schedule.provider import Provider
 from attnres_passes.schedule.scheduled_nodes import call
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.graph_copies import copied
 
 
 def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: bool = False) -> GraphModule:
@@ -28,7 +28,7 @@ def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: 
         provider: what the schedule was made for.
         keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
     """
-    gm = torch_compat.copied(scheduled)
+    gm = copied(scheduled)
     for node in list(gm.graph.nodes):
         if is_depth_attention(node):
             _bind_definition(node)

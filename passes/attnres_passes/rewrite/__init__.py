@@ -1,1 +1,3 @@
-"""Captured -> rewritten: ``rewrite`` copies the graph, ``rewrite_stream`` follows a stream; ``record`` adds statistics.
+"""Captured -> rewritten: ``rewrite`` copies the graph, ``rewrite_stream`` follows one stream; ``record`` adds
+statistics to a copy.
+"""

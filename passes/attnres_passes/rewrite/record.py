@@ -37,7 +37,8 @@ from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.rewrite.rewrite import Rewritten
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, RewrittenWrite
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source, mark_as_unknown
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class _Recorder:
             ):
                 self._add_probes()
             self.env[node] = self.graph.node_copy(node, self.env.__getitem__)
-            torch_compat.copy_dynamo_source(node, self.env[node])
+            copy_dynamo_source(node, self.env[node])
             self._record_at(node)
         gm = GraphModule(self.rewritten.gm, self.graph)
-        torch_compat.copy_dynamo_attributes(self.rewritten.gm, gm)
+        copy_dynamo_attributes(self.rewritten.gm, gm)
         streams = tuple(
             RewrittenStream(
                 self.env[stream.root],
@@ -141,7 +142,7 @@ class _Recorder:
 
     def _add_probes(self) -> None:
         self.probes = self.graph.placeholder("attnres_probes")
-        torch_compat.mark_as_unknown(self.probes)
+        mark_as_unknown(self.probes)
         annotate(self.probes, Annotation("probe", 0))
 
     def _probe(self, about: WriteId, write: RewrittenWrite) -> None:
@@ -152,7 +153,7 @@ class _Recorder:
         given = self.env[write.branch]
         name = f"written_{about.stream}_{about.index + 1}"
         node = self._call(statistics.gradient_probe, (given, probe), write.partial, annotation, name)
-        value = torch_compat.example_value(given)
+        value = example_value(given)
         if value is not None:
             node.meta["example_value"] = value
         self.env[write.branch] = node

@@ -29,7 +29,7 @@ from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.read_id import ReadParameter
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Rewriter:
             if index == last_placeholder:
                 parameters = self._add_parameters()
         rewritten = GraphModule(self.gm, self.graph)
-        torch_compat.copy_dynamo_attributes(self.gm, rewritten)
+        copy_dynamo_attributes(self.gm, rewritten)
         streams = tuple(
             RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
             for stream in self.streams
@@ -106,7 +106,7 @@ class _Rewriter:
                 stream.write(step)
         elif not self._is_identity_on_stream(index):
             self.env[node] = self.graph.node_copy(node, lambda argument: self.resolve(index, argument))
-            torch_compat.copy_dynamo_source(node, self.env[node])
+            copy_dynamo_source(node, self.env[node])
         for stream in self.streams:
             if stream.stream_nodes.root == index:
                 stream.begin(self.env[node])

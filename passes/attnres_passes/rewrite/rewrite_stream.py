@@ -20,7 +20,9 @@ from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
 from attnres_passes.ir.read_id import ParameterName, ReadId, ReadParameter
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import mark_as_added
+from attnres_passes.torch_private.operators import set_grad_enabled
 
 Resolve = Callable[[int, Node], Node]
 
@@ -107,7 +109,7 @@ class StreamRewriter:
             for name in names if read.num_sources > 1 else ():
                 read_id = ReadId(self.index, k)
                 node = self.graph.placeholder(f"{read_id.named('attnres')}_{name}")
-                torch_compat.mark_as_added(node)
+                mark_as_added(node)
                 annotate(node, Annotation("parameter", self.index, read=read_id))
                 self.placeholders.setdefault(k, {})[name] = node
                 yield ReadParameter(read_id, name)
@@ -165,7 +167,7 @@ class StreamRewriter:
         if self.is_cut:
             self._map_sources(self._detached)
         if not self.pending:
-            self.example = torch_compat.example_value(node)
+            self.example = example_value(node)
         self.snapshots[value] = _Snapshot(self._sources(), self.pending)
         for k in self.reads_from.get(value, ()):
             self.read_nodes[k] = self._read(k)
@@ -184,10 +186,10 @@ class StreamRewriter:
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
-            self.graph.call_function(torch_compat.set_grad_enabled, (True,))
+            self.graph.call_function(set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", name=read_id.named("read"))
         if self.is_cut:
-            self.graph.call_function(torch_compat.set_grad_enabled, (False,))
+            self.graph.call_function(set_grad_enabled, (False,))
         return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
 
     def replacement(self, value: int, user: int) -> Node:
@@ -250,7 +252,7 @@ class StreamRewriter:
     def _cast(self, node: Node, dtype: torch.dtype, origin: Node, kind: Literal["write", "carry"]) -> Node:
         new = self._new("to", (node, dtype), origin, kind)
         new.meta.pop("example_value", None)
-        given = torch_compat.example_value(node)
+        given = example_value(node)
         if given is not None:
             new.meta["example_value"] = given.to(dtype)
         return new

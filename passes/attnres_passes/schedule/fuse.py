@@ -27,12 +27,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import scheduled
-from attnres_passes.analyses.norms import Norm, NotFused, modes, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, modes, norms_behind
 from attnres_passes.ir.annotations import annotate, annotation_of, read_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.schedule.scheduled_nodes import arguments, call, calls
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copied
 
 _FUSED: dict[Any, Callable[..., Any]] = {
     scheduled.merge: scheduled.fused_merge,
@@ -68,7 +69,7 @@ def fuse(scheduled_gm: GraphModule, plan: Plan) -> Fused:
         scheduled_gm: for generated kernels.
         plan: of the whole model.
     """
-    gm = torch_compat.copied(scheduled_gm)
+    gm = copied(scheduled_gm)
     reads = calls(gm, *_FUSED)
     norms = norms_behind(gm, plan, lambda node: node.target in _FUSED)
     of_graph = _Graph(gm)
@@ -164,7 +165,7 @@ class _Graph:
             or self.modes[add] != self.modes[node]
         ):
             return False
-        values = [torch_compat.example_value(operand) for operand in add.args if isinstance(operand, Node)]
+        values = [example_value(operand) for operand in add.args if isinstance(operand, Node)]
         if len(values) != 2 or any(value is None for value in values):
             return False
         one, other = values

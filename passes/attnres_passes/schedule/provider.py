@@ -14,7 +14,7 @@ from attnres_kernels.launch.load_triton import is_interpreted
 from attnres_passes.ir.config import ConfigError
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
 
 KERNELS_VARIABLE = "ATTNRES_KERNELS"
 
@@ -100,7 +100,7 @@ def _missing(rewritten: GraphModule, plan: Plan) -> str:
         return f"a stream is {width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
     for node in rewritten.graph.nodes:
         if is_depth_attention(node):
-            value = torch_compat.example_value(node)
+            value = example_value(node)
             if value is None:
                 return "the graph does not say where its streams are"
             if value.dtype not in tensors.DTYPES:

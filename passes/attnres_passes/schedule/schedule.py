@@ -35,7 +35,8 @@ from attnres_passes.ir.plan import Plan
 from attnres_passes.schedule.group_reads import Group, Inference, ReadGroups, group_reads
 from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.scheduled_nodes import call
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, size_hint
+from attnres_passes.torch_private.graph_copies import copied
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
         choice: what the reads will be bound to. For kernels, "auto" looks for the cheapest cut; for torch calls, it is
             the cut by blocks, "two_phase".
     """
-    gm = torch_compat.copied(rewritten)
+    gm = copied(rewritten)
     chosen = plan.config.schedule
     if chosen == "naive":
         return Scheduled(gm, ())
@@ -120,10 +121,10 @@ def _taken_apart(node: Node, plan: Plan) -> _Read:
 
 def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
     """What counts beside bytes for the segment of ``read``; None if that is nothing, or its tokens are not known."""
-    value = torch_compat.example_value(read.node)
+    value = example_value(read.node)
     if most == 0 or value is None:
         return None
-    tokens = torch_compat.size_hint(math.prod(value.shape[:-1]))
+    tokens = size_hint(math.prod(value.shape[:-1]))
     if tokens is None:
         return None
     return Inference(cost.launch(tokens, plan.streams[read.annotation.stream].width, value.dtype.itemsize), most)

@@ -25,7 +25,7 @@ from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.gradient_sets import gradient_passes
 from attnres_passes.lower.lower import lower
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.group_reads import group_reads

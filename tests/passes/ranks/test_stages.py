@@ -17,9 +17,9 @@ from attnres_compile.api.explanation import explain
 from attnres_passes.ir.annotations import annotation_of, stages_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
-from attnres_passes.ranks.stage_costs import sublayer_flops
-from attnres_passes.ranks.stage_layout import StageError, StageLayout
-from attnres_passes.ranks.stage_positions import positions_of
+from attnres_passes.ranks.cuts import sublayer_flops
+from attnres_passes.ranks.layout import StageError, StageLayout
+from attnres_passes.ranks.positions import positions_of
 from attnres_passes.ranks.stages import StagedGraph, stage, traced
 from tests.passes.helpers import Function, rewritten, sample
 
