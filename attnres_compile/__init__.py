@@ -12,15 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnres_compile.api.explanation import Explanation, explain
-    from attnres_compile.api.model_status import Status, status
+    from attnres_compile.api.explain import Explanation, explain
     from attnres_compile.api.optimizers import param_groups
-    from attnres_compile.api.preparation import prepare, unprepare
+    from attnres_compile.api.prepare import prepare, unprepare
     from attnres_compile.api.save_load import load, save
-    from attnres_compile.api.verification import Verification, verify
+    from attnres_compile.api.status import status
+    from attnres_compile.api.verify import Verification, verify
+    from attnres_compile.model.status import Status
     from attnres_compile.pipelines.pipeline import Pipeline, pipeline
     from attnres_compile.recording.live import Recording, depth_weights
-    from attnres_compile.recording.record import DepthWeights
+    from attnres_compile.recording.weights import DepthWeights
     from attnres_compile.report.overhead import OverheadReport, overhead
     from attnres_kernels.errors import AttnResError
     from attnres_passes.ir.config import AttnResConfig
@@ -30,25 +31,25 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttnResConfig": "attnres_passes.ir.config",
     "AttnResError": "attnres_kernels.errors",
-    "DepthWeights": "attnres_compile.recording.record",
-    "Explanation": "attnres_compile.api.explanation",
+    "DepthWeights": "attnres_compile.recording.weights",
+    "Explanation": "attnres_compile.api.explain",
     "OverheadReport": "attnres_compile.report.overhead",
     "Pipeline": "attnres_compile.pipelines.pipeline",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
-    "Status": "attnres_compile.api.model_status",
-    "Verification": "attnres_compile.api.verification",
+    "Status": "attnres_compile.model.status",
+    "Verification": "attnres_compile.api.verify",
     "depth_weights": "attnres_compile.recording.live",
-    "explain": "attnres_compile.api.explanation",
+    "explain": "attnres_compile.api.explain",
     "load": "attnres_compile.api.save_load",
     "overhead": "attnres_compile.report.overhead",
     "param_groups": "attnres_compile.api.optimizers",
     "pipeline": "attnres_compile.pipelines.pipeline",
-    "prepare": "attnres_compile.api.preparation",
+    "prepare": "attnres_compile.api.prepare",
     "save": "attnres_compile.api.save_load",
-    "status": "attnres_compile.api.model_status",
-    "unprepare": "attnres_compile.api.preparation",
-    "verify": "attnres_compile.api.verification",
+    "status": "attnres_compile.api.status",
+    "unprepare": "attnres_compile.api.prepare",
+    "verify": "attnres_compile.api.verify",
 }
 
 __all__ = [

@@ -96,7 +96,7 @@ def test_torch_pipelining_is_reached_from_two_files() -> None:
         for node in ast.walk(syntax(path))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.distributed.pipelining")
     }
-    assert using == {"stage_compat.py", "schedules.py"}
+    assert using == {"torch_stage.py", "schedules.py"}
 
 
 def test_no_oversized_files() -> None:

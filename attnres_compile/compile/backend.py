@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnres_compile.api import model_status, optimizers
-from attnres_compile.api.preparation import apply_on_decline, check_not_cut
+from attnres_compile.capture.analysis import apply_on_decline, check_not_cut
 from attnres_compile.compile.dump import Stages
 from attnres_compile.compile.matching import match
 from attnres_compile.compile.runtime import CompiledGraph
-from attnres_compile.model import parameters
+from attnres_compile.model import parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
+from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
@@ -62,7 +62,7 @@ def attnres(
             return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:
-            model_status.note_failed(owner.model, owner.parameters.plan, error)
+            status.note_failed(owner.model, owner.parameters.plan, error)
         raise torch_compat.as_backend_failure(error) from error.__cause__
 
 
@@ -94,7 +94,7 @@ def _compile(
         new_inputs = [added.slot(slot) for slot in slots]
         compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
         torch_frames.guard_identity(owner.frame)
-    model_status.note_rewritten(owner.model, added.plan, len(slots) // 2)
+    status.note_rewritten(owner.model, added.plan, len(slots) // 2)
     _log_rewritten(analysis.plan, config, passed.choice)
     recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
     return CompiledGraph(compiled, added, slots, recorder)
@@ -181,7 +181,7 @@ def _compile_unchanged(
         # Before a break, the streams of an unprepared model may still come.
         caller = torch_frames.uncompiled_caller(owner.frame.module)
         apply_on_decline(analysis.plan, _piece_note(owner, caller) if caller else "")
-        model_status.note_declined(owner.model, analysis.plan)
+        status.note_declined(owner.model, analysis.plan)
     log.info("attnres: no residual stream in this graph, compiled as it is")
     return torch_compat.compile_inner(gm, inputs, config.inner, mode)
 
@@ -205,7 +205,7 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
     except BaseException:
         parameters.remove(owner.model)
         raise
-    optimizers.watch()
+    watch_optimizers()
     warnings.warn(
         f"attnres: {type(owner.model).__name__} was not prepared, so its first call registered "
         f"{sum(parameter.numel() for parameter in added.parameters()):,} AttnRes parameters as model.attnres. An "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from attnres_compile.api.preparation import AnalysedGraph
+from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_passes.ir.annotations import annotation_of
 
 SEED = 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model
 from attnres_compile.compile.matching import match
 from attnres_compile.model.errors import GraphBreakError
 from attnres_compile.model.parameters import require_parameters

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnres_compile.api.preparation import config_from, prepare
+from attnres_compile.api.prepare import config_from, prepare
 from attnres_compile.compile.backend import MEANING
 from attnres_compile.model.errors import SavedStateError
 from attnres_compile.model.parameters import parameters_of, unwrapped
@@ -20,8 +20,8 @@ from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, mater
 from attnres_compile.pipelines.errors import AttnResError, PipelineBatchError, PipelineSupportError, StageError
 from attnres_compile.pipelines.microbatches import Batch, batch_of
 from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, make_schedule, schedule_kind
-from attnres_compile.pipelines.stage_compat import ChunkStage, check_torch, without_loss
 from attnres_compile.pipelines.store import BlockStore
+from attnres_compile.pipelines.torch_stage import ChunkStage, check_torch, without_loss
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ranks.stage_layout import StageLayout
 from attnres_passes.ranks.stage_text import stage_picture, stage_table

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnres_compile.recording.live import Layout, Place, Recording
-from attnres_compile.recording.record import Sublayer
+from attnres_compile.recording.recorded import Sublayer
 from attnres_compile.recording.sublayers import find_sublayers
 from attnres_passes.ir.plan import Plan
 from attnres_passes.pipeline import run_later_passes

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from attnres_compile.model.errors import ConfigError, NotPreparedError, RecordingError
 from attnres_compile.model.parameters import AttnResParameters, parameters_of, prepared_within, unwrapped
-from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite, Sublayer, Views
+from attnres_compile.recording.recorded import RecordedRead, RecordedWrite, Sublayer
+from attnres_compile.recording.weights import DepthWeights, Views
 from attnres_kernels.operators.statistics import READ_EXTRA
 from attnres_passes.ir.plan import Plan, short_source
 from attnres_passes.rewrite.record import Entry

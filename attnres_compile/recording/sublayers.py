@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from attnres_compile.recording.record import Sublayer
+from attnres_compile.recording.recorded import Sublayer
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.rewrite.rewrite import Rewritten

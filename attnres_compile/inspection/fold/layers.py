@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from attnres_compile.inspection.facts import Site
-from attnres_compile.inspection.ranges import progression, span
+from attnres_compile.inspection.facts.facts import Site
+from attnres_compile.inspection.fold.ranges import progression, span
 from attnres_passes.ir.provenance import common_prefix
 
 EXPAND_ALL = "all"

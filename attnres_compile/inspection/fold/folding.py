@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from attnres_compile.inspection.facts import Site
-from attnres_compile.inspection.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
+from attnres_compile.inspection.facts.facts import Site
+from attnres_compile.inspection.fold.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
 from attnres_kernels.errors import AttnResError
 
 LONGEST_UNIT = 256

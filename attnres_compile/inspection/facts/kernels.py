@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from attnres_compile.inspection.facts import Kernel, StreamFacts
+from attnres_compile.inspection.facts.facts import Kernel, StreamFacts
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_ours
 from attnres_passes.pipeline import GraphLevels

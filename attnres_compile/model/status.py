@@ -1,4 +1,4 @@
-"""What compilation did to a model: ``status(model)``."""
+"""What compilation last did to each model: the notes that the backend takes, which ``status`` tells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Literal
 
 from torch import nn
 
-from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.ir.plan import Plan
 
 State = Literal["untouched", "prepared", "rewritten", "declined", "stale"]
@@ -42,16 +41,9 @@ class Status:
 _last: weakref.WeakKeyDictionary[nn.Module, Status] = weakref.WeakKeyDictionary()
 
 
-def status(model: nn.Module) -> Status:
-    """What the backend last did to ``model``; says so also where torch suppresses errors of backends."""
-    model = unwrapped(model)
-    parameters = parameters_of(model)
-    seen = _last.get(model)
-    if parameters is None:
-        return seen if seen is not None and seen.state == "declined" else Status("untouched")
-    if seen is None or seen.plan is not parameters.plan:
-        return Status("prepared", plan=parameters.plan)
-    return seen
+def last_note(model: nn.Module) -> Status | None:
+    """What the backend last noted about ``model``."""
+    return _last.get(model)
 
 
 def note_rewritten(model: nn.Module, plan: Plan, reads: int) -> None:

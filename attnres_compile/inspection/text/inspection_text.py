@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tabulate import tabulate
 
-from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
-from attnres_compile.inspection.folding import check_expand, fold
-from attnres_compile.inspection.layers import Layer
+from attnres_compile.inspection.facts.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
+from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.layers import Layer
 from attnres_passes.ir.plan import short_source
 
 Table = tuple[list[str], list[list[str]]]

@@ -18,8 +18,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnres_compile.api.explanation import rewritten_under, run_passes_under
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model, apply_on_decline, config_from, plan_of
+from attnres_compile.api.prepare import config_from
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
     Place,
@@ -30,6 +30,7 @@ from attnres_compile.compile.graph_runs import (
     stream_values,
     zeros_and_ones,
 )
+from attnres_compile.compile.levels import rewritten_under, run_passes_under
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.config import AttnResConfig

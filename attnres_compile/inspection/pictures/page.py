@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from attnres_compile.inspection.facts import Inspection, StreamFacts, Verdict
-from attnres_compile.inspection.folding import check_expand
-from attnres_compile.inspection.picture import style
-from attnres_compile.inspection.skeleton import skeleton_diff
-from attnres_compile.inspection.strips import LayerStrips, Strip, strips_of
-from attnres_compile.inspection.text import (
+from attnres_compile.inspection.facts.facts import Inspection, StreamFacts, Verdict
+from attnres_compile.inspection.fold.folding import check_expand
+from attnres_compile.inspection.pictures.picture import style
+from attnres_compile.inspection.pictures.strips import LayerStrips, Strip, strips_of
+from attnres_compile.inspection.text.inspection_text import (
     added_elements,
     kernel_table,
     pairs,
@@ -20,6 +19,7 @@ from attnres_compile.inspection.text import (
     site_table,
     stream_line,
 )
+from attnres_compile.inspection.text.skeleton import skeleton_diff
 from attnres_passes.ir.plan import short_source
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection
 from html import escape
 from importlib.resources import files
 
-from attnres_compile.inspection.facts import Inspection
-from attnres_compile.inspection.folding import check_expand
-from attnres_compile.inspection.strips import flat, strips_of
-from attnres_compile.inspection.text import stream_line
+from attnres_compile.inspection.facts.facts import Inspection
+from attnres_compile.inspection.fold.folding import check_expand
+from attnres_compile.inspection.pictures.strips import flat, strips_of
+from attnres_compile.inspection.text.inspection_text import stream_line
 
 _MARGIN, _NARROWEST, _LINE, _CHARACTERS = 20, 760, 18, 115
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from attnres_compile.inspection.facts import Inspection, StreamFacts
-from attnres_compile.inspection.folding import check_expand, fold
-from attnres_compile.inspection.layers import Row
+from attnres_compile.inspection.facts.facts import Inspection, StreamFacts
+from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.layers import Row
 
 
 def dot(inspection: Inspection, expand: Collection[str] = ()) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from attnres_compile.inspection.facts import StreamFacts
+from attnres_compile.inspection.facts.facts import StreamFacts
 
 ROW = 26
 HEAD = 60

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from html import escape
 
-from attnres_compile.inspection.facts import Site, StreamFacts
-from attnres_compile.inspection.folding import fold
-from attnres_compile.inspection.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
-from attnres_compile.inspection.layers import Layer, Row
+from attnres_compile.inspection.facts.facts import Site, StreamFacts
+from attnres_compile.inspection.fold.folding import fold
+from attnres_compile.inspection.fold.layers import Layer, Row
+from attnres_compile.inspection.pictures.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
 from attnres_passes.ir.plan import short_source
 
 COLOURS = 6
