@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from attnres_compile.api.status import status
     from attnres_compile.api.verify import Verification, verify
     from attnres_compile.model.status import Status
-    from attnres_compile.pipelines.pipeline import Pipeline, pipeline
+    from attnres_compile.pipelines.pipeline import pipeline
+    from attnres_compile.pipelines.rank import Pipeline
     from attnres_compile.recording.live import Recording, depth_weights
     from attnres_compile.recording.weights import DepthWeights
     from attnres_compile.report.overhead import OverheadReport, overhead
@@ -34,7 +35,7 @@ _HOMES = {
     "DepthWeights": "attnres_compile.recording.weights",
     "Explanation": "attnres_compile.api.explain",
     "OverheadReport": "attnres_compile.report.overhead",
-    "Pipeline": "attnres_compile.pipelines.pipeline",
+    "Pipeline": "attnres_compile.pipelines.rank",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
     "Status": "attnres_compile.model.status",

@@ -20,6 +20,7 @@ from attnres_compile.model import parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
+from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
 from attnres_passes.analyses.aten_trace import trace_aten
@@ -34,9 +35,6 @@ from attnres_passes.torch_private import torch_compat, torch_frames
 from attnres_passes.torch_private.compile_later import unseen_by_checkpoints
 
 log = logging.getLogger("attnres_compile")
-
-MEANING = ("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps")
-"""Options that decide what is computed; a prepared model has them in its plan."""
 
 
 def attnres(
@@ -106,13 +104,8 @@ def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig
     if isinstance(owner, NoOwner) or owner.parameters is None:
         return given
     planned = owner.parameters.plan.config
-    for name in MEANING:
-        if name in options and getattr(given, name) != getattr(planned, name):
-            raise ConfigError(
-                f"{name}={options[name]!r} contradicts the plan that the model was prepared with "
-                f"({name}={getattr(planned, name)!r}); leave it out, or unprepare the model and prepare it anew."
-            )
-    free = {name: getattr(given, name) for name in options if name not in MEANING}
+    check_agrees(given, planned, [name for name in FIXED_BY_PLAN if name in options])
+    free = {name: getattr(given, name) for name in options if name not in FIXED_BY_PLAN}
     return dataclasses.replace(planned, **free)
 
 

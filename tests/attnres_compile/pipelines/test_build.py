@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnres_compile
 from attnres_compile.pipelines import torch_stage
-from attnres_compile.pipelines.build import Chunks, Cutting, build_chunks, leaves_by_name
+from attnres_compile.pipelines.build import Chunks, CutOptions, build_chunks, leaves_by_name
 from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
 from attnres_compile.pipelines.errors import PipelineBatchError, PipelineSupportError, StageError
 from attnres_compile.pipelines.microbatches import batch_of
@@ -43,7 +43,7 @@ def toy(dropout: float = 0.0) -> nn.Module:
 
 def chunks_of(model: nn.Module, ranks: int = 3, virtual: int = 1, **how: Any) -> Chunks:
     tokens = TOKENS.to(next(model.parameters()).device)
-    return build_chunks(model, (tokens,), {}, Cutting(StageLayout(ranks, virtual), **how))
+    return build_chunks(model, (tokens,), {}, CutOptions(StageLayout(ranks, virtual), **how))
 
 
 def run(modules: list[ChunkModule], tokens: Tensor) -> Any:
@@ -51,7 +51,7 @@ def run(modules: list[ChunkModule], tokens: Tensor) -> Any:
     known: dict[Any, Tensor] = {}
     output: Any = ()
     for module in modules:
-        plan = module._inside.plan
+        plan = module._content.plan
         known.update(zip(plan.arrives, output, strict=True))
         arrives = [known[key] for key in plan.arrives]
         given = module(*arrives, cached=tuple(known[key] for key in plan.cached), **leaves_by_name((tokens,), {}))
