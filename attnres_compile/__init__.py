@@ -12,21 +12,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnres_compile.api.explain import Explanation, explain
-    from attnres_compile.api.optimizers import param_groups
-    from attnres_compile.api.prepare import prepare, unprepare
-    from attnres_compile.api.save_load import load, save
-    from attnres_compile.api.status import status
-    from attnres_compile.api.verify import Verification, verify
-    from attnres_compile.model.status import Status
-    from attnres_compile.pipelines.pipeline import pipeline
-    from attnres_compile.pipelines.rank import Pipeline
-    from attnres_compile.recording.live import Recording, depth_weights
-    from attnres_compile.recording.weights import DepthWeights
-    from attnres_compile.report.overhead import OverheadReport, overhead
-    from attnres_kernels.errors import AttnResError
-    from attnres_passes.ir.config import AttnResConfig
-    from attnres_passes.ir.plan import Plan
+    from attnres_compile.api.explain import Explanation as Explanation
+    from attnres_compile.api.explain import explain as explain
+    from attnres_compile.api.optimizers import param_groups as param_groups
+    from attnres_compile.api.prepare import prepare as prepare
+    from attnres_compile.api.prepare import unprepare as unprepare
+    from attnres_compile.api.save_load import load as load
+    from attnres_compile.api.save_load import save as save
+    from attnres_compile.api.status import status as status
+    from attnres_compile.api.verify import Verification as Verification
+    from attnres_compile.api.verify import verify as verify
+    from attnres_compile.model.status import Status as Status
+    from attnres_compile.pipelines.pipeline import pipeline as pipeline
+    from attnres_compile.pipelines.rank import Pipeline as Pipeline
+    from attnres_compile.recording.live import Recording as Recording
+    from attnres_compile.recording.live import depth_weights as depth_weights
+    from attnres_compile.recording.weights import DepthWeights as DepthWeights
+    from attnres_compile.report.overhead import OverheadReport as OverheadReport
+    from attnres_compile.report.overhead import overhead as overhead
+    from attnres_kernels.errors import AttnResError as AttnResError
+    from attnres_passes.ir.config import AttnResConfig as AttnResConfig
+    from attnres_passes.ir.plan import Plan as Plan
 
 # Loaded when first used, so that the command line answers without loading torch.
 _HOMES = {
@@ -53,29 +59,7 @@ _HOMES = {
     "verify": "attnres_compile.api.verify",
 }
 
-__all__ = [
-    "AttnResConfig",
-    "AttnResError",
-    "DepthWeights",
-    "Explanation",
-    "OverheadReport",
-    "Pipeline",
-    "Plan",
-    "Recording",
-    "Status",
-    "Verification",
-    "depth_weights",
-    "explain",
-    "load",
-    "overhead",
-    "param_groups",
-    "pipeline",
-    "prepare",
-    "save",
-    "status",
-    "unprepare",
-    "verify",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Explanation:
     """A plan, the graphs at each level, and all that there is to say about them; ``str()`` is a report in text.
 
-    plan, inspection: of the whole model; graphs: its graphs in the order they run, each with its levels; name: of the
-    model. ``before``, ``after``, ``scheduled`` and ``lowered`` are the levels of the first graph with a stream.
+    plan, inspection: of the whole model; graphs: in the order they run. ``before``, ``after``, ``scheduled`` and
+    ``lowered`` are the levels of the first graph with a stream.
     """
 
     plan: Plan
@@ -103,9 +103,14 @@ class Explanation:
         return dot(self.inspection, expand)
 
     def to_html(self, path: str | Path | None = None, expand: Collection[str] = ()) -> str:
-        """A page with pictures, tables and graphs that needs no other file; written to ``path`` if one is given.
+        """A page with pictures, tables and graphs that needs no other file.
 
-        Raises ExpandError.
+        Args:
+            path: where to write it, if anywhere.
+            expand: layers that are not folded into their neighbours.
+
+        Raises:
+            ExpandError: no stream has such a layer.
         """
         from attnres_compile.inspection.pictures.page import page
 
@@ -115,7 +120,7 @@ class Explanation:
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a ``schema_version``, as ``inspection/facts/inspection.schema.json`` describes it."""
+        """Plain data with a ``schema_version``; ``inspection/facts/inspection.schema.json`` describes it."""
         return {**self.inspection.to_dict(), "model": self.name}
 
     def __str__(self) -> str:
@@ -134,7 +139,7 @@ def explain(
     """Analyse and rewrite ``model`` on example inputs and return plan and graphs; the model is not changed.
 
     Args:
-        model, args, kwargs, config, options: as for ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
+        model, args, kwargs, config, options: those of ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
             which nothing can be rewritten is explained too, also one whose stream a graph break cuts. Under
             ``torch.no_grad()``, the schedule is that of a graph without gradients.
         name: of the model in reports; by default its class's.

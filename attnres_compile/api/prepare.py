@@ -74,7 +74,15 @@ def unprepare(model: nn.Module) -> None:
 
 
 def config_from(config: AttnResConfig | None, options: Mapping[str, Any]) -> AttnResConfig:
-    """One config from ``config=`` or keywords. Raises ConfigError."""
+    """One config from ``config=`` or keywords.
+
+    Args:
+        config: None where ``options`` count.
+        options: fields of AttnResConfig.
+
+    Raises:
+        ConfigError: both are given, or an option is unknown or wrong.
+    """
     if config is None:
         return AttnResConfig.from_options(options)
     if options:

@@ -83,11 +83,8 @@ class Verification:
         return max((check.error for check in self.checks if not check.skipped), default=float("nan"))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "passed": self.passed,
-            "max_error": self.max_error,
-            "checks": [dataclasses.asdict(c) for c in self.checks],
-        }
+        checks = [dataclasses.asdict(check) for check in self.checks]
+        return {"passed": self.passed, "max_error": self.max_error, "checks": checks}
 
     def __str__(self) -> str:
         rows = [
@@ -102,9 +99,7 @@ class Verification:
             for check in self.checks
         ]
         table = tabulate(
-            rows,
-            headers=["check", "dtype", "result", "rel. error", "tolerance", "note"],
-            disable_numparse=True,
+            rows, headers=["check", "dtype", "result", "rel. error", "tolerance", "note"], disable_numparse=True
         )
         return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
 
@@ -124,10 +119,10 @@ def verify(
     config unless another is given; its trained queries play no part.
 
     Args:
-        model, args, kwargs, config, options: as for ``prepare``.
+        model, args, kwargs, config, options: those of ``prepare``.
 
     Raises:
-        As ``explain``.
+        ConfigError, CaptureError, GraphBreakError, NoStreamError.
     """
     model = unwrapped(model)
     added = parameters_of(model)
@@ -190,14 +185,8 @@ def _in_double(
             continue
         narrow = _least_precise(graph.analysis)
         if narrow is not torch.float64:
-            yield Check(
-                name,
-                "float64",
-                False,
-                float("nan"),
-                0.0,
-                skipped=f"the model computes in {_name(narrow)} inside",
-            )
+            reason = f"the model computes in {_name(narrow)} inside"
+            yield Check(name, "float64", False, float("nan"), 0.0, skipped=reason)
             continue
         yield _zero_query_check(graph, config)
 

@@ -35,15 +35,28 @@ def analyse_model(
     config: AttnResConfig,
     static: bool = False,
 ) -> tuple[AnalysedGraph, ...]:
-    """Capture ``model`` and analyse each of its graphs. Changes nothing. static: as for ``capture``.
+    """Capture ``model`` and analyse each of its graphs. Changes nothing.
 
-    Raises CaptureError.
+    Args:
+        model, args, kwargs, static: those of ``capture``.
+        config: of the analysis.
+
+    Raises:
+        CaptureError, GraphBreakError: those of ``capture`` and ``analyse_capture``.
     """
     return analyse_capture(capture(model, args, kwargs, static), config)
 
 
 def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedGraph, ...]:
-    """Analyse each graph of a capture. Raises GraphBreakError under ``on_decline="error"``."""
+    """Analyse each graph of a capture.
+
+    Args:
+        captured: all graphs of a model.
+        config: of the analysis.
+
+    Raises:
+        GraphBreakError: under ``on_decline="error"``, no graph of a model in pieces holds a whole stream.
+    """
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
     if not captured.is_whole and config.on_decline == "error":
         _check_pieces(captured, graphs)
@@ -64,7 +77,15 @@ def _check_pieces(captured: Capture, graphs: Sequence[AnalysedGraph]) -> None:
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
-    """The plan of a whole model, from its graphs. Raises GraphBreakError."""
+    """The plan of a whole model.
+
+    Args:
+        graphs: all of its graphs, in the order they run.
+        config: that they were analysed with.
+
+    Raises:
+        GraphBreakError: a stream goes on after the end of its graph.
+    """
     streams: list[Stream] = []
     declined: list[Decline] = []
     names: Counter[str] = Counter()
@@ -95,7 +116,15 @@ def _is_cut(stream: Stream, end: GraphEnd) -> bool:
 
 
 def check_not_cut(stream: Stream, end: GraphEnd) -> None:
-    """Raise GraphBreakError if the graph ended in a break and the stream goes on after it."""
+    """Check that a stream ends where its graph does.
+
+    Args:
+        stream: of the graph.
+        end: how the graph ends.
+
+    Raises:
+        GraphBreakError: the graph ends in a break, and the stream goes on after it.
+    """
     if _is_cut(stream, end):
         raise GraphBreakError(
             f"a graph break cuts the residual stream {stream.name!r} after "
@@ -106,7 +135,15 @@ def check_not_cut(stream: Stream, end: GraphEnd) -> None:
 
 
 def apply_on_decline(plan: Plan, note: str = "") -> None:
-    """A model without any stream: an error, a warning, or nothing, as the config says. Raises NoStreamError."""
+    """Say that nothing of a model can be rewritten: by an error, a warning, or not at all, as its config wants.
+
+    Args:
+        plan: without streams.
+        note: what the message says of the model besides.
+
+    Raises:
+        NoStreamError: under ``on_decline="error"``.
+    """
     if plan.config.on_decline == "error":
         raise NoStreamError(plan.declined, note)
     if plan.config.on_decline == "warn":

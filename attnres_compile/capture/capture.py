@@ -46,10 +46,16 @@ class Capture:
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, static: bool = False) -> Capture:
-    """Capture ``model(*args, **kwargs)``. static: every size as it is, whatever sizes Dynamo has seen before.
+    """Capture ``model(*args, **kwargs)``.
 
-    Raises EmptyBatchError if an example tensor has no elements, GraphBreakError or CaptureError if Dynamo makes no
-    graph of the model.
+    Args:
+        model: whose parameters, buffers and compiled call stay what they are.
+        args, kwargs: example inputs.
+        static: keep every size as it is, whatever sizes Dynamo has seen before.
+
+    Raises:
+        EmptyBatchError: an example tensor has no elements.
+        GraphBreakError, CaptureError: Dynamo makes no graph of the model.
     """
     torch_compat.warn_if_untested()
     _check_not_empty(args, kwargs or {})

@@ -1,4 +1,4 @@
-"""The torch.compile backend: one captured graph in, one compiled callable out, a line per stage."""
+"""The torch.compile backend: one captured graph in, one compiled callable out, a line per step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from attnres_compile.capture.analysis import apply_on_decline, check_not_cut
-from attnres_compile.compile.dump import Stages
+from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import match
 from attnres_compile.compile.runtime import CompiledGraph
 from attnres_compile.model import parameters, status
@@ -47,6 +47,8 @@ def attnres(
     """Backend of ``torch.compile(model, backend="attnres", mode=.., options=..)``.
 
     Args:
+        gm: Dynamo's graph, which is not changed.
+        example_inputs: values of its placeholders, real parameters among them.
         mode: a mode of Inductor; with ``inner="inductor"`` only.
         options: fields of AttnResConfig.
 
@@ -71,7 +73,7 @@ def _compile(
     _check_mode(mode, config)
     _check_inference(config)
     end = torch_frames.graph_end()
-    stages = Stages()
+    stages = LevelDump()
     # Decide first, on frozen data.
     analysis = find_streams(trace_aten(gm), config)
     stages(gm, Level.CAPTURED, analysis.plan)

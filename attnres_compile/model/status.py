@@ -19,7 +19,7 @@ class Status:
 
     state: "untouched" (never prepared or compiled), "prepared" (not compiled yet), "rewritten", "declined" (compiled
     as it was) or "stale" (the last compilation failed, see ``error``); reads: depth attentions in the last graph;
-    graphs: graphs compiled with streams in them; recompiles: graphs after the first.
+    graphs: graphs compiled with streams in them, which recompiles are but for the first.
     """
 
     state: State
@@ -47,15 +47,35 @@ def last_note(model: nn.Module) -> Status | None:
 
 
 def note_rewritten(model: nn.Module, plan: Plan, reads: int) -> None:
+    """Note that a graph was compiled with streams in it.
+
+    Args:
+        model: that the graph belongs to.
+        plan: of the model.
+        reads: depth attentions in the graph.
+    """
     before = _last.get(model)
     graphs = before.graphs if before is not None and before.plan is plan else 0
     _last[model] = Status("rewritten", reads, graphs + 1, "", plan)
 
 
 def note_declined(model: nn.Module, plan: Plan) -> None:
+    """Note that a graph was compiled as it was.
+
+    Args:
+        model: that the graph belongs to.
+        plan: that says why nothing was rewritten.
+    """
     _last[model] = Status("declined", error="; ".join(str(decline) for decline in plan.declined), plan=plan)
 
 
 def note_failed(model: nn.Module, plan: Plan, error: Exception) -> None:
+    """Note that a graph could not be compiled.
+
+    Args:
+        model: that the graph belongs to.
+        plan: of the model.
+        error: that the user is given, unless torch suppresses it.
+    """
     before = _last.get(model, Status("prepared"))
     _last[model] = replace(before, state="stale", error=str(error), plan=plan)

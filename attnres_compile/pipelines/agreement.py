@@ -22,7 +22,15 @@ class _Report:
 
 
 def check_distributed(group: dist.ProcessGroup | None, num_stages: int | None) -> int:
-    """The number of ranks of the pipeline. Raises PipelineSupportError."""
+    """The number of ranks of the pipeline.
+
+    Args:
+        group: the ranks; all of them if None.
+        num_stages: how many the user expects, if told.
+
+    Raises:
+        PipelineSupportError: there is no process group, or it has another size.
+    """
     if not dist.is_available() or not dist.is_initialized():
         raise PipelineSupportError(
             "no process group: start the script with torchrun, and call torch.distributed.init_process_group() first."
@@ -44,7 +52,15 @@ class Agreement:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def on_words(self, digest: str, error: Exception | None) -> None:
-        """Exchange hashes or errors in full. Raises ``error`` where there is one, else PipelineMismatchError."""
+        """Exchange hashes or errors in full.
+
+        Args:
+            digest: that must be equal on all ranks.
+            error: of this rank, if it failed; it is raised again here.
+
+        Raises:
+            PipelineMismatchError: another rank failed, or has another digest.
+        """
         found: list[_Report | None] = [None] * self.size
         mine = _Report(digest, f"{type(error).__name__}: {error}" if error is not None else "")
         dist.all_gather_object(found, mine, group=self.group)
@@ -62,7 +78,11 @@ class Agreement:
             )
 
     def on_step(self, digest: str, error: Exception | None) -> None:
-        """As ``on_words``, for two numbers in the usual case that there is nothing to say."""
+        """Exchange two numbers, and the words only where those differ.
+
+        Args:
+            digest, error: those of ``on_words``, which raises what is to be raised.
+        """
         number = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)
         mine = torch.tensor([number, int(error is not None)], dtype=torch.int64, device=self.device)
         all_ = [torch.empty_like(mine) for _ in range(self.size)]

@@ -98,6 +98,12 @@ class ChunkStage(PipelineStage):
         kwargs: dict[str, Any] | None = None,
         save_forward_output: bool = True,
     ) -> Any:
+        """Run the forward of a micro-batch with the kept blocks, and keep what the plan says.
+
+        Args:
+            fwd_chunk_id: of the micro-batch.
+            args, kwargs, save_forward_output: those of torch.
+        """
         records = bool(self.has_backward and torch.is_grad_enabled())
         leaves = tuple(self.store.leaf(fwd_chunk_id, block, records) for block in self.chunk.cached)
         given = {**(kwargs or {}), CACHED: leaves}
@@ -130,7 +136,12 @@ class ChunkStage(PipelineStage):
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
     ) -> Any:
-        # The methods below are not told which micro-batch they are called for.
+        """Note the micro-batch, which the methods below are not told.
+
+        Args:
+            bwd_chunk_id: of the micro-batch.
+            loss, full_backward, last_backward: those of torch.
+        """
         self._microbatch = bwd_chunk_id
         return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
 
@@ -145,6 +156,11 @@ class ChunkStage(PipelineStage):
     def backward_maybe_with_nosync(
         self, backward_type: Any, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
+        """Exchange gradients with the store after a backward of inputs.
+
+        Args:
+            backward_type, bwd_kwargs, last_backward: those of torch.
+        """
         gradients, groups = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         if backward_type == "weight" or self.is_first:
             return gradients, groups

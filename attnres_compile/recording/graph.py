@@ -48,7 +48,7 @@ class GraphRecorder:
             with unseen_by_checkpoints():
                 self.built[with_gradients] = self._build(with_gradients, args, added)
         built = self.built[with_gradients]
-        if not recording.takes(built.layout):
+        if not recording.accepts(built.layout):
             return plain(*args, *added)
         if recording.needs_sublayers(built.layout):
             recording.note_sublayers(self._sublayers(args, added))

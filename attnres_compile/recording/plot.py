@@ -23,7 +23,18 @@ _NUMBERS_UP_TO = 24
 
 
 def plot(weights: Recorded, path: str | Path | None) -> Any:
-    """Draw ``weights`` and write the picture to ``path``, if one is given. See ``Views.plot``."""
+    """Draw a recording, for ``Views.plot``.
+
+    Args:
+        weights: what was recorded.
+        path: where to write the picture, if anywhere; its ending chooses the format.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        RecordingError: matplotlib is not installed, or the picture cannot be written there.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -35,7 +35,13 @@ _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
 
 def inspection_of(plan: Plan, graphs: Sequence[ModelGraph], breaks: tuple[GraphBreak, ...]) -> Inspection:
-    """The facts of a model. plan: of all of it; its streams come in the order of the graphs."""
+    """The facts of a model.
+
+    Args:
+        plan: of all of it, with the streams in the order of the graphs.
+        graphs: in the order they run.
+        breaks: between them.
+    """
     streams: list[StreamFacts] = []
     kernels: list[Kernel] = []
     for graph in graphs:
@@ -62,7 +68,12 @@ def inspection_of(plan: Plan, graphs: Sequence[ModelGraph], breaks: tuple[GraphB
 
 
 def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
-    """Where the graphs of a model end before it does. cuts: the stream that the first of them cuts."""
+    """Where the graphs of a model end before it does.
+
+    Args:
+        captured: all graphs of the model.
+        cuts: the stream that the first break cuts, if any.
+    """
     places = dict.fromkeys((end.source, end.reason) for end in (graph.end for graph in captured.graphs) if end.is_break)
     if captured.break_source and captured.break_source not in [source for source, _ in places]:
         places = dict.fromkeys([(captured.break_source, captured.break_reason), *places])

@@ -162,7 +162,7 @@ class Inspection:
         return f"the graph break at {short_source(cut.source)} {what}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a ``schema_version``, as ``inspection.schema.json`` describes it."""
+        """Plain data with a ``schema_version``; ``inspection.schema.json`` describes it."""
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": KIND,

@@ -20,17 +20,22 @@ Form = tuple[str, int, str]
 """Name, stream and what is fused: calls that agree in these are one line of the table."""
 
 
-def kernels_of(passed: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[Kernel, ...]:
-    """The calls of one graph, in the order in which their forms first appear. streams: those of this graph."""
+def kernels_of(levels: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[Kernel, ...]:
+    """The calls of one graph, in the order in which their forms first appear.
+
+    Args:
+        levels: of the graph.
+        streams: those in it.
+    """
     calls: dict[Form, list[dict[str, Any]]] = defaultdict(list)
-    for node, given in _calls(passed.lowered.graph.nodes):
+    for node, given in _calls(levels.lowered.graph.nodes):
         annotation = annotation_of(node)
         assert annotation is not None
         calls[_name(node), annotation.stream, _fused(given)].append(given)
     return tuple(
         Kernel(
             name,
-            passed.choice.provider.value,
+            levels.choice.provider.value,
             streams[stream].name,
             len(given),
             _extent(map(_sources, given)),

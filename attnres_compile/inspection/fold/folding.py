@@ -28,6 +28,7 @@ def fold(sites: Sequence[Site], expand: Collection[str] = ()) -> tuple[Layer, ..
     """The sites of one stream as layers, repeated ones folded, but for those that ``expand`` names.
 
     Args:
+        sites: in the order of the graph.
         expand: paths of layers (``transformer.h.3``), their ends (``h.3``), their numbers (``3``), or "all".
     """
     layers: list[Layer] = []
@@ -67,7 +68,15 @@ def _named_layers(rows: Sequence[Row], containers: Sequence[tuple[str, ...]]) ->
 
 
 def check_expand(streams: Sequence[Sequence[Site]], expand: Collection[str]) -> None:
-    """Raise ExpandError for a layer that no stream has."""
+    """Check the names that a user gives.
+
+    Args:
+        streams: the sites of each stream of the model.
+        expand: what ``fold`` is given for each of them.
+
+    Raises:
+        ExpandError: no stream has a layer of such a name.
+    """
     for name in expand:
         sites = (site for stream in streams for site in stream)
         if name == EXPAND_ALL or any(lies_in(site.module, name) for site in sites):

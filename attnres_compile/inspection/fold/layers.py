@@ -65,7 +65,11 @@ class Layer:
         return tuple(self.part(index, index + 1) for index in range(self.repeats))
 
     def part(self, first: int, end: int) -> Layer:
-        """Repetitions ``first .. end``."""
+        """Some of the repetitions.
+
+        Args:
+            first, end: from this one, up to but without that one.
+        """
         label = label_of([(row, slice(first, end)) for row in self.rows])
         return Layer(tuple(Row(row.sites[first:end]) for row in self.rows), end - first, label)
 
@@ -90,12 +94,24 @@ class Layer:
 
 
 def lies_in(module: str, name: str) -> bool:
-    """Whether the components of ``name`` follow one another in a path."""
+    """Whether a path goes through a layer.
+
+    Args:
+        module: the path.
+        name: components that follow one another in it.
+    """
     return f".{name}." in f".{module}."
 
 
 def step(one: str, other: str) -> tuple[int, int] | None:
-    """Which part of a path moves on, and by how much; (-1, 0) of equal paths; None if several parts differ."""
+    """How a path moves on from one repetition to the next.
+
+    Args:
+        one, other: paths that differ in numbers alone.
+
+    Returns:
+        Which part moves on, and by how much; (-1, 0) of equal paths; None if several parts differ.
+    """
     if one == other:
         return -1, 0
     pairs = zip(one.split("."), other.split("."), strict=True)

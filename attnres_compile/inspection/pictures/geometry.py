@@ -37,7 +37,12 @@ class Geometry:
 
     @classmethod
     def of(cls, stream: StreamFacts, labels: Iterable[str]) -> Geometry:
-        """Wide enough for ``labels``."""
+        """Columns wide enough.
+
+        Args:
+            stream: whose blocks get rails.
+            labels: that fit into the boxes, clipped.
+        """
         longest = max((len(clipped(label)) for label in labels), default=0)
         return cls(stream.num_blocks, max(100, math.ceil(longest * CHARACTER) + 18))
 

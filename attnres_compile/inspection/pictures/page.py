@@ -24,7 +24,17 @@ from attnres_passes.ir.plan import short_source
 
 
 def page(name: str, inspection: Inspection, graphs: Mapping[str, str], expand: Collection[str] = ()) -> str:
-    """The page of a model. graphs: their text, by level. Raises ExpandError."""
+    """The page of a model.
+
+    Args:
+        name: of the model.
+        inspection: its facts.
+        graphs: their text, by level.
+        expand: layers that are shown unfolded.
+
+    Raises:
+        ExpandError: no stream has such a layer.
+    """
     check_expand([stream.sites for stream in inspection.streams], expand)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["short"] = short_source

@@ -21,7 +21,15 @@ def style(name: str) -> str:
 
 
 def svg(inspection: Inspection, expand: Collection[str] = ()) -> str:
-    """All streams under one another; the reasons instead if there are none. Raises ExpandError."""
+    """All streams under one another; the reasons instead if there are none.
+
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours.
+
+    Raises:
+        ExpandError: no stream has such a layer.
+    """
     check_expand([stream.sites for stream in inspection.streams], expand)
     drawn = [strips_of(stream, expand, unfolds=False) for stream in inspection.streams]
     width = max(_NARROWEST, *(one.width for one in drawn)) if drawn else _NARROWEST

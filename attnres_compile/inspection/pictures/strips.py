@@ -51,7 +51,13 @@ class StreamStrips:
 
 
 def strips_of(stream: StreamFacts, expand: Collection[str] = (), unfolds: bool = True) -> StreamStrips:
-    """Draw a stream. unfolds: also draw each repetition of folded layers."""
+    """Draw a stream.
+
+    Args:
+        stream: what is drawn.
+        expand: layers that are not folded into their neighbours.
+        unfolds: also draw each repetition of folded layers.
+    """
     layers = fold(stream.sites, expand)
     labels = [_relative(layer, row) for layer in layers for row in layer.rows] + [layer.label for layer in layers]
     drawing = _Drawing(stream, Geometry.of(stream, labels))

@@ -12,7 +12,12 @@ from attnres_compile.inspection.fold.layers import Row
 def dot(inspection: Inspection, expand: Collection[str] = ()) -> str:
     """A digraph with a cluster per stream. An edge that only some of the folded layers have is dashed.
 
-    Raises ExpandError.
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours.
+
+    Raises:
+        ExpandError: no stream has such a layer.
     """
     check_expand([stream.sites for stream in inspection.streams], expand)
     lines = ["digraph attnres {", "  rankdir=LR;", "  node [fontname=monospace, fontsize=10];"]
