@@ -22,7 +22,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Run:
-    """outputs: the floating-point outputs of a graph; reads: what each read of it gave."""
+    """What one run gave. outputs: the floating-point ones of the graph; reads: the value of each read."""
 
     outputs: list[Tensor]
     reads: dict[Place, Tensor]

@@ -40,7 +40,7 @@ def run_passes_under(
     Args:
         graph: its partition into blocks stays.
         config: gives scale, eps and schedule.
-        keeps_values, differentiates: as for ``run_passes``.
+        keeps_values, differentiates: those of ``run_passes``.
     """
     return run_passes(
         graph.captured.gm, _under(graph, config), keeps_values=keeps_values, differentiates=differentiates

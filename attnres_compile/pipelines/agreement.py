@@ -5,20 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from attnres_compile.pipelines.errors import PipelineMismatchError, PipelineSupportError
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What a rank has to say: a hash, or its error."""
-
-    digest: str
-    error: str = ""
 
 
 def check_distributed(group: dist.ProcessGroup | None, num_stages: int | None) -> int:
@@ -61,17 +53,16 @@ class Agreement:
         Raises:
             PipelineMismatchError: another rank failed, or has another digest.
         """
-        found: list[_Report | None] = [None] * self.size
-        mine = _Report(digest, f"{type(error).__name__}: {error}" if error is not None else "")
-        dist.all_gather_object(found, mine, group=self.group)
+        found: list[Any] = [None] * self.size
+        words = f"{type(error).__name__}: {error}" if error is not None else ""
+        dist.all_gather_object(found, (digest, words), group=self.group)
         if error is not None:
             raise error
-        reports = [report for report in found if report is not None]
-        failed = [(rank, report.error) for rank, report in enumerate(reports) if report.error]
-        if failed:
-            raise PipelineMismatchError(f"rank {failed[0][0]} of the pipeline failed, so all stop; {failed[0][1]}")
-        if len({report.digest for report in reports}) > 1:
-            listed = ", ".join(f"rank {rank}: {report.digest}" for rank, report in enumerate(reports))
+        for rank, (_, words) in enumerate(found):
+            if words:
+                raise PipelineMismatchError(f"rank {rank} of the pipeline failed, so all stop; {words}")
+        if len({digest for digest, _ in found}) > 1:
+            listed = ", ".join(f"rank {rank}: {digest}" for rank, (digest, _) in enumerate(found))
             raise PipelineMismatchError(
                 f"the ranks do not run the same pipeline ({listed}); give all of them the same model, options and "
                 "input shapes, and the same versions of the code."

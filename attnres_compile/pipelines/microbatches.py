@@ -15,7 +15,7 @@ from attnres_compile.pipelines.errors import PipelineBatchError
 
 @dataclass(frozen=True)
 class Batch:
-    """count: micro-batches; size: rows of the batch; shapes: of each input of the model, with its dtype."""
+    """What a step is given. count: micro-batches; size: rows; shapes: of each input of the model, with its dtype."""
 
     count: int
     size: int

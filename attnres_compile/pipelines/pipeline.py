@@ -62,7 +62,7 @@ def pipeline(
         scale_grads: divide gradients by the number of micro-batches, for losses that are means.
         device: where the chunks run; that of the model by default, and needed for a model on "meta".
         wrap: called with each chunk's module, such as for DistributedDataParallel over replicas of the pipeline.
-        config, options: as for ``prepare``; ``inner`` compiles each chunk. For a model that is prepared, all others
+        config, options: those of ``prepare``; ``inner`` compiles each chunk. For a model that is prepared, all others
             must agree with its plan. (``schedule`` is the pipeline's here; that of the reads can be given in a config.)
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch.fx import Node
@@ -28,8 +28,8 @@ def kernels_of(levels: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[K
         streams: those in it.
     """
     calls: dict[Form, list[dict[str, Any]]] = defaultdict(list)
-    for node, given in _calls(levels.lowered.graph.nodes):
-        annotation = annotation_of(node)
+    for node in filter(is_ours, levels.lowered.graph.nodes):
+        annotation, given = annotation_of(node), arguments(node)
         assert annotation is not None
         calls[_name(node), annotation.stream, _fused(given)].append(given)
     return tuple(
@@ -46,12 +46,6 @@ def kernels_of(levels: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[K
         )
         for (name, stream, fused), given in calls.items()
     )
-
-
-def _calls(nodes: Iterable[Node]) -> Iterator[tuple[Node, dict[str, Any]]]:
-    for node in nodes:
-        if is_ours(node):
-            yield node, arguments(node)
 
 
 def _name(node: Node) -> str:

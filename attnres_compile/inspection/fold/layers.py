@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from attnres_compile.inspection.facts.facts import Site
-from attnres_compile.inspection.fold.ranges import progression, span
 from attnres_passes.ir.provenance import common_prefix
 
 EXPAND_ALL = "all"
@@ -29,15 +28,15 @@ class Row:
 
     @property
     def block(self) -> str:
-        return span(site.block for site in self.sites)
+        return _span(site.block for site in self.sites)
 
     @property
     def sources(self) -> str:
-        return span(site.sources for site in self.sites)
+        return _span(site.sources for site in self.sites)
 
     @property
     def stage(self) -> str:
-        return span(site.stage for site in self.sites)
+        return _span(site.stage for site in self.sites)
 
     @property
     def schedule(self) -> str:
@@ -146,5 +145,22 @@ def _joined_path(paths: Sequence[str]) -> str:
     parts = []
     for column in zip(*(path.split(".") for path in paths), strict=True):
         differs = len(set(column)) > 1
-        parts.append(progression([int(part) for part in column]) if differs else column[0])
+        parts.append(_progression([int(part) for part in column]) if differs else column[0])
     return ".".join(parts)
+
+
+def _progression(numbers: Sequence[int]) -> str:
+    """An arithmetic progression: ``1-35``, or ``0,2..70`` with another step; equal numbers as one."""
+    if len(set(numbers)) == 1:
+        return str(numbers[0])
+    if numbers[1] - numbers[0] == 1:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return f"{numbers[0]},{numbers[1]}" + (f"..{numbers[-1]}" if len(numbers) > 2 else "")
+
+
+def _span(numbers: Iterable[int | None]) -> str:
+    """From the least to the most: ``2-9``; '' of nothing."""
+    known = sorted({number for number in numbers if number is not None})
+    if not known:
+        return ""
+    return str(known[0]) if len(known) == 1 else f"{known[0]}-{known[-1]}"

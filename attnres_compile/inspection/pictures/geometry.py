@@ -30,10 +30,24 @@ def clipped(label: str) -> str:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Columns of one stream. blocks_per_rail: 1 unless there are more blocks than rails; box_width: of both panels."""
+    """Columns of one stream.
 
-    num_blocks: int
+    blocks_per_rail: 1 unless there are more blocks than rails; rails: without that of the root; spacing: between rails;
+    box_width: of both panels. Then left edges, from left to right: box: of the boxes of the panel before; band: of the
+    panel after; node: the middle of the depth attentions; box_after: of the boxes of the panel after; info: of the
+    words behind them; band_end: where the panel ends.
+    """
+
+    blocks_per_rail: int
+    rails: int
+    spacing: int
     box_width: int
+    box: int
+    band: int
+    node: int
+    box_after: int
+    info: int
+    band_end: int
 
     @classmethod
     def of(cls, stream: StreamFacts, labels: Iterable[str]) -> Geometry:
@@ -44,59 +58,30 @@ class Geometry:
             labels: that fit into the boxes, clipped.
         """
         longest = max((len(clipped(label)) for label in labels), default=0)
-        return cls(stream.num_blocks, max(100, math.ceil(longest * CHARACTER) + 18))
+        box_width = max(100, math.ceil(longest * CHARACTER) + 18)
+        blocks_per_rail = math.ceil(stream.num_blocks / MOST_RAILS)
+        rails = math.ceil(stream.num_blocks / blocks_per_rail)
+        spacing = 18 if rails <= 12 else 13
+        band = _BOX + box_width + _GAP
+        node = band + _BAND_LABEL + rails * spacing + _NODE
+        box_after = node + _NODE
+        info = box_after + box_width + 12
+        columns = _BOX, band, node, box_after, info, info + _INFO - 12
+        return cls(blocks_per_rail, rails, spacing, box_width, *columns)
 
     @property
-    def blocks_per_rail(self) -> int:
-        return math.ceil(self.num_blocks / MOST_RAILS)
+    def width(self) -> int:
+        """Of the whole picture."""
+        return self.band_end + 4
 
-    @property
-    def rails(self) -> int:
-        """Rails without that of the root."""
-        return math.ceil(self.num_blocks / self.blocks_per_rail)
+    def rail(self, index: int) -> int:
+        """The middle of a rail, of which 0 is the root's."""
+        return self.band + _BAND_LABEL + index * self.spacing
 
     def rail_of(self, block: int) -> int:
+        """The rail that a block is on."""
         return 0 if block == 0 else (block - 1) // self.blocks_per_rail + 1
 
     def rail_name(self, rail: int) -> str:
         """The first block of a rail."""
         return f"{(rail - 1) * self.blocks_per_rail + 1 if rail else 0}"
-
-    @property
-    def spacing(self) -> int:
-        return 18 if self.rails <= 12 else 13
-
-    @property
-    def box(self) -> int:
-        """Left edge of the boxes of the panel before."""
-        return _BOX
-
-    @property
-    def band(self) -> int:
-        """Left edge of the panel after."""
-        return self.box + self.box_width + _GAP
-
-    def rail(self, index: int) -> int:
-        return self.band + _BAND_LABEL + index * self.spacing
-
-    @property
-    def node(self) -> int:
-        """Middle of the depth attention nodes."""
-        return self.rail(self.rails) + _NODE
-
-    @property
-    def box_after(self) -> int:
-        return self.node + _NODE
-
-    @property
-    def info(self) -> int:
-        """Left edge of the words behind the boxes."""
-        return self.box_after + self.box_width + 12
-
-    @property
-    def band_end(self) -> int:
-        return self.info + _INFO - 12
-
-    @property
-    def width(self) -> int:
-        return self.band_end + 4

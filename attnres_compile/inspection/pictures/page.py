@@ -61,7 +61,7 @@ def _stream(stream: StreamFacts, expand: Collection[str]) -> dict[str, object]:
         "name": stream.name,
         "line": stream_line(stream),
         "width": drawn.width,
-        "head": _svg(drawn.head, drawn.width),
+        "head": _joined((drawn.head,), drawn.width),
         "layers": [_layer(layer, drawn.width) for layer in drawn.layers],
         "sites": site_table(stream, expand),
     }
@@ -71,14 +71,10 @@ def _layer(layer: LayerStrips, width: int) -> dict[str, object]:
     return {
         "label": layer.label,
         "repeats": layer.repeats,
-        "head": _svg(layer.head, width) if layer.head is not None else Markup(),
+        "head": Markup() if layer.head is None else _joined((layer.head,), width),
         "rows": _joined(layer.rows, width),
         "unfolded": [_layer(one, width) for one in layer.unfolded],
     }
-
-
-def _svg(strip: Strip, width: int) -> Markup:
-    return _joined((strip,), width)
 
 
 def _joined(strips: Collection[Strip], width: int) -> Markup:
