@@ -31,7 +31,7 @@ class Captured:
     end: GraphEnd
 
 
-class _Done(BaseException):
+class _LeaveDynamo(BaseException):
     """Leaves Dynamo as soon as the graph is there; no Exception, so that nothing on the way handles it."""
 
 
@@ -87,14 +87,14 @@ def _capture_whole(
 
     def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
         found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
-        raise _Done
+        raise _LeaveDynamo
 
     problem: Exception | None = None
     with _undisturbed(model):
         try:
             dynamic = False if static else None
             torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
-        except _Done:
+        except _LeaveDynamo:
             pass
         except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
             problem = error

@@ -43,7 +43,7 @@ class Agreement:
         self.group, self.device = group, device
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
-    def on_words(self, digest: str, error: Exception | None) -> None:
+    def require_equal(self, digest: str, error: Exception | None) -> None:
         """Exchange hashes or errors in full.
 
         Args:
@@ -68,11 +68,11 @@ class Agreement:
                 "input shapes, and the same versions of the code."
             )
 
-    def on_step(self, digest: str, error: Exception | None) -> None:
+    def require_equal_briefly(self, digest: str, error: Exception | None) -> None:
         """Exchange two numbers, and the words only where those differ.
 
         Args:
-            digest, error: those of ``on_words``, which raises what is to be raised.
+            digest, error: those of ``require_equal``, which raises what is to be raised.
         """
         number = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)
         mine = torch.tensor([number, int(error is not None)], dtype=torch.int64, device=self.device)
@@ -80,11 +80,11 @@ class Agreement:
         dist.all_gather(all_, mine, group=self.group)
         numbers = torch.stack(all_).cpu()
         if bool((numbers[:, 1] != 0).any()) or bool((numbers[:, 0] != numbers[0, 0]).any()):
-            self.on_words(digest, error)
+            self.require_equal(digest, error)
 
 
 @contextlib.contextmanager
-def named_peers(rank: int) -> Iterator[None]:
+def naming_lost_peers(rank: int) -> Iterator[None]:
     """Say of an error that reaches this rank through a connection that it began elsewhere."""
     try:
         yield

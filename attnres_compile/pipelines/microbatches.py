@@ -21,7 +21,7 @@ class Batch:
     size: int
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-    def first(
+    def first_microbatch(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of the first micro-batch.

@@ -80,7 +80,7 @@ def pipeline(
         kind = schedule_kind(schedule)
         layout = StageLayout(ranks, virtual, kind.order)
         batch = batch_of(leaves_by_name(args, kwargs or {}), microbatches)
-        micro_args, micro_kwargs = batch.first(args, kwargs or {}, _own_device(model))
+        micro_args, micro_kwargs = batch.first_microbatch(args, kwargs or {}, _own_device(model))
         inner: str = _prepared(model, micro_args, micro_kwargs, config, options).inner
         check_schedule(kind, layout, microbatches, inner)
         points = None if cut_points is None else tuple(cut_points)
@@ -89,7 +89,7 @@ def pipeline(
     except Exception as caught:  # raised again below, when the other ranks know
         error = caught
     words = "" if made is None else f"{made[0].digest} {kind.name} {microbatches} {made[3]} {scale_grads}"
-    agreement.on_words(words, error)
+    agreement.require_equal(words, error)
     assert made is not None
     chunks, kind, batch, inner = made
     modules = [ChunkModule(chunks.bodies[chunk.index], inner) for chunk in chunks.plan.of_rank(agreement.rank)]

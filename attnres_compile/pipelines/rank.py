@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnres_compile.model.errors import SavedStateError
-from attnres_compile.pipelines.agreement import Agreement, named_peers
+from attnres_compile.pipelines.agreement import Agreement, naming_lost_peers
 from attnres_compile.pipelines.build import Chunks, leaves_by_name
 from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, tensors_of
 from attnres_compile.pipelines.errors import AttnResError, PipelineBatchError, PipelineSupportError
@@ -88,7 +88,7 @@ class Pipeline:
             PipelineBatchError on the rank whose inputs are wrong, and PipelineMismatchError on the others.
         """
         inputs = self._agreed("step", args, kwargs, target, self._step_error(target))
-        with named_peers(self._agreement.rank):
+        with naming_lost_peers(self._agreement.rank):
             output = self.schedule.step(target=target, losses=losses, **inputs)
         self.store.check_empty()
         return output
@@ -119,7 +119,7 @@ class Pipeline:
         try:
             for module in self.modules:
                 module.eval()
-            with torch.no_grad(), named_peers(self._agreement.rank):
+            with torch.no_grad(), naming_lost_peers(self._agreement.rank):
                 if target is None:
                     with without_loss(self.schedule):
                         output = self.schedule.eval(**inputs)
@@ -192,5 +192,5 @@ class Pipeline:
                 "call load_state_dict on the pipeline with all of them."
             )
         error = error or self._options.batch.error_of(given, self._wanted, target if self.is_last else None)
-        self._agreement.on_step(call, error)
+        self._agreement.require_equal_briefly(call, error)
         return {name: given[name] for name in sorted(self._wanted)}
