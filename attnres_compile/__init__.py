@@ -12,68 +12,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnres_compile.api.explanation import Explanation, explain
-    from attnres_compile.api.model_status import Status, status
-    from attnres_compile.api.optimizers import param_groups
-    from attnres_compile.api.preparation import prepare, unprepare
-    from attnres_compile.api.save_load import load, save
-    from attnres_compile.api.verification import Verification, verify
-    from attnres_compile.pipelines.pipeline import Pipeline, pipeline
-    from attnres_compile.recording.live import Recording, depth_weights
-    from attnres_compile.recording.record import DepthWeights
-    from attnres_compile.report.overhead import OverheadReport, overhead
-    from attnres_kernels.errors import AttnResError
-    from attnres_passes.ir.config import AttnResConfig
-    from attnres_passes.ir.plan import Plan
+    from attnres_compile.api.explain import Explanation as Explanation
+    from attnres_compile.api.explain import explain as explain
+    from attnres_compile.api.optimizers import param_groups as param_groups
+    from attnres_compile.api.prepare import prepare as prepare
+    from attnres_compile.api.prepare import unprepare as unprepare
+    from attnres_compile.api.save_load import load as load
+    from attnres_compile.api.save_load import save as save
+    from attnres_compile.api.status import status as status
+    from attnres_compile.api.verify import Verification as Verification
+    from attnres_compile.api.verify import verify as verify
+    from attnres_compile.model.status import Status as Status
+    from attnres_compile.pipelines.pipeline import pipeline as pipeline
+    from attnres_compile.pipelines.rank import Pipeline as Pipeline
+    from attnres_compile.recording.live import Recording as Recording
+    from attnres_compile.recording.live import depth_weights as depth_weights
+    from attnres_compile.recording.weights import DepthWeights as DepthWeights
+    from attnres_compile.report.overhead import OverheadReport as OverheadReport
+    from attnres_compile.report.overhead import overhead as overhead
+    from attnres_kernels.errors import AttnResError as AttnResError
+    from attnres_passes.ir.config import AttnResConfig as AttnResConfig
+    from attnres_passes.ir.plan import Plan as Plan
 
 # Loaded when first used, so that the command line answers without loading torch.
 _HOMES = {
     "AttnResConfig": "attnres_passes.ir.config",
     "AttnResError": "attnres_kernels.errors",
-    "DepthWeights": "attnres_compile.recording.record",
-    "Explanation": "attnres_compile.api.explanation",
+    "DepthWeights": "attnres_compile.recording.weights",
+    "Explanation": "attnres_compile.api.explain",
     "OverheadReport": "attnres_compile.report.overhead",
-    "Pipeline": "attnres_compile.pipelines.pipeline",
+    "Pipeline": "attnres_compile.pipelines.rank",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
-    "Status": "attnres_compile.api.model_status",
-    "Verification": "attnres_compile.api.verification",
+    "Status": "attnres_compile.model.status",
+    "Verification": "attnres_compile.api.verify",
     "depth_weights": "attnres_compile.recording.live",
-    "explain": "attnres_compile.api.explanation",
+    "explain": "attnres_compile.api.explain",
     "load": "attnres_compile.api.save_load",
     "overhead": "attnres_compile.report.overhead",
     "param_groups": "attnres_compile.api.optimizers",
     "pipeline": "attnres_compile.pipelines.pipeline",
-    "prepare": "attnres_compile.api.preparation",
+    "prepare": "attnres_compile.api.prepare",
     "save": "attnres_compile.api.save_load",
-    "status": "attnres_compile.api.model_status",
-    "unprepare": "attnres_compile.api.preparation",
-    "verify": "attnres_compile.api.verification",
+    "status": "attnres_compile.api.status",
+    "unprepare": "attnres_compile.api.prepare",
+    "verify": "attnres_compile.api.verify",
 }
 
-__all__ = [
-    "AttnResConfig",
-    "AttnResError",
-    "DepthWeights",
-    "Explanation",
-    "OverheadReport",
-    "Pipeline",
-    "Plan",
-    "Recording",
-    "Status",
-    "Verification",
-    "depth_weights",
-    "explain",
-    "load",
-    "overhead",
-    "param_groups",
-    "pipeline",
-    "prepare",
-    "save",
-    "status",
-    "unprepare",
-    "verify",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

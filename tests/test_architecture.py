@@ -97,7 +97,7 @@ def test_torch_pipelining_is_reached_from_two_files() -> None:
         for node in ast.walk(syntax(path))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.distributed.pipelining")
     }
-    assert using == {"stage_compat.py", "schedules.py"}
+    assert using == {"torch_stage.py", "schedules.py"}
 
 
 def test_no_oversized_files() -> None:
@@ -215,3 +215,16 @@ print("by torch" if before else "by us" if "triton" in sys.modules else "not loa
     if "by torch" in result.stdout:
         pytest.skip("torch loads Triton by itself here")
     assert "not loaded" in result.stdout
+
+
+def test_verify_loads_no_page_and_nothing_that_draws() -> None:
+    code = """
+import sys
+import attnres_compile
+attnres_compile.verify
+unwanted = ("jinja2", "matplotlib", "networkx.drawing", "attnres_compile.inspection", "attnres_compile.report")
+print(sorted(name for name in sys.modules if any(f"{name}.".startswith(f"{one}.") for one in unwanted)))
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"

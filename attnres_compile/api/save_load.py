@@ -18,9 +18,15 @@ TENSOR_FILE = "attnres.safetensors"
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
-    """Write ``attnres.json`` (the plan) and ``attnres.safetensors`` (queries and key norms) into ``directory``.
+    """Write ``attnres.json`` (the plan) and ``attnres.safetensors`` (queries and key norms).
 
-    Raises NotPreparedError, SavedStateError if safetensors is not installed.
+    Args:
+        model: a prepared model.
+        directory: made if it is not there.
+
+    Raises:
+        NotPreparedError.
+        SavedStateError: safetensors is not installed.
     """
     added = require_parameters(model)
     _, save_file = _safetensors()
@@ -31,10 +37,14 @@ def save(model: nn.Module, directory: str | Path) -> None:
 
 
 def load(model: nn.Module, directory: str | Path) -> Plan:
-    """Load what ``save`` wrote, strictly. A model that is not prepared is prepared with the saved plan.
+    """Load what ``save`` wrote, strictly, and return the plan.
 
-    Returns the plan. Raises SavedStateError if files are missing, or if streams or shapes differ; the model is then
-    as it was.
+    Args:
+        model: prepared, or to be prepared with the saved plan.
+        directory: that ``save`` wrote into.
+
+    Raises:
+        SavedStateError: files are missing, or streams or shapes differ; the model is then as it was.
     """
     model = unwrapped(model)
     folder = Path(directory)

@@ -31,7 +31,7 @@ class Captured:
     end: GraphEnd
 
 
-class _Done(BaseException):
+class _LeaveDynamo(BaseException):
     """Leaves Dynamo as soon as the graph is there; no Exception, so that nothing on the way handles it."""
 
 
@@ -46,10 +46,16 @@ class Capture:
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, static: bool = False) -> Capture:
-    """Capture ``model(*args, **kwargs)``. static: every size as it is, whatever sizes Dynamo has seen before.
+    """Capture ``model(*args, **kwargs)``.
 
-    Raises EmptyBatchError if an example tensor has no elements, GraphBreakError or CaptureError if Dynamo makes no
-    graph of the model.
+    Args:
+        model: whose parameters, buffers and compiled call stay what they are.
+        args, kwargs: example inputs.
+        static: keep every size as it is, whatever sizes Dynamo has seen before.
+
+    Raises:
+        EmptyBatchError: an example tensor has no elements.
+        GraphBreakError, CaptureError: Dynamo makes no graph of the model.
     """
     warn_if_untested()
     _check_not_empty(args, kwargs or {})
@@ -81,14 +87,14 @@ def _capture_whole(
 
     def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
         found.append(Captured(gm, tuple(inputs), graph_end()))
-        raise _Done
+        raise _LeaveDynamo
 
     problem: Exception | None = None
     with _undisturbed(model):
         try:
             dynamic = False if static else None
             torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
-        except _Done:
+        except _LeaveDynamo:
             pass
         except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
             problem = error

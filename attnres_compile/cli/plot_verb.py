@@ -12,7 +12,7 @@ def run_plot(arguments: argparse.Namespace) -> int:
     """Draw what the file holds, which it says itself."""
     check_writable(arguments.output)
     from attnres_compile.measure.model import KIND as MODEL
-    from attnres_compile.recording.record import CONTENT, DepthWeights
+    from attnres_compile.recording.weights import CONTENT, DepthWeights
     from kernels.benchmarks.against_peers.run import KIND as KERNELS
 
     data = read_record(arguments.file)

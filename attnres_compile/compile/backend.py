@@ -1,4 +1,4 @@
-"""The torch.compile backend: one captured graph in, one compiled callable out, a line per stage."""
+"""The torch.compile backend: one captured graph in, one compiled callable out, a line per step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnres_compile.api import model_status, optimizers
-from attnres_compile.api.preparation import apply_on_decline, check_not_cut
-from attnres_compile.compile.dump import Stages
+from attnres_compile.capture.analysis import apply_on_decline, check_not_cut
+from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import match
 from attnres_compile.compile.runtime import CompiledGraph
-from attnres_compile.model import parameters
+from attnres_compile.model import parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
+from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
+from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
@@ -44,9 +45,6 @@ from attnres_passes.torch_private.version import warn_if_untested
 
 log = logging.getLogger("attnres_compile")
 
-MEANING = ("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps")
-"""Options that decide what is computed; a prepared model has them in its plan."""
-
 
 def attnres(
     gm: GraphModule,
@@ -58,6 +56,8 @@ def attnres(
     """Backend of ``torch.compile(model, backend="attnres", mode=.., options=..)``.
 
     Args:
+        gm: Dynamo's graph, which is not changed.
+        example_inputs: values of its placeholders, real parameters among them.
         mode: a mode of Inductor; with ``inner="inductor"`` only.
         options: fields of AttnResConfig.
 
@@ -71,7 +71,7 @@ def attnres(
             return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:
-            model_status.note_failed(owner.model, owner.parameters.plan, error)
+            status.note_failed(owner.model, owner.parameters.plan, error)
         raise as_backend_failure(error) from error.__cause__
 
 
@@ -82,7 +82,7 @@ def _compile(
     _check_mode(mode, config)
     _check_inference(config)
     end = graph_end()
-    stages = Stages()
+    stages = LevelDump()
     # Decide first, on frozen data.
     analysis = find_streams(trace_aten(gm), config)
     stages(gm, Level.CAPTURED, analysis.plan)
@@ -103,7 +103,7 @@ def _compile(
         new_inputs = [added.parameter(parameter) for parameter in planned]
         compiled = inner_compilers.compile_inner(levels.lowered, [*inputs, *new_inputs], config.inner, mode)
         guard_identity(owner.frame)
-    model_status.note_rewritten(owner.model, added.plan, len(planned) // 2)
+    status.note_rewritten(owner.model, added.plan, len(planned) // 2)
     _log_rewritten(analysis.plan, config, levels.choice)
     recorder = GraphRecorder(levels.rewrite, analysis.plan, mode, matched)
     return CompiledGraph(compiled, added, planned, recorder)
@@ -115,13 +115,8 @@ def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig
     if isinstance(owner, NoOwner) or owner.parameters is None:
         return given
     planned = owner.parameters.plan.config
-    for name in MEANING:
-        if name in options and getattr(given, name) != getattr(planned, name):
-            raise ConfigError(
-                f"{name}={options[name]!r} contradicts the plan that the model was prepared with "
-                f"({name}={getattr(planned, name)!r}); leave it out, or unprepare the model and prepare it anew."
-            )
-    free = {name: getattr(given, name) for name in options if name not in MEANING}
+    check_agrees(given, planned, [name for name in FIXED_BY_PLAN if name in options])
+    free = {name: getattr(given, name) for name in options if name not in FIXED_BY_PLAN}
     return dataclasses.replace(planned, **free)
 
 
@@ -190,7 +185,7 @@ def _compile_unchanged(
         # Before a break, the streams of an unprepared model may still come.
         caller = uncompiled_caller(owner.frame.module)
         apply_on_decline(analysis.plan, _piece_note(owner, caller) if caller else "")
-        model_status.note_declined(owner.model, analysis.plan)
+        status.note_declined(owner.model, analysis.plan)
     log.info("attnres: no residual stream in this graph, compiled as it is")
     return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
 
@@ -214,7 +209,7 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
     except BaseException:
         parameters.remove(owner.model)
         raise
-    optimizers.watch()
+    watch_optimizers()
     warnings.warn(
         f"attnres: {type(owner.model).__name__} was not prepared, so its first call registered "
         f"{sum(parameter.numel() for parameter in added.parameters()):,} AttnRes parameters as model.attnres. An "

@@ -19,39 +19,39 @@ from attnres_passes.torch_private.structured_trace import trace_artifact, trace_
 _numbers = itertools.count()
 
 
-class Stages:
-    """Called after each stage of one compilation: checks the level and, if asked, keeps the graph's text."""
+class LevelDump:
+    """Called with the graph of each level of one compilation: checks it and, if asked, keeps its text."""
 
     def __init__(self) -> None:
         directory = os.environ.get(DUMP_VARIABLE)
         self.directory = Path(directory) if directory else None
         self.graph = next(_numbers) if self.directory else 0
-        self.stage = 0
+        self.written = 0
         self.began = time.perf_counter()
 
     def __call__(self, gm: GraphModule, level: Level, plan: Plan) -> None:
         check_level(gm, level, plan)
         trace_graph(f"attnres_{level.value}", lambda: graph_text(gm))
         seconds = time.perf_counter() - self.began
-        self.write(
+        self._write(
             f"{level.value}.py",
             f"# {level.value} graph, {seconds:.2f} s after the compilation began\n{graph_text(gm)}",
         )
 
     def plan(self, plan: Plan) -> None:
         """Keep the plan, as a table in a file and as JSON in torch's trace."""
-        self.write("plan.txt", f"{plan}\n")
+        self._write("plan.txt", f"{plan}\n")
         trace_artifact("attnres_plan", "json", lambda: json.dumps(plan.to_dict()))
 
     def schedule(self, text: str) -> None:
         """Keep the cost model's tables, and what reads are bound to."""
-        self.write("schedule.txt", f"{text}\n")
+        self._write("schedule.txt", f"{text}\n")
         trace_artifact("attnres_schedule", "string", lambda: text)
 
-    def write(self, name: str, text: str) -> None:
-        """Write ``<graph>_<stage>_<name>`` into the dump directory, if there is one."""
+    def _write(self, name: str, text: str) -> None:
+        """Write ``<graph>_<files so far>_<name>`` into the dump directory, if there is one."""
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / f"{self.graph:03d}_{self.stage:02d}_{name}").write_text(text)
-        self.stage += 1
+        (self.directory / f"{self.graph:03d}_{self.written:02d}_{name}").write_text(text)
+        self.written += 1

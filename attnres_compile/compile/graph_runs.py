@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from attnres_compile.api.preparation import AnalysedGraph
+from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.read_id import ReadId
 
@@ -20,7 +20,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Run:
-    """outputs: the floating-point outputs of a graph; reads: what each read of it gave."""
+    """What one run gave. outputs: the floating-point ones of the graph; reads: the value of each read."""
 
     outputs: list[Tensor]
     reads: dict[ReadId, Tensor]
@@ -42,7 +42,14 @@ class _Keeping(Interpreter):
 
 
 def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId]], added: list[Tensor]) -> Run:
-    """Run ``gm`` on the captured inputs and ``added``, under a fixed random state; keeps the values of ``wanted``."""
+    """Run a graph under a fixed random state.
+
+    Args:
+        gm: the captured graph, or what was made of it.
+        graph: whose captured inputs it runs on.
+        wanted: nodes whose values are kept, with the reads that they give.
+        added: values of the parameters that the rewrite added, in the order of their placeholders.
+    """
     # A graph may write to its inputs (caches, statistics), and draws random numbers in training mode.
     inputs = [
         value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
@@ -90,7 +97,12 @@ def _added(gm: GraphModule, graph: AnalysedGraph) -> Iterator[tuple[str, int, to
 
 
 def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
-    """The added parameters of a fresh rewrite, in the order of the placeholders."""
+    """The added parameters of a fresh rewrite: zero queries and unit key weights.
+
+    Args:
+        gm: the rewritten graph, whose placeholders give the order.
+        graph: that it was made of; gives widths, dtype and device.
+    """
     return [
         (torch.zeros if name == "query" else torch.ones)(width, dtype=dtype, device=device)
         for name, width, dtype, device in _added(gm, graph)
@@ -98,7 +110,12 @@ def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
 
 
 def random_parameters(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
-    """Added parameters with which the softmax over depth is neither flat nor one-hot."""
+    """Added parameters with which the softmax over depth is neither flat nor one-hot.
+
+    Args:
+        gm: the rewritten graph, whose placeholders give the order.
+        graph: that it was made of; gives widths, dtype and device.
+    """
     generator = torch.Generator().manual_seed(SEED)
     drawn = []
     for name, width, dtype, device in _added(gm, graph):

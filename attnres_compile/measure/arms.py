@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnres_compile.api.preparation import prepare, unprepare
+from attnres_compile.api.prepare import prepare, unprepare
 from attnres_compile.measure.measure import MeasureError
 from attnres_compile.model.parameters import parameters_of
 from attnres_passes.ir.config import AttnResConfig

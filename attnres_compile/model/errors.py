@@ -6,26 +6,9 @@
 
 from __future__ import annotations
 
-from attnres_kernels.errors import AttnResError
-from attnres_passes.ir.config import ConfigError
+from attnres_kernels.errors import AttnResError as AttnResError
+from attnres_passes.ir.config import ConfigError as ConfigError
 from attnres_passes.ir.plan import Decline
-
-__all__ = [
-    "AlreadyPreparedError",
-    "AttnResError",
-    "CaptureError",
-    "ConfigError",
-    "EmptyBatchError",
-    "GraphBreakError",
-    "NoStreamError",
-    "NotPreparedError",
-    "OptimizerError",
-    "PartOfPreparedModelError",
-    "RecordingError",
-    "RegistrationError",
-    "SavedStateError",
-    "StalePlanError",
-]
 
 
 class CaptureError(AttnResError):

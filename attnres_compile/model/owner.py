@@ -21,7 +21,7 @@ from attnres_passes.torch_private.dynamo import FrameModule, frame_modules
 
 @dataclass(frozen=True)
 class Owner:
-    """frame: the module that the compiled frame reaches the model through; parameters: None if not prepared."""
+    """The model. frame: the module that the compiled frame reaches it through; parameters: None if not prepared."""
 
     model: nn.Module
     frame: FrameModule

@@ -96,7 +96,7 @@ def parameters_of(model: nn.Module) -> AttnResParameters | None:
 
 
 def require_parameters(model: nn.Module) -> AttnResParameters:
-    """The same. Raises NotPreparedError."""
+    """The AttnRes parameters of ``model``, compiled or not. Raises NotPreparedError."""
     found = parameters_of(unwrapped(model))
     if found is None:
         raise NotPreparedError(
@@ -107,7 +107,15 @@ def require_parameters(model: nn.Module) -> AttnResParameters:
 
 
 def register(model: nn.Module, plan: Plan) -> AttnResParameters:
-    """Make the parameters of ``plan`` and register them on ``model``. Raises RegistrationError."""
+    """Make parameters and register them.
+
+    Args:
+        model: that they become ``model.attnres`` of, in its dtype and on its device.
+        plan: that says which.
+
+    Raises:
+        RegistrationError: the model has an attribute of that name.
+    """
     if hasattr(model, NAME):
         raise RegistrationError(
             f"{type(model).__name__} already has an attribute {NAME!r} of its own; rename it, since the parameters "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,16 +13,16 @@ import torch.distributed as dist
 from attnres_compile.pipelines.errors import PipelineMismatchError, PipelineSupportError
 
 
-@dataclass(frozen=True)
-class _Report:
-    """What a rank has to say: a hash, or its error."""
-
-    digest: str
-    error: str = ""
-
-
 def check_distributed(group: dist.ProcessGroup | None, num_stages: int | None) -> int:
-    """The number of ranks of the pipeline. Raises PipelineSupportError."""
+    """The number of ranks of the pipeline.
+
+    Args:
+        group: the ranks; all of them if None.
+        num_stages: how many the user expects, if told.
+
+    Raises:
+        PipelineSupportError: there is no process group, or it has another size.
+    """
     if not dist.is_available() or not dist.is_initialized():
         raise PipelineSupportError(
             "no process group: start the script with torchrun, and call torch.distributed.init_process_group() first."
@@ -43,37 +43,48 @@ class Agreement:
         self.group, self.device = group, device
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
-    def on_words(self, digest: str, error: Exception | None) -> None:
-        """Exchange hashes or errors in full. Raises ``error`` where there is one, else PipelineMismatchError."""
-        found: list[_Report | None] = [None] * self.size
-        mine = _Report(digest, f"{type(error).__name__}: {error}" if error is not None else "")
-        dist.all_gather_object(found, mine, group=self.group)
+    def require_equal(self, digest: str, error: Exception | None) -> None:
+        """Exchange hashes or errors in full.
+
+        Args:
+            digest: that must be equal on all ranks.
+            error: of this rank, if it failed; it is raised again here.
+
+        Raises:
+            PipelineMismatchError: another rank failed, or has another digest.
+        """
+        found: list[Any] = [None] * self.size
+        words = f"{type(error).__name__}: {error}" if error is not None else ""
+        dist.all_gather_object(found, (digest, words), group=self.group)
         if error is not None:
             raise error
-        reports = [report for report in found if report is not None]
-        failed = [(rank, report.error) for rank, report in enumerate(reports) if report.error]
-        if failed:
-            raise PipelineMismatchError(f"rank {failed[0][0]} of the pipeline failed, so all stop; {failed[0][1]}")
-        if len({report.digest for report in reports}) > 1:
-            listed = ", ".join(f"rank {rank}: {report.digest}" for rank, report in enumerate(reports))
+        for rank, (_, words) in enumerate(found):
+            if words:
+                raise PipelineMismatchError(f"rank {rank} of the pipeline failed, so all stop; {words}")
+        if len({digest for digest, _ in found}) > 1:
+            listed = ", ".join(f"rank {rank}: {digest}" for rank, (digest, _) in enumerate(found))
             raise PipelineMismatchError(
                 f"the ranks do not run the same pipeline ({listed}); give all of them the same model, options and "
                 "input shapes, and the same versions of the code."
             )
 
-    def on_step(self, digest: str, error: Exception | None) -> None:
-        """As ``on_words``, for two numbers in the usual case that there is nothing to say."""
+    def require_equal_briefly(self, digest: str, error: Exception | None) -> None:
+        """Exchange two numbers, and the words only where those differ.
+
+        Args:
+            digest, error: those of ``require_equal``, which raises what is to be raised.
+        """
         number = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)
         mine = torch.tensor([number, int(error is not None)], dtype=torch.int64, device=self.device)
         all_ = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(all_, mine, group=self.group)
         numbers = torch.stack(all_).cpu()
         if bool((numbers[:, 1] != 0).any()) or bool((numbers[:, 0] != numbers[0, 0]).any()):
-            self.on_words(digest, error)
+            self.require_equal(digest, error)
 
 
 @contextlib.contextmanager
-def named_peers(rank: int) -> Iterator[None]:
+def naming_lost_peers(rank: int) -> Iterator[None]:
     """Say of an error that reaches this rank through a connection that it began elsewhere."""
     try:
         yield

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model
 from attnres_compile.compile.matching import match
 from attnres_compile.model.errors import GraphBreakError
 from attnres_compile.model.parameters import require_parameters
 from attnres_compile.pipelines.checkpoints import check_checkpoints
-from attnres_compile.pipelines.chunk_module import Argument, ChunkBody, Held
+from attnres_compile.pipelines.chunk_module import ChunkBody, ModelInput, ModelTensor
 from attnres_compile.pipelines.errors import StageError
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level
@@ -30,7 +30,7 @@ from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.split_stages import ChunkGraph, split
 from attnres_passes.ranks.stages import StagedGraph, stage
-from attnres_passes.ranks.transfers import Key, StagePlan, Transfer
+from attnres_passes.ranks.transfers import ChunkPlan, Key, StagePlan, Transfer
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.torch_private.example_values import example_value
 
@@ -40,7 +40,7 @@ class Chunks:
     """All chunks of a model.
 
     bodies[c]: chunk c as captured in training and in evaluation mode; examples[c]: for each key that chunk c needs, a
-    tensor on "meta" of its shape and dtype per micro-batch; outputs: the same for what the model returns; digest: a
+    tensor on "meta" of its shape and dtype per micro-batch; outputs: such tensors for what the model returns; digest: a
     hash of the plan and of every graph, equal on two ranks if and only if they run the same pipeline.
     """
 
@@ -49,6 +49,16 @@ class Chunks:
     examples: tuple[dict[Key, Tensor], ...]
     outputs: tuple[Tensor, ...]
     digest: str
+
+    def arrives(self, chunk: ChunkPlan) -> tuple[Tensor, ...]:
+        """Examples of what a chunk receives."""
+        return tuple(self.examples[chunk.index][key] for key in chunk.arrives)
+
+    def sends(self, chunk: ChunkPlan) -> tuple[Tensor, ...]:
+        """Examples of what a chunk sends; of the last one, the model's outputs."""
+        if chunk.index + 1 == len(self.plan.chunks):
+            return self.outputs
+        return tuple(self.examples[chunk.index + 1][key] for key in chunk.sends)
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,12 @@ class _Captured:
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """How to cut. device: where the chunks will run, for a model on "meta"; cut_points: as for ``stage``.
+class CutOptions:
+    """How to cut, with ``transfer`` and ``cut_points`` of ``pipeline``.
 
-    splits_backward: whether gradients of weights are made apart from those of inputs. torch then walks the graph behind
-    each weight by itself, so that no computation may be shared between weights: every read is the definition.
-
-    inner: what compiles the chunks.
+    device: where the chunks will run, for a model on "meta"; inner: what compiles them; splits_backward: whether
+    gradients of weights are made apart from those of inputs. torch then walks the graph behind each weight by itself,
+    so that no computation may be shared between weights: every read is the definition.
     """
 
     layout: StageLayout
@@ -78,10 +87,15 @@ class Cutting:
     inner: str = "eager"
 
 
-def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cutting: Cutting) -> Chunks:
+def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cutting: CutOptions) -> Chunks:
     """Capture a prepared ``model`` on one micro-batch, rewrite it and cut it into chunks. The model is not changed.
 
     A model in training mode is captured in evaluation mode as well, cut at the same places.
+
+    Args:
+        model: prepared; its parameters become those of the chunks.
+        args, kwargs: inputs of one micro-batch.
+        cutting: where and how to cut.
 
     Raises:
         CaptureError, GraphBreakError, NotPreparedError, StalePlanError, StageError, PipelineSupportError.
@@ -112,7 +126,7 @@ def _captured(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    cutting: Cutting,
+    cutting: CutOptions,
     cuts: Sequence[int] | None = None,
 ) -> _Captured:
     added = require_parameters(model)
@@ -153,7 +167,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def leaves_by_name(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors among the inputs of the model, by the names that chunks know them by."""
+    """The tensors among the inputs of the model, by the names that chunks know them by.
+
+    Args:
+        args, kwargs: the inputs, trees of any kind.
+
+    Returns:
+        Such as ``args[0]`` and ``kwargs['input_ids']``.
+    """
     named = (("args", tuple(args)), ("kwargs", dict(kwargs)))
     return {
         f"{name}{pytree.keystr(path)}": leaf
@@ -174,9 +195,9 @@ def _whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], con
     return graphs[0]
 
 
-def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any]) -> dict[int, Held | Argument]:
+def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any]) -> dict[int, ModelTensor | ModelInput]:
     """What each placeholder of the rewritten graph stands for, found by the identity of its value."""
-    arguments = {id(leaf): Argument(name) for name, leaf in leaves.items()}
+    arguments = {id(leaf): ModelInput(name) for name, leaf in leaves.items()}
     names: dict[int, list[str]] = {}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
@@ -184,16 +205,16 @@ def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any])
     ):
         names.setdefault(id(tensor), []).append(name)
     saved = set(model.state_dict())
-    origins: dict[int, Held | Argument] = {}
+    origins: dict[int, ModelTensor | ModelInput] = {}
     for index, value in enumerate(values):
         if id(value) in arguments:
             origins[index] = arguments[id(value)]
         elif id(value) in names:
             paths = tuple(names[id(value)])
-            origins[index] = Held(paths, value, persistent=paths[0] in saved)
+            origins[index] = ModelTensor(paths, value, persistent=paths[0] in saved)
         elif isinstance(value, Tensor):
             # A tensor that is no part of the module tree, such as one in a plain list.
-            origins[index] = Held((f"attnres_constant_{index}",), value, persistent=False)
+            origins[index] = ModelTensor((f"attnres_constant_{index}",), value, persistent=False)
     return origins
 
 

@@ -17,7 +17,16 @@ from attnres_passes.torch_private.operators import is_higher_order, is_operator
 
 
 def check_checkpoints(trace: AtenTrace, inner: str, splits_backward: bool) -> None:
-    """Raise PipelineSupportError for the first checkpoint whose gradients would be wrong."""
+    """Check that what is recomputed is what was computed.
+
+    Args:
+        trace: of the whole model.
+        inner: what compiles the chunks.
+        splits_backward: whether the backward of inputs and weights runs apart.
+
+    Raises:
+        PipelineSupportError: a checkpoint whose gradients would be wrong.
+    """
     for op in trace.ops:
         node = trace.nodes[op.node]
         if not _is_checkpoint(node):

@@ -19,8 +19,8 @@ CACHED = "cached"
 
 
 @dataclass(frozen=True)
-class Held:
-    """A tensor that a module holds. names: its paths in the model; persistent: of buffers, in the state dict or not."""
+class ModelTensor:
+    """A tensor of the model. names: its paths there; persistent: of buffers, whether the state dict has it."""
 
     names: tuple[str, ...]
     value: Tensor
@@ -28,7 +28,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Argument:
+class ModelInput:
     """An input of the model, by the keyword under which chunks are given it."""
 
     name: str
@@ -39,26 +39,29 @@ class ChunkBody:
     """A chunk as it was captured in one mode. origins: what each placeholder of the whole graph stands for."""
 
     graph: ChunkGraph
-    origins: Mapping[int, Held | Argument]
+    origins: Mapping[int, ModelTensor | ModelInput]
 
 
 @dataclass
-class _Body:
-    """homes: for each placeholder behind the sources, the module and the name to look it up by, or its argument."""
+class _Callable:
+    """A chunk in one mode.
+
+    lookups: for each placeholder behind the sources, the module that holds its tensor and the name there, or its input.
+    """
 
     call: Callable[..., Any]
-    homes: list[tuple[nn.Module, str] | Argument]
+    lookups: list[tuple[nn.Module, str] | ModelInput]
 
 
 @dataclass(frozen=True)
-class _Inside:
+class _Content:
     """All of a chunk module but its parameters, in one attribute, so that no name of theirs is taken.
 
-    bodies: by whether the module is in training mode.
+    callables: by whether the module is in training mode.
     """
 
     plan: ChunkPlan
-    bodies: dict[bool, _Body]
+    callables: dict[bool, _Callable]
 
 
 class ChunkModule(nn.Module):
@@ -73,29 +76,29 @@ class ChunkModule(nn.Module):
         bodies: by training mode; a model captured in one mode only has one. inner: as in AttnResConfig.
         """
         super().__init__()
-        made = {}
+        callables = {}
         for mode, body in bodies.items():
             given = [body.origins[index] for index in body.graph.given]
-            homes = [_register(self, origin) if isinstance(origin, Held) else origin for origin in given]
-            made[mode] = _Body(_compiled(body.graph.gm, inner), homes)
-        self._inside = _Inside(next(iter(bodies.values())).graph.chunk, made)
+            lookups = [_register(self, origin) if isinstance(origin, ModelTensor) else origin for origin in given]
+            callables[mode] = _Callable(_compiled(body.graph.gm, inner), lookups)
+        self._content = _Content(next(iter(bodies.values())).graph.chunk, callables)
 
     def forward(self, *arrives: Tensor, cached: tuple[Tensor, ...] = (), **inputs: Any) -> Any:
-        bodies = self._inside.bodies
-        body = bodies[self.training if self.training in bodies else not self.training]
-        given = [inputs[home.name] if isinstance(home, Argument) else getattr(*home) for home in body.homes]
-        outputs = body.call(*arrives, *cached, *given)
+        callables = self._content.callables
+        chunk = callables[self.training if self.training in callables else not self.training]
+        given = [inputs[one.name] if isinstance(one, ModelInput) else getattr(*one) for one in chunk.lookups]
+        outputs = chunk.call(*arrives, *cached, *given)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def extra_repr(self) -> str:
-        plan = self._inside.plan
+        plan = self._content.plan
         return f"chunk {plan.index}, sublayers {plan.begin + 1}-{plan.end}"
 
 
 def inputs_of(module: ChunkModule) -> set[str]:
     """Names of the inputs of the model that a chunk uses."""
-    bodies = module._inside.bodies.values()
-    return {home.name for body in bodies for home in body.homes if isinstance(home, Argument)}
+    lookups = [one for chunk in module._content.callables.values() for one in chunk.lookups]
+    return {one.name for one in lookups if isinstance(one, ModelInput)}
 
 
 def _compiled(gm: GraphModule, inner: str) -> Callable[..., Any]:
@@ -106,14 +109,14 @@ def _compiled(gm: GraphModule, inner: str) -> Callable[..., Any]:
     return compiled
 
 
-def _register(module: nn.Module, held: Held) -> tuple[nn.Module, str]:
+def _register(module: nn.Module, tensor: ModelTensor) -> tuple[nn.Module, str]:
     """Register a tensor under its dotted names, with plain modules for the path; the place of the first name."""
-    places = [_place(module, name) for name in held.names]
+    places = [_place(module, name) for name in tensor.names]
     for parent, name in places:
-        if isinstance(held.value, nn.Parameter):
-            parent.register_parameter(name, held.value)
+        if isinstance(tensor.value, nn.Parameter):
+            parent.register_parameter(name, tensor.value)
         else:
-            parent.register_buffer(name, held.value, persistent=held.persistent)
+            parent.register_buffer(name, tensor.value, persistent=tensor.persistent)
     return places[0]
 
 
@@ -134,9 +137,16 @@ def tensors_of(module: ChunkModule) -> Iterator[tuple[str, Tensor]]:
 
 
 def materialise(module: ChunkModule, device: torch.device) -> set[str]:
-    """Give storage on ``device`` to what was captured on "meta"; the names of what has no value then.
+    """Give storage on ``device`` to what was captured on "meta".
 
     AttnRes parameters begin as they do everywhere: zero queries, unit key weights.
+
+    Args:
+        module: of the chunk; nothing happens to one that has its storage.
+        device: where the chunk will run.
+
+    Returns:
+        The names of what has no value then.
     """
     unset = {name for name, tensor in tensors_of(module) if tensor.is_meta}
     if not unset:

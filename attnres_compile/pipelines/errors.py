@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from attnres_kernels.errors import AttnResError
-from attnres_passes.ranks.layout import StageError
-
-__all__ = ["AttnResError", "PipelineBatchError", "PipelineMismatchError", "PipelineSupportError", "StageError"]
+from attnres_kernels.errors import AttnResError as AttnResError
+from attnres_passes.ranks.layout import StageError as StageError
 
 
 class PipelineSupportError(AttnResError, ValueError):

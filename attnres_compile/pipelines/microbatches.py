@@ -15,16 +15,21 @@ from attnres_compile.pipelines.errors import PipelineBatchError
 
 @dataclass(frozen=True)
 class Batch:
-    """count: micro-batches; size: rows of the batch; shapes: of each input of the model, with its dtype."""
+    """What a step is given. count: micro-batches; size: rows; shapes: of each input of the model, with its dtype."""
 
     count: int
     size: int
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-    def first(
+    def first_microbatch(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The inputs of the first micro-batch, on ``device``."""
+        """The inputs of the first micro-batch.
+
+        Args:
+            args, kwargs: inputs of the whole batch.
+            device: where they shall be.
+        """
         rows = self.size // self.count
         first_args, first_kwargs = tree_map_only(
             Tensor, lambda tensor: tensor[:rows].to(device), (tuple(args), dict(kwargs))
@@ -34,7 +39,13 @@ class Batch:
     def error_of(
         self, given: Mapping[str, Tensor], wanted: set[str], target: Tensor | None
     ) -> PipelineBatchError | None:
-        """What is wrong with the inputs of a step; None if nothing is. wanted: those that this rank uses."""
+        """What is wrong with a step; None if nothing is.
+
+        Args:
+            given: the inputs, by name.
+            wanted: names of those that this rank uses.
+            target: for the loss, where this rank computes one.
+        """
         for name in sorted(wanted):
             shape, dtype = self.shapes[name]
             if name not in given:
@@ -54,7 +65,15 @@ class Batch:
 
 
 def batch_of(leaves: Mapping[str, Tensor], microbatches: int) -> Batch:
-    """The batch of some example inputs. Raises PipelineBatchError if it cannot be split evenly."""
+    """What a batch looks like.
+
+    Args:
+        leaves: its input tensors by name, each with the rows of the batch first.
+        microbatches: that it is split into.
+
+    Raises:
+        PipelineBatchError: it cannot be split evenly.
+    """
     if microbatches < 1:
         raise PipelineBatchError(f"microbatches={microbatches} is not at least 1; give one or more.")
     sizes = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in leaves.items()}

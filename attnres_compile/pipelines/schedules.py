@@ -52,7 +52,17 @@ def schedule_kind(name: str) -> ScheduleKind:
 
 
 def check_schedule(kind: ScheduleKind, layout: StageLayout, microbatches: int, inner: str) -> None:
-    """Raise PipelineSupportError for the first limit of a schedule that is broken."""
+    """Check the limits of a schedule.
+
+    Args:
+        kind: the schedule.
+        layout: chunks on ranks.
+        microbatches: that a batch is split into.
+        inner: what compiles the chunks.
+
+    Raises:
+        PipelineSupportError: the first limit that is broken.
+    """
     rounds = max(1, microbatches // layout.ranks)
     limits: Sequence[tuple[bool, str]] = (
         (microbatches < 1, f"microbatches={microbatches} is not at least 1; give one or more"),
@@ -92,7 +102,13 @@ def make_schedule(
     loss_fn: Callable[..., Any] | None,
     scale_grads: bool,
 ) -> Any:
-    """torch's schedule over the stages of this rank."""
+    """torch's schedule.
+
+    Args:
+        kind: which one.
+        stages: of this rank, one a chunk.
+        microbatches, loss_fn, scale_grads: those of ``pipeline``.
+    """
     from torch.distributed.pipelining import schedules
 
     made = getattr(schedules, kind.class_name)

@@ -26,7 +26,15 @@ class BlockStore:
     peak: int = 0
 
     def put(self, microbatch: int, block: int, value: Tensor) -> None:
-        """Keep a block without what leads to it."""
+        """Keep a block.
+
+        Args:
+            microbatch, block: numbers of both, from 0.
+            value: of the block, kept without what leads to it.
+
+        Raises:
+            StoreError: it is kept already.
+        """
         place = (microbatch, block)
         if place in self.values:
             raise StoreError(f"block {block} of micro-batch {microbatch} was kept twice; report this.")
@@ -34,22 +42,43 @@ class BlockStore:
         self.peak = max(self.peak, len(self.values))
 
     def leaf(self, microbatch: int, block: int, requires_grad: bool) -> Tensor:
-        """A block as a fresh leaf on the same memory."""
+        """A block as a fresh leaf on its memory.
+
+        Args:
+            microbatch, block: numbers of a block that was put.
+            requires_grad: whether a backward pass will come.
+        """
         return self.values[microbatch, block].detach().requires_grad_(requires_grad)
 
     def drop(self, microbatch: int, block: int) -> None:
-        """No chunk will read the block any more. What autograd holds of it stays."""
+        """Forget a block that no chunk will read any more. What autograd holds of it stays.
+
+        Args:
+            microbatch, block: numbers of a block that was put.
+        """
         del self.values[microbatch, block]
 
     def add_gradient(self, microbatch: int, block: int, gradient: Tensor) -> None:
-        """A later chunk's part of the gradient of a block."""
+        """Add a part of the gradient of a block.
+
+        Args:
+            microbatch, block: numbers of both.
+            gradient: from a later chunk, in the shape of the block.
+        """
         place = (microbatch, block)
         known = self.gradients.get(place)
         # Out of place: what autograd returned may be memory of its own.
         self.gradients[place] = gradient if known is None else known + gradient
 
     def take_gradient(self, microbatch: int, block: int) -> Tensor | None:
-        """The sum of what later chunks added; None if none of them did."""
+        """Take the gradient of a block.
+
+        Args:
+            microbatch, block: numbers of both.
+
+        Returns:
+            The sum of what later chunks added; None if none of them did.
+        """
         return self.gradients.pop((microbatch, block), None)
 
     def clear(self) -> None:

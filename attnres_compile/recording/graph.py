@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.live import Layout, Recording
-from attnres_compile.recording.record import Sublayer
+from attnres_compile.recording.recorded import Sublayer
 from attnres_compile.recording.sublayers import find_sublayers
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, WriteId
@@ -48,7 +48,7 @@ class GraphRecorder:
             with unseen_by_checkpoints():
                 self.built[with_gradients] = self._build(with_gradients, args, added)
         built = self.built[with_gradients]
-        if not recording.takes(built.layout):
+        if not recording.accepts(built.layout):
             return plain(*args, *added)
         if recording.needs_sublayers(built.layout):
             recording.note_sublayers(self._sublayers(args, added))

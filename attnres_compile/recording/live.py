@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from attnres_compile.model.errors import ConfigError, NotPreparedError, RecordingError
 from attnres_compile.model.parameters import AttnResParameters, parameters_of, prepared_within, unwrapped
-from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite, Sublayer, Views
+from attnres_compile.recording.recorded import RecordedRead, RecordedWrite, Sublayer
+from attnres_compile.recording.weights import DepthWeights, Views
 from attnres_kernels.operators.statistics import READ_EXTRA
 from attnres_passes.ir.plan import Plan, short_source
 from attnres_passes.ir.read_id import ReadId, WriteId
@@ -73,7 +74,7 @@ class Recording(Views):
 
     # Called by compiled graphs
 
-    def takes(self, layout: Layout) -> bool:
+    def accepts(self, layout: Layout) -> bool:
         """Whether this call of a graph is recorded. What is computed again in a backward pass is, if it was before.
 
         A graph with a stream that has been seen in this forward pass of the model begins another one.
@@ -86,14 +87,27 @@ class Recording(Views):
         return (self._passes - 1) % self.every == 0
 
     def add(self, layout: Layout, statistics: Tensor) -> None:
-        """Add the statistics of one call. What activation checkpointing computes again was counted before."""
+        """Add the statistics of one call. What activation checkpointing computes again was counted before.
+
+        Args:
+            layout: of the graph that was called.
+            statistics: ``[entries]``, sums over tokens.
+        """
         if in_backward():
             return
         total = self._total(layout)
         total.sums = _added(total.sums, statistics)
 
     def probes(self, layout: Layout, device: torch.device) -> Tensor:
-        """A fresh vector of probes; what a backward pass gives them is added to the recording."""
+        """A fresh vector of probes; what a backward pass gives them is added to the recording.
+
+        Args:
+            layout: of the graph that is called.
+            device: that it runs on.
+
+        Returns:
+            ``[num_probes]``, zeros that require gradients.
+        """
         probes = torch.zeros(layout.num_probes, device=device, requires_grad=True)
         # The graph of autograd keeps the probes for as long as a backward pass may come, and nothing else does.
         reference = weakref.ref(self)
@@ -127,12 +141,12 @@ class Recording(Views):
 
     @property
     def reads(self) -> tuple[RecordedRead, ...]:
-        """As ``DepthWeights.reads``, up to now."""
+        """One entry per read with two sources or more, up to now."""
         return self.result().reads
 
     @property
     def writes(self) -> tuple[RecordedWrite, ...]:
-        """As ``DepthWeights.writes``, up to now."""
+        """One entry per write, up to now."""
         return self.result().writes
 
     def result(self) -> DepthWeights:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnres_compile.model.errors import RecordingError
-from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite, Sublayer
+from attnres_compile.recording.recorded import Recorded, RecordedRead, RecordedWrite, Sublayer
 
 _TITLES = {
     Sublayer.MIXER: "before attention",
@@ -22,8 +22,19 @@ _NUMBERS_UP_TO = 24
 """Rows of a heatmap whose cells also show their numbers."""
 
 
-def plot(weights: DepthWeights, path: str | Path | None) -> Any:
-    """Draw ``weights`` and write the picture to ``path``, if one is given. See ``Views.plot``."""
+def plot(weights: Recorded, path: str | Path | None) -> Any:
+    """Draw a recording, for ``Views.plot``.
+
+    Args:
+        weights: what was recorded.
+        path: where to write the picture, if anywhere; its ending chooses the format.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        RecordingError: matplotlib is not installed, or the picture cannot be written there.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -47,7 +58,7 @@ def plot(weights: DepthWeights, path: str | Path | None) -> Any:
     return figure
 
 
-def _by_sublayer(weights: DepthWeights, stream: str) -> dict[Sublayer, list[RecordedRead]]:
+def _by_sublayer(weights: Recorded, stream: str) -> dict[Sublayer, list[RecordedRead]]:
     """The reads of a stream under what they feed, in the order of the titles; kinds without a read are left out."""
     found = {
         kind: [read for read in weights.reads if read.stream == stream and read.before == kind] for kind in _TITLES

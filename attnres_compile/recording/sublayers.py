@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from attnres_compile.recording.record import Sublayer
+from attnres_compile.recording.recorded import Sublayer
 from attnres_passes.ir.annotations import read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.read_id import ReadId, WriteId
@@ -34,8 +34,12 @@ _COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functiona
 def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> dict[ReadId | WriteId, Sublayer]:
     """What follows each depth attention, and what makes each write; empty where that cannot be told.
 
-    Arguments, random state and modes are left as they are. It cannot be told of a single token. A graph that talks to
-    other processes is not run once more than they expect, and a model that refuses NaN is left alone, with a log line.
+    It cannot be told of a single token. A graph that talks to other processes is not run once more than they expect,
+    and a model that refuses NaN is left alone, with a log line.
+
+    Args:
+        rewritten: the rewritten graph.
+        args: values of its placeholders, which are left as they are, as are random state and modes.
     """
     if any(_talks(node) for node in rewritten.gm.graph.nodes):
         return {}

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-if TYPE_CHECKING:
-    from attnres_compile.recording.record import DepthWeights, RecordedRead, RecordedWrite
+from attnres_compile.recording.recorded import Recorded, RecordedRead, RecordedWrite
 
 CSV_COLUMNS = ("stream", "module", "line", "sublayer", "place", "block", "quantity", "source", "value")
 """place: writes before a read, or the number of a write; source: of a weight: 0 for the root, i for block i."""
 
 
-def csv_text(weights: DepthWeights) -> str:
+def csv_text(weights: Recorded) -> str:
     """All numbers of a recording under CSV_COLUMNS."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -44,7 +42,7 @@ def _write_rows(write: RecordedWrite) -> Iterator[tuple[str, str, float]]:
         yield "gradient_norm", "", write.gradient_norm
 
 
-def text(weights: DepthWeights) -> str:
+def text(weights: Recorded) -> str:
     """Two tables per stream: its reads and its writes."""
     parts = []
     for name in weights.streams:

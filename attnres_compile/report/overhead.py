@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.api.preparation import config_from
+from attnres_compile.api.prepare import config_from
 from attnres_compile.measure import arms as model_arms
 from attnres_compile.measure.environment import describe_environment
 from attnres_compile.measure.measure import DEFAULT_ROUNDS, MeasureError

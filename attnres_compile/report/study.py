@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model, apply_on_decline, plan_of
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.weightless import weightless_copy, weightless_inputs
 from attnres_compile.model.errors import CaptureError, GraphBreakError
 from attnres_compile.report.execution import Counted, count, weightless

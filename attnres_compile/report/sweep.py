@@ -12,7 +12,8 @@ from typing import Any
 from tabulate import tabulate
 from torch import nn
 
-from attnres_compile.api.preparation import config_from, plan_of
+from attnres_compile.api.prepare import config_from
+from attnres_compile.capture.analysis import plan_of
 from attnres_compile.model.errors import NoStreamError
 from attnres_compile.report.memory_rows import sources_alive
 from attnres_compile.report.quantities import quantity

@@ -12,9 +12,10 @@ from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
 import attnres_compile as ac
-from attnres_compile.api.explanation import run_passes_under
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model, config_from
+from attnres_compile.api.prepare import config_from
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model
 from attnres_compile.compile import graph_runs
+from attnres_compile.compile.levels import run_passes_under
 from attnres_kernels.autograd import fused, keys, own
 from attnres_kernels.definition import scheduled
 from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attnres_compile as ac
-from attnres_compile.api import verification as verifying
+from attnres_compile.api import verify as verifying
 from attnres_passes.ir.plan import Plan
 from tests import zoo
 

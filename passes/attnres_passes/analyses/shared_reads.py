@@ -8,13 +8,15 @@ before the next write become one read with one pseudo-query, as the paper has on
 from __future__ import annotations
 
 from dataclasses import replace
-
-from networkx.utils import UnionFind
+from typing import TYPE_CHECKING
 
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Candidate
 from attnres_passes.analyses.degrees.degree import is_shape_only
 from attnres_passes.analyses.reads import ReadGroup, StreamReads
+
+if TYPE_CHECKING:
+    from networkx.utils import UnionFind
 
 
 def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -> StreamReads:
@@ -22,6 +24,8 @@ def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads
 
     Looks once at the operations between two writes, so it is linear in the size of the graph.
     """
+    from networkx.utils import UnionFind  # loaded here, since networkx loads all that it can draw
+
     bare: dict[int, list[int]] = {}
     for index, group in enumerate(reads.groups):
         if group.projected_first and group.state < len(candidate.additions):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from attnres_compile.inspection.page import page as page_text
+from attnres_compile.inspection.pictures.page import page as page_text
 from tests.attnres_compile.inspection.models import explained
 from tests.browsing import Opened
 

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 import attnres_compile as ac
-from attnres_compile.inspection.build import inspection_of
-from attnres_compile.inspection.facts import Inspection, Verdict
-from attnres_compile.inspection.text import inspection_text
+from attnres_compile.inspection.facts.build import inspection_of
+from attnres_compile.inspection.facts.facts import Inspection, Verdict
+from attnres_compile.inspection.text.inspection_text import inspection_text
 from attnres_passes.ir.annotations import annotate, annotation_of
 from attnres_passes.ir.levels import SCHEDULED_READS, is_ours
 from tests.attnres_compile.inspection.models import explained

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attnres_compile.inspection.facts import Site
-from attnres_compile.inspection.folding import ExpandError, check_expand, fold
+from attnres_compile.inspection.facts.facts import Site
+from attnres_compile.inspection.fold.folding import ExpandError, check_expand, fold
 
 
 def sites(*modules: str) -> list[Site]:

@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-import attnres_compile.inspection
-from attnres_compile.inspection.build import inspection_of
-from attnres_compile.inspection.dot import dot
-from attnres_compile.inspection.page import page
-from attnres_compile.inspection.picture import svg
-from attnres_compile.inspection.text import inspection_text
+import attnres_compile.inspection.facts
+from attnres_compile.inspection.facts.build import inspection_of
+from attnres_compile.inspection.pictures.page import page
+from attnres_compile.inspection.pictures.picture import svg
+from attnres_compile.inspection.text.dot import dot
+from attnres_compile.inspection.text.inspection_text import inspection_text
 from tests.attnres_compile.inspection.models import explained
 
 MODELS = ["deep_6", "toy_encoder_decoder", "mixed", "toy_post_norm", "broken_inside", "broken_before", "named"]
@@ -43,7 +43,7 @@ def test_the_text_folds_and_expands() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_json_keeps_its_schema(name: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((files(attnres_compile.inspection) / "inspection.schema.json").read_text())
+    schema = json.loads((files(attnres_compile.inspection.facts) / "inspection.schema.json").read_text())
     record = json.loads(json.dumps(explained(name).to_dict()))
     jsonschema.validate(record, schema)
     broken = record | {"exit_code": 1}

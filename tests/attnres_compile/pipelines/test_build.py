@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnres_compile
-from attnres_compile.pipelines import stage_compat
-from attnres_compile.pipelines.build import Chunks, Cutting, build_chunks, leaves_by_name
+from attnres_compile.pipelines import torch_stage
+from attnres_compile.pipelines.build import Chunks, CutOptions, build_chunks, leaves_by_name
 from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
 from attnres_compile.pipelines.errors import PipelineBatchError, PipelineSupportError, StageError
 from attnres_compile.pipelines.microbatches import batch_of
@@ -43,7 +43,7 @@ def toy(dropout: float = 0.0) -> nn.Module:
 
 def chunks_of(model: nn.Module, ranks: int = 3, virtual: int = 1, **how: Any) -> Chunks:
     tokens = TOKENS.to(next(model.parameters()).device)
-    return build_chunks(model, (tokens,), {}, Cutting(StageLayout(ranks, virtual), **how))
+    return build_chunks(model, (tokens,), {}, CutOptions(StageLayout(ranks, virtual), **how))
 
 
 def run(modules: list[ChunkModule], tokens: Tensor) -> Any:
@@ -51,7 +51,7 @@ def run(modules: list[ChunkModule], tokens: Tensor) -> Any:
     known: dict[Any, Tensor] = {}
     output: Any = ()
     for module in modules:
-        plan = module._inside.plan
+        plan = module._content.plan
         known.update(zip(plan.arrives, output, strict=True))
         arrives = [known[key] for key in plan.arrives]
         given = module(*arrives, cached=tuple(known[key] for key in plan.cached), **leaves_by_name((tokens,), {}))
@@ -265,19 +265,19 @@ def test_batches_that_cannot_be_split() -> None:
 
 
 def test_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage_compat.check_torch()
-    monkeypatch.setattr(stage_compat, "torch_version", lambda: (2, 11))
+    torch_stage.check_torch()
+    monkeypatch.setattr(torch_stage, "torch_version", lambda: (2, 11))
     with pytest.raises(PipelineSupportError, match=r"pipelines were checked with torch 2\.13"):
-        stage_compat.check_torch()
+        torch_stage.check_torch()
 
 
-@pytest.mark.parametrize("hook", stage_compat.HOOKS)
+@pytest.mark.parametrize("hook", torch_stage.HOOKS)
 def test_missing_hook_is_named(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hook in vars(stage_compat.ChunkStage), "what the list names is overridden"
-    fake = type("PipelineStage", (), {name: len for name in stage_compat.HOOKS if name != hook})
-    monkeypatch.setattr(stage_compat, "PipelineStage", fake)
+    assert hook in vars(torch_stage.ChunkStage), "what the list names is overridden"
+    fake = type("PipelineStage", (), {name: len for name in torch_stage.HOOKS if name != hook})
+    monkeypatch.setattr(torch_stage, "PipelineStage", fake)
     with pytest.raises(PipelineSupportError, match=f"has no {hook}"):
-        stage_compat.check_torch()
+        torch_stage.check_torch()
 
 
 def test_no_process_group() -> None:

@@ -18,7 +18,8 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 import attnres_compile
-from attnres_compile.pipelines.pipeline import Pipeline, pipeline
+from attnres_compile.pipelines.pipeline import pipeline
+from attnres_compile.pipelines.rank import Pipeline
 from attnres_kernels.errors import AttnResError
 from tests.attnres_compile.pipelines.cases import ALONE, CASES, Case
 from tests.attnres_compile.pipelines.models import MODELS, Toy, data, loss_of

@@ -16,7 +16,7 @@ import torch
 import attnres_compile as ac
 from attnres_compile.cli import main as cli
 from attnres_compile.model.errors import RecordingError
-from attnres_compile.recording.record import RecordedRead, RecordedWrite, Sublayer
+from attnres_compile.recording.recorded import RecordedRead, RecordedWrite, Sublayer
 from attnres_compile.recording.table import CSV_COLUMNS
 from tests.end_to_end.models import PreNorm, tokens
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.fx import Interpreter
 
-from attnres_compile.api.preparation import analyse_model
+from attnres_compile.capture.analysis import analyse_model
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
 from attnres_compile.report.execution import count

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnres_compile
-from attnres_compile.api.explanation import explain
+from attnres_compile.api.explain import explain
 from attnres_passes.ir.annotations import annotation_of, stages_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from attnres_compile.inspection.facts import Inspection, StreamFacts
-from attnres_compile.inspection.folding import check_expand, fold
-from attnres_compile.inspection.layers import Row
+from attnres_compile.inspection.facts.facts import Inspection, StreamFacts
+from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.layers import Row
 
 
 def dot(inspection: Inspection, expand: Collection[str] = ()) -> str:
     """A digraph with a cluster per stream. An edge that only some of the folded layers have is dashed.
 
-    Raises ExpandError.
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours.
+
+    Raises:
+        ExpandError: no stream has such a layer.
     """
     check_expand([stream.sites for stream in inspection.streams], expand)
     lines = ["digraph attnres {", "  rankdir=LR;", "  node [fontname=monospace, fontsize=10];"]

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from attnres_compile.api.preparation import (
-    AnalysedGraph,
-    analyse_capture,
-    apply_on_decline,
-    config_from,
-    first_cut,
-    plan_of,
-)
+from attnres_compile.api.prepare import config_from
+from attnres_compile.capture.analysis import analyse_capture, apply_on_decline, first_cut, plan_of
 from attnres_compile.capture.capture import capture
-from attnres_compile.inspection.build import PassedGraph, breaks_of, inspection_of
-from attnres_compile.inspection.dot import dot
-from attnres_compile.inspection.facts import Inspection
-from attnres_compile.inspection.page import page
-from attnres_compile.inspection.picture import svg
-from attnres_compile.inspection.skeleton import skeleton_diff
-from attnres_compile.inspection.text import inspection_text
-from attnres_passes.analyses.streams import Analysis
+from attnres_compile.compile.levels import ModelGraph, run_passes_under
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.levels import Level, check_level
+from attnres_passes.ir.levels import Level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
-from attnres_passes.pipeline import GraphLevels, run_passes
-from attnres_passes.rewrite.rewrite import rewrite
+
+# Pages and pictures are loaded by the methods that make them, so that no other verb pays for them.
+if TYPE_CHECKING:
+    from attnres_compile.inspection.facts.facts import Inspection
 
 
 @dataclass(frozen=True)
 class Explanation:
     """A plan, the graphs at each level, and all that there is to say about them; ``str()`` is a report in text.
 
-    plan, inspection: of the whole model; graphs: its graphs in the order they run, each with its levels; name: of the
-    model. ``before``, ``after``, ``scheduled`` and ``lowered`` are the levels of the first graph with a stream.
+    plan, inspection: of the whole model; graphs: in the order they run. ``before``, ``after``, ``scheduled`` and
+    ``lowered`` are the levels of the first graph with a stream.
     """
 
     plan: Plan
     inspection: Inspection
-    graphs: tuple[PassedGraph, ...] = field(repr=False)
+    graphs: tuple[ModelGraph, ...] = field(repr=False)
     name: str
 
     @property
@@ -78,11 +66,11 @@ class Explanation:
 
     @cached_property
     def _levels(self) -> Mapping[Level, GraphModule]:
-        return next((graph for graph in self.graphs if graph.passed is not None), self.graphs[0]).levels()
+        return next((graph for graph in self.graphs if graph.levels is not None), self.graphs[0]).by_level()
 
     def text(self, level: str) -> str:
         """The graphs of a level ("captured", "rewritten", "scheduled", "lowered") as Python text."""
-        texts = [graph_text(graph.levels()[Level(level)]) for graph in self.graphs]
+        texts = [graph_text(graph.by_level()[Level(level)]) for graph in self.graphs]
         if len(texts) == 1:
             return texts[0]
         return "\n".join(f"# graph {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, start=1))
@@ -92,32 +80,47 @@ class Explanation:
 
         Raises ExpandError.
         """
+        from attnres_compile.inspection.text.inspection_text import inspection_text
+
         return inspection_text(self.inspection, expand)
 
     def diff(self, expand: Collection[str] = ()) -> str:
         """The residual streams before and after, as a unified diff. Raises ExpandError."""
+        from attnres_compile.inspection.text.skeleton import skeleton_diff
+
         return skeleton_diff(self.inspection, expand)
 
     def to_svg(self, expand: Collection[str] = ()) -> str:
         """The residual streams before and after, side by side, as an SVG document. Raises ExpandError."""
+        from attnres_compile.inspection.pictures.picture import svg
+
         return svg(self.inspection, expand)
 
     def to_dot(self, expand: Collection[str] = ()) -> str:
         """The rewritten streams as Graphviz text. Raises ExpandError."""
+        from attnres_compile.inspection.text.dot import dot
+
         return dot(self.inspection, expand)
 
     def to_html(self, path: str | Path | None = None, expand: Collection[str] = ()) -> str:
-        """A page with pictures, tables and graphs that needs no other file; written to ``path`` if one is given.
+        """A page with pictures, tables and graphs that needs no other file.
 
-        Raises ExpandError.
+        Args:
+            path: where to write it, if anywhere.
+            expand: layers that are not folded into their neighbours.
+
+        Raises:
+            ExpandError: no stream has such a layer.
         """
+        from attnres_compile.inspection.pictures.page import page
+
         text = page(self.name, self.inspection, {level.value: self.text(level.value) for level in Level}, expand)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a ``schema_version``; ``attnres_compile/inspection/inspection.schema.json`` describes it."""
+        """Plain data with a ``schema_version``; ``inspection/facts/inspection.schema.json`` describes it."""
         return {**self.inspection.to_dict(), "model": self.name}
 
     def __str__(self) -> str:
@@ -136,7 +139,7 @@ def explain(
     """Analyse and rewrite ``model`` on example inputs and return plan and graphs; the model is not changed.
 
     Args:
-        model, args, kwargs, config, options: as for ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
+        model, args, kwargs, config, options: those of ``prepare``. With ``on_decline`` "warn" or "ignore", a model of
             which nothing can be rewritten is explained too, also one whose stream a graph break cuts. Under
             ``torch.no_grad()``, the schedule is that of a graph without gradients.
         name: of the model in reports; by default its class's.
@@ -144,6 +147,8 @@ def explain(
     Raises:
         ConfigError, CaptureError, GraphBreakError, NoStreamError.
     """
+    from attnres_compile.inspection.facts.build import breaks_of, inspection_of
+
     chosen = config_from(config, options)
     captured = capture(model, args, kwargs)
     graphs = analyse_capture(captured, chosen)
@@ -156,8 +161,8 @@ def explain(
         plan = plan_of(graphs, chosen)
         if not plan.streams:
             apply_on_decline(plan)
-    passed = tuple(
-        PassedGraph(
+    model_graphs = tuple(
+        ModelGraph(
             graph,
             run_passes_under(graph, chosen, differentiates=torch.is_grad_enabled())
             if plan.streams and graph.analysis.plan.streams
@@ -166,29 +171,4 @@ def explain(
         for graph in graphs
     )
     breaks = breaks_of(captured, "" if cut is None else cut.name)
-    return Explanation(plan, inspection_of(plan, passed, breaks), passed, name or type(model).__name__)
-
-
-def run_passes_under(
-    graph: AnalysedGraph, config: AttnResConfig, keeps_values: bool = False, differentiates: bool = True
-) -> GraphLevels:
-    """The levels of one captured graph under ``config``, each checked.
-
-    The partition into blocks is that of the analysis; scale, eps and schedule are those of ``config``. keeps_values,
-    differentiates: as for ``run_passes``.
-    """
-    return run_passes(
-        graph.captured.gm, _under(graph, config), keeps_values=keeps_values, differentiates=differentiates
-    )
-
-
-def rewritten_under(graph: AnalysedGraph, config: AttnResConfig) -> GraphModule:
-    """The rewritten level alone, as ``passed_under``."""
-    analysis = _under(graph, config)
-    gm = rewrite(graph.captured.gm, analysis).gm
-    check_level(gm, Level.REWRITTEN, analysis.plan)
-    return gm
-
-
-def _under(graph: AnalysedGraph, config: AttnResConfig) -> Analysis:
-    return dataclasses.replace(graph.analysis, plan=dataclasses.replace(graph.analysis.plan, config=config))
+    return Explanation(plan, inspection_of(plan, model_graphs, breaks), model_graphs, name or type(model).__name__)

@@ -1,4 +1,4 @@
-"""``prepare``: analyse a model once, register the parameters of its reads, and return the plan."""
+"""The analysis of all graphs of a model, and the plan that they make together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.api import optimizers
 from attnres_compile.capture.capture import Capture, Captured, capture
-from attnres_compile.model import parameters
-from attnres_compile.model.errors import AlreadyPreparedError, GraphBreakError, NoStreamError
-from attnres_compile.model.parameters import parameters_of, unwrapped
+from attnres_compile.model.errors import GraphBreakError, NoStreamError
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
-from attnres_passes.ir.config import AttnResConfig, ConfigError
+from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
 from attnres_passes.torch_private.dynamo import GraphEnd
 
@@ -31,74 +28,6 @@ class AnalysedGraph:
     analysis: Analysis
 
 
-def prepare(
-    model: nn.Module,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    config: AttnResConfig | None = None,
-    **options: Any,
-) -> Plan:
-    """Find the residual streams of ``model`` and register the parameters that depth attention adds, in place.
-
-    The model is captured on ``model(*args, **kwargs)`` and not trained, compiled or otherwise changed. Call this
-    before an optimizer, DDP or FSDP take the parameters, and before ``model.compile(backend="attnres")``.
-
-    Args:
-        model: any module; its forward on the example inputs is what is analysed.
-        args, kwargs: example inputs; sizes may differ later, optional inputs and outputs should not.
-        config: an AttnResConfig, or its fields as keywords in ``options``.
-
-    Returns:
-        The plan. ``model.attnres.streams[i].reads[k]`` holds ``query`` ``[d]`` (zeros) and ``key_norm.weight``
-        ``[d]`` (ones) of the k-th read with two sources or more of its i-th stream.
-
-    Raises:
-        ConfigError, CaptureError, NoStreamError (unless ``on_decline`` is "warn" or "ignore"), GraphBreakError,
-        AlreadyPreparedError (with another plan), RegistrationError. The model is then as it was.
-    """
-    chosen = config_from(config, options)
-    model = unwrapped(model)
-    plan = plan_of(analyse_model(model, args, kwargs, chosen), chosen)
-    existing = parameters_of(model)
-    if existing is not None:
-        if dataclasses.replace(existing.plan, declined=()) != dataclasses.replace(plan, declined=()):
-            raise AlreadyPreparedError(
-                f"{type(model).__name__} is already prepared with another plan; call "
-                "attnres_compile.unprepare(model) first, which drops the trained pseudo-queries."
-            )
-        return existing.plan
-    if not plan.streams:
-        apply_on_decline(plan)
-        return plan
-    parameters.register(model, plan)
-    optimizers.watch()
-    return plan
-
-
-def unprepare(model: nn.Module) -> None:
-    """Take the AttnRes parameters off ``model``, which is then what it was before ``prepare``.
-
-    Graphs that were compiled with them are dropped by Dynamo at the next call. Raises NotPreparedError.
-    """
-    model = unwrapped(model)
-    parameters.remove(model)
-    if model._compiled_call_impl is not None:
-        model._compiled_call_impl = None
-
-
-def config_from(config: AttnResConfig | None, options: Mapping[str, Any]) -> AttnResConfig:
-    """One config from ``config=`` or keywords. Raises ConfigError."""
-    if config is None:
-        return AttnResConfig.from_options(options)
-    if options:
-        raise ConfigError(
-            f"config= and the options {sorted(options)} are both given; give one of them, or use "
-            "dataclasses.replace(config, ..)."
-        )
-    return config
-
-
 def analyse_model(
     model: nn.Module,
     args: Sequence[Any],
@@ -106,15 +35,28 @@ def analyse_model(
     config: AttnResConfig,
     static: bool = False,
 ) -> tuple[AnalysedGraph, ...]:
-    """Capture ``model`` and analyse each of its graphs. Changes nothing. static: as for ``capture``.
+    """Capture ``model`` and analyse each of its graphs. Changes nothing.
 
-    Raises CaptureError.
+    Args:
+        model, args, kwargs, static: those of ``capture``.
+        config: of the analysis.
+
+    Raises:
+        CaptureError, GraphBreakError: those of ``capture`` and ``analyse_capture``.
     """
     return analyse_capture(capture(model, args, kwargs, static), config)
 
 
 def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedGraph, ...]:
-    """Analyse each graph of a capture. Raises GraphBreakError under ``on_decline="error"``."""
+    """Analyse each graph of a capture.
+
+    Args:
+        captured: all graphs of a model.
+        config: of the analysis.
+
+    Raises:
+        GraphBreakError: under ``on_decline="error"``, no graph of a model in pieces holds a whole stream.
+    """
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
     if not captured.is_whole and config.on_decline == "error":
         _check_pieces(captured, graphs)
@@ -135,7 +77,15 @@ def _check_pieces(captured: Capture, graphs: Sequence[AnalysedGraph]) -> None:
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
-    """The plan of a whole model, from its graphs. Raises GraphBreakError."""
+    """The plan of a whole model.
+
+    Args:
+        graphs: all of its graphs, in the order they run.
+        config: that they were analysed with.
+
+    Raises:
+        GraphBreakError: a stream goes on after the end of its graph.
+    """
     streams: list[Stream] = []
     declined: list[Decline] = []
     names: Counter[str] = Counter()
@@ -166,7 +116,15 @@ def _is_cut(stream: Stream, end: GraphEnd) -> bool:
 
 
 def check_not_cut(stream: Stream, end: GraphEnd) -> None:
-    """Raise GraphBreakError if the graph ended in a break and the stream goes on after it."""
+    """Check that a stream ends where its graph does.
+
+    Args:
+        stream: of the graph.
+        end: how the graph ends.
+
+    Raises:
+        GraphBreakError: the graph ends in a break, and the stream goes on after it.
+    """
     if _is_cut(stream, end):
         raise GraphBreakError(
             f"a graph break cuts the residual stream {stream.name!r} after "
@@ -177,7 +135,15 @@ def check_not_cut(stream: Stream, end: GraphEnd) -> None:
 
 
 def apply_on_decline(plan: Plan, note: str = "") -> None:
-    """A model without any stream: an error, a warning, or nothing, as the config says. Raises NoStreamError."""
+    """Say that nothing of a model can be rewritten: by an error, a warning, or not at all, as its config wants.
+
+    Args:
+        plan: without streams.
+        note: what the message says of the model besides.
+
+    Raises:
+        NoStreamError: under ``on_decline="error"``.
+    """
     if plan.config.on_decline == "error":
         raise NoStreamError(plan.declined, note)
     if plan.config.on_decline == "warn":

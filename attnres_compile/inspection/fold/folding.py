@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from attnres_compile.inspection.facts import Site
-from attnres_compile.inspection.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
+from attnres_compile.inspection.facts.facts import Site
+from attnres_compile.inspection.fold.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
 from attnres_kernels.errors import AttnResError
 
 LONGEST_UNIT = 256
@@ -28,6 +28,7 @@ def fold(sites: Sequence[Site], expand: Collection[str] = ()) -> tuple[Layer, ..
     """The sites of one stream as layers, repeated ones folded, but for those that ``expand`` names.
 
     Args:
+        sites: in the order of the graph.
         expand: paths of layers (``transformer.h.3``), their ends (``h.3``), their numbers (``3``), or "all".
     """
     layers: list[Layer] = []
@@ -67,7 +68,15 @@ def _named_layers(rows: Sequence[Row], containers: Sequence[tuple[str, ...]]) ->
 
 
 def check_expand(streams: Sequence[Sequence[Site]], expand: Collection[str]) -> None:
-    """Raise ExpandError for a layer that no stream has."""
+    """Check the names that a user gives.
+
+    Args:
+        streams: the sites of each stream of the model.
+        expand: what ``fold`` is given for each of them.
+
+    Raises:
+        ExpandError: no stream has a layer of such a name.
+    """
     for name in expand:
         sites = (site for stream in streams for site in stream)
         if name == EXPAND_ALL or any(lies_in(site.module, name) for site in sites):

@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 
+from attnres_compile.pipelines.agreement import Agreement
+from attnres_compile.pipelines.build import Chunks
 from attnres_compile.pipelines.chunk_module import CACHED
 from attnres_compile.pipelines.errors import PipelineSupportError
 from attnres_compile.pipelines.store import BlockStore
@@ -59,10 +60,9 @@ class ChunkStage(PipelineStage):
 
     Args:
         module: the chunk, or a wrapper such as DistributedDataParallel around it.
-        chunk: its plan.
+        chunk, chunks: its plan, and all chunks of the model.
         store: of the rank, shared by its chunks.
-        arrives, sends: examples on "meta" of what is received and what is given, per micro-batch.
-        last_reads: blocks that no later chunk of the rank reads.
+        agreement: gives the group and the device of the rank.
         splits_backward: whether the schedule runs the backward of inputs and weights apart.
     """
 
@@ -70,17 +70,24 @@ class ChunkStage(PipelineStage):
         self,
         module: torch.nn.Module,
         chunk: ChunkPlan,
-        num_chunks: int,
-        device: torch.device,
+        chunks: Chunks,
         store: BlockStore,
-        arrives: tuple[Tensor, ...],
-        sends: tuple[Tensor, ...],
-        last_reads: tuple[int, ...],
+        agreement: Agreement,
         splits_backward: bool,
-        group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(module, chunk.index, num_chunks, device, input_args=arrives, output_args=sends, group=group)
-        self.chunk, self.store, self.last_reads, self.splits_backward = chunk, store, last_reads, splits_backward
+        super().__init__(
+            module,
+            chunk.index,
+            len(chunks.plan.chunks),
+            agreement.device,
+            input_args=chunks.arrives(chunk),
+            output_args=chunks.sends(chunk),
+            group=agreement.group,
+        )
+        self.chunk, self.store, self.splits_backward = chunk, store, splits_backward
+        later = [other for other in chunks.plan.of_rank(chunk.rank) if other.index > chunk.index]
+        # The blocks that no later chunk of the rank reads.
+        self.last_reads = tuple(block for block in chunk.cached if not any(block in other.cached for other in later))
         self._leaves: dict[int, dict[int, int]] = {}
         self._microbatch = -1
 
@@ -91,6 +98,12 @@ class ChunkStage(PipelineStage):
         kwargs: dict[str, Any] | None = None,
         save_forward_output: bool = True,
     ) -> Any:
+        """Run the forward of a micro-batch with the kept blocks, and keep what the plan says.
+
+        Args:
+            fwd_chunk_id: of the micro-batch.
+            args, kwargs, save_forward_output: those of torch.
+        """
         records = bool(self.has_backward and torch.is_grad_enabled())
         leaves = tuple(self.store.leaf(fwd_chunk_id, block, records) for block in self.chunk.cached)
         given = {**(kwargs or {}), CACHED: leaves}
@@ -123,7 +136,12 @@ class ChunkStage(PipelineStage):
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
     ) -> Any:
-        # The methods below are not told which micro-batch they are called for.
+        """Note the micro-batch, which the methods below are not told.
+
+        Args:
+            bwd_chunk_id: of the micro-batch.
+            loss, full_backward, last_backward: those of torch.
+        """
         self._microbatch = bwd_chunk_id
         return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
 
@@ -138,6 +156,11 @@ class ChunkStage(PipelineStage):
     def backward_maybe_with_nosync(
         self, backward_type: Any, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
+        """Exchange gradients with the store after a backward of inputs.
+
+        Args:
+            backward_type, bwd_kwargs, last_backward: those of torch.
+        """
         gradients, groups = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         if backward_type == "weight" or self.is_first:
             return gradients, groups

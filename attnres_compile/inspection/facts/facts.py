@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
@@ -85,10 +86,7 @@ class AddedParameter:
     @property
     def elements(self) -> int:
         """Numbers in all of them."""
-        elements = self.count
-        for size in self.shape:
-            elements *= size
-        return elements
+        return self.count * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class Inspection:
         return f"the graph break at {short_source(cut.source)} {what}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a ``schema_version``, as ``inspection.schema.json`` describes it."""
+        """Plain data with a ``schema_version``; ``inspection.schema.json`` describes it."""
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": KIND,
@@ -170,13 +168,11 @@ class Inspection:
             "exit_code": int(self.verdict),
             "headline": self.headline,
             "config": dataclasses.asdict(self.plan.config),
-            "streams": [dataclasses.asdict(stream) for stream in self.streams],
-            "declined": [
-                dataclasses.asdict(decline) | {"reason": str(decline.reason)} for decline in self.plan.declined
-            ],
-            "breaks": [dataclasses.asdict(found) for found in self.breaks],
+            "streams": list(map(dataclasses.asdict, self.streams)),
+            "declined": [dataclasses.asdict(one) | {"reason": str(one.reason)} for one in self.plan.declined],
+            "breaks": list(map(dataclasses.asdict, self.breaks)),
             "parameters": [dataclasses.asdict(added) | {"elements": added.elements} for added in self.parameters],
-            "kernels": [dataclasses.asdict(kernel) for kernel in self.kernels],
+            "kernels": list(map(dataclasses.asdict, self.kernels)),
             "bound": self.bound,
             "nodes": dict(self.nodes),
             "environment": dict(self.environment),

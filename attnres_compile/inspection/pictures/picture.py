@@ -7,10 +7,10 @@ from collections.abc import Collection
 from html import escape
 from importlib.resources import files
 
-from attnres_compile.inspection.facts import Inspection
-from attnres_compile.inspection.folding import check_expand
-from attnres_compile.inspection.strips import flat, strips_of
-from attnres_compile.inspection.text import stream_line
+from attnres_compile.inspection.facts.facts import Inspection
+from attnres_compile.inspection.fold.folding import check_expand
+from attnres_compile.inspection.pictures.strips import flat, strips_of
+from attnres_compile.inspection.text.inspection_text import stream_line
 
 _MARGIN, _NARROWEST, _LINE, _CHARACTERS = 20, 760, 18, 115
 
@@ -21,7 +21,15 @@ def style(name: str) -> str:
 
 
 def svg(inspection: Inspection, expand: Collection[str] = ()) -> str:
-    """All streams under one another; the reasons instead if there are none. Raises ExpandError."""
+    """All streams under one another; the reasons instead if there are none.
+
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours.
+
+    Raises:
+        ExpandError: no stream has such a layer.
+    """
     check_expand([stream.sites for stream in inspection.streams], expand)
     drawn = [strips_of(stream, expand, unfolds=False) for stream in inspection.streams]
     width = max(_NARROWEST, *(one.width for one in drawn)) if drawn else _NARROWEST

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from attnres_compile.inspection.facts import Inspection, StreamFacts
-from attnres_compile.inspection.folding import check_expand, fold
-from attnres_compile.inspection.layers import Row
+from attnres_compile.inspection.facts.facts import Inspection, StreamFacts
+from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.layers import Row
 
 Pair = tuple[str, str]
 """A line before and after the rewrite."""
 
 
-def skeleton_pairs(stream: StreamFacts, expand: Collection[str] = ()) -> Iterator[Pair]:
+def _pairs(stream: StreamFacts, expand: Collection[str] = ()) -> Iterator[Pair]:
     """The lines of one stream."""
     yield f"x = {stream.root}", f"b0 = {stream.root}"
     for layer in fold(stream.sites, expand):
@@ -43,14 +43,21 @@ def _block(number: str) -> str:
 
 
 def skeleton_diff(inspection: Inspection, expand: Collection[str] = ()) -> str:
-    """A unified diff of the residual streams; '' if nothing is rewritten. Raises ExpandError.
+    """A unified diff of the residual streams; '' if nothing is rewritten.
 
     Lines that replace each other stand together, which a unified diff allows.
+
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours.
+
+    Raises:
+        ExpandError: no stream has such a layer.
     """
     check_expand([stream.sites for stream in inspection.streams], expand)
     parts = []
     for stream in inspection.streams:
-        pairs = list(skeleton_pairs(stream, expand))
+        pairs = list(_pairs(stream, expand))
         lines = []
         for before, after in pairs:
             lines.extend([f" {before}"] if before == after else [f"-{before}", f"+{after}"])

@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from attnres_compile.inspection.facts import Inspection, StreamFacts, Verdict
-from attnres_compile.inspection.folding import check_expand
-from attnres_compile.inspection.picture import style
-from attnres_compile.inspection.skeleton import skeleton_diff
-from attnres_compile.inspection.strips import LayerStrips, Strip, strips_of
-from attnres_compile.inspection.text import (
+from attnres_compile.inspection.facts.facts import Inspection, StreamFacts, Verdict
+from attnres_compile.inspection.fold.folding import check_expand
+from attnres_compile.inspection.pictures.picture import style
+from attnres_compile.inspection.pictures.strips import LayerStrips, Strip, strips_of
+from attnres_compile.inspection.text.inspection_text import (
     added_elements,
     kernel_table,
     pairs,
@@ -20,11 +19,22 @@ from attnres_compile.inspection.text import (
     site_table,
     stream_line,
 )
+from attnres_compile.inspection.text.skeleton import skeleton_diff
 from attnres_passes.ir.plan import short_source
 
 
 def page(name: str, inspection: Inspection, graphs: Mapping[str, str], expand: Collection[str] = ()) -> str:
-    """The page of a model. graphs: their text, by level. Raises ExpandError."""
+    """The page of a model.
+
+    Args:
+        name: of the model.
+        inspection: its facts.
+        graphs: their text, by level.
+        expand: layers that are shown unfolded.
+
+    Raises:
+        ExpandError: no stream has such a layer.
+    """
     check_expand([stream.sites for stream in inspection.streams], expand)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["short"] = short_source
@@ -51,7 +61,7 @@ def _stream(stream: StreamFacts, expand: Collection[str]) -> dict[str, object]:
         "name": stream.name,
         "line": stream_line(stream),
         "width": drawn.width,
-        "head": _svg(drawn.head, drawn.width),
+        "head": _joined((drawn.head,), drawn.width),
         "layers": [_layer(layer, drawn.width) for layer in drawn.layers],
         "sites": site_table(stream, expand),
     }
@@ -61,14 +71,10 @@ def _layer(layer: LayerStrips, width: int) -> dict[str, object]:
     return {
         "label": layer.label,
         "repeats": layer.repeats,
-        "head": _svg(layer.head, width) if layer.head is not None else Markup(),
+        "head": Markup() if layer.head is None else _joined((layer.head,), width),
         "rows": _joined(layer.rows, width),
         "unfolded": [_layer(one, width) for one in layer.unfolded],
     }
-
-
-def _svg(strip: Strip, width: int) -> Markup:
-    return _joined((strip,), width)
 
 
 def _joined(strips: Collection[Strip], width: int) -> Markup:

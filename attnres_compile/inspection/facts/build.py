@@ -5,20 +5,20 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
-from attnres_compile.api.preparation import AnalysedGraph
+from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_compile.capture.capture import Capture
-from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, Site, StreamFacts
-from attnres_compile.inspection.kernels import kernels_of
+from attnres_compile.compile.levels import ModelGraph
+from attnres_compile.inspection.facts.facts import AddedParameter, GraphBreak, Inspection, Kernel, Site, StreamFacts
+from attnres_compile.inspection.facts.kernels import kernels_of
 from attnres_compile.measure.environment import package_version
 from attnres_kernels.definition import scheduled
 from attnres_passes.analyses.stream_nodes import StreamNodes, WriteNode
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotation_of
-from attnres_passes.ir.levels import OWN_READS, SCHEDULED_READS, Level, is_depth_attention
+from attnres_passes.ir.levels import OWN_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.text import tensor_text
@@ -35,51 +35,46 @@ _DIRECT = (scheduled.direct_read, scheduled.fused_direct_read, *OWN_READS)
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
 
-@dataclass(frozen=True)
-class PassedGraph:
-    """A graph of the model and, where it has streams, its levels."""
+def inspection_of(plan: Plan, graphs: Sequence[ModelGraph], breaks: tuple[GraphBreak, ...]) -> Inspection:
+    """The facts of a model.
 
-    graph: AnalysedGraph
-    passed: GraphLevels | None
-
-    def levels(self) -> Mapping[Level, GraphModule]:
-        """The graph at each level; as it was captured where nothing is rewritten."""
-        before = self.graph.captured.gm
-        if self.passed is None:
-            return dict.fromkeys(Level, before)
-        after = self.passed.rewritten, self.passed.scheduled.gm, self.passed.lowered
-        return dict(zip(Level, (before, *after), strict=True))
-
-
-def inspection_of(plan: Plan, graphs: Sequence[PassedGraph], breaks: tuple[GraphBreak, ...]) -> Inspection:
-    """The facts of a model. plan: of all of it; its streams come in the order of the graphs."""
+    Args:
+        plan: of all of it, with the streams in the order of the graphs.
+        graphs: in the order they run.
+        breaks: between them.
+    """
     streams: list[StreamFacts] = []
     kernels: list[Kernel] = []
     for graph in graphs:
-        if graph.passed is not None:
-            of_graph = plan.streams[len(streams) : len(streams) + len(graph.graph.analysis.plan.streams)]
-            found = tuple(_streams(of_graph, graph.graph, graph.passed))
-            kernels.extend(kernels_of(graph.passed, found))
+        if graph.levels is not None:
+            of_graph = plan.streams[len(streams) : len(streams) + len(graph.analysed.analysis.plan.streams)]
+            found = tuple(_streams(of_graph, graph.analysed, graph.levels))
+            kernels.extend(kernels_of(graph.levels, found))
             streams.extend(found)
     nodes: Counter[str] = Counter()
     for graph in graphs:
-        nodes.update({level.value: len(gm.graph.nodes) for level, gm in graph.levels().items()})
-    passed = [graph.passed for graph in graphs if graph.passed is not None]
+        nodes.update({level.value: len(gm.graph.nodes) for level, gm in graph.by_level().items()})
+    levels = [graph.levels for graph in graphs if graph.levels is not None]
     return Inspection(
         plan,
         tuple(streams),
         breaks,
         tuple(_added(plan)),
         tuple(kernels),
-        "; ".join(dict.fromkeys(one.bound_text() for one in passed)),
-        "\n\n".join(one.schedule_text() for one in passed),
+        "; ".join(dict.fromkeys(one.bound_text() for one in levels)),
+        "\n\n".join(one.schedule_text() for one in levels),
         dict(nodes),
         _environment(graphs),
     )
 
 
 def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
-    """Where the graphs of a model end before it does. cuts: the stream that the first of them cuts."""
+    """Where the graphs of a model end before it does.
+
+    Args:
+        captured: all graphs of the model.
+        cuts: the stream that the first break cuts, if any.
+    """
     places = dict.fromkeys((end.source, end.reason) for end in (graph.end for graph in captured.graphs) if end.is_break)
     if captured.break_source and captured.break_source not in [source for source, _ in places]:
         places = dict.fromkeys([(captured.break_source, captured.break_reason), *places])
@@ -182,10 +177,10 @@ def _added(plan: Plan) -> Iterator[AddedParameter]:
                 yield AddedParameter(path, (stream.width,), count, init, DECAY)
 
 
-def _environment(graphs: Sequence[PassedGraph]) -> dict[str, str]:
+def _environment(graphs: Sequence[ModelGraph]) -> dict[str, str]:
     versions = {name: version for name in _PACKAGES if (version := package_version(name)) is not None}
     devices = dict.fromkeys(
-        str(value.device) for graph in graphs for value in graph.graph.captured.inputs if hasattr(value, "device")
+        str(value.device) for graph in graphs for value in graph.analysed.captured.inputs if hasattr(value, "device")
     )
     system = f"{platform.system()} {platform.machine()}"
     return {**versions, "python": platform.python_version(), "system": system, "device": ", ".join(devices) or "cpu"}

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from html import escape
 
-from attnres_compile.inspection.facts import Site, StreamFacts
-from attnres_compile.inspection.folding import fold
-from attnres_compile.inspection.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
-from attnres_compile.inspection.layers import Layer, Row
+from attnres_compile.inspection.facts.facts import Site, StreamFacts
+from attnres_compile.inspection.fold.folding import fold
+from attnres_compile.inspection.fold.layers import Layer, Row
+from attnres_compile.inspection.pictures.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
 from attnres_passes.ir.plan import short_source
 
 COLOURS = 6
@@ -24,7 +24,7 @@ _HALF = ROW // 2
 
 @dataclass(frozen=True)
 class Strip:
-    """body: SVG elements, drawn from (0, 0); height in pixels."""
+    """One row. body: SVG elements, drawn from (0, 0); height in pixels."""
 
     body: str
     height: int
@@ -51,7 +51,13 @@ class StreamStrips:
 
 
 def strips_of(stream: StreamFacts, expand: Collection[str] = (), unfolds: bool = True) -> StreamStrips:
-    """Draw a stream. unfolds: also draw each repetition of folded layers."""
+    """Draw a stream.
+
+    Args:
+        stream: what is drawn.
+        expand: layers that are not folded into their neighbours.
+        unfolds: also draw each repetition of folded layers.
+    """
     layers = fold(stream.sites, expand)
     labels = [_relative(layer, row) for layer in layers for row in layer.rows] + [layer.label for layer in layers]
     drawing = _Drawing(stream, Geometry.of(stream, labels))
@@ -88,9 +94,8 @@ class _Drawing:
         rails += f'<circle class="root" cx="{at.rail(0)}" cy="{root_y}" r="4"/>'
         rails += _line(at.rail(0), root_y, at.rail(0), HEAD, "rail")
         words = _text(SPINE - 8, 16, "before", "panel") + _text(at.band, 16, "after", "panel")
-        words += _text(
-            at.band, 36, "blocks" if at.blocks_per_rail == 1 else f"blocks, by {at.blocks_per_rail}", "small"
-        )
+        blocks = "blocks" if at.blocks_per_rail == 1 else f"blocks, by {at.blocks_per_rail}"
+        words += _text(at.band, 36, blocks, "small")
         words += _text(at.box, root_y + 4, root, "root-name") + _text(at.box_after, root_y + 4, root, "root-name")
         return Strip(f"{words}{names}{_group('root', tip, rails)}", HEAD)
 
@@ -110,11 +115,8 @@ class _Drawing:
         at = self.at
         lines = _line(SPINE, 0, SPINE, LAYER_HEAD, "spine")
         lines += self._band(layer.rows[0], LAYER_HEAD) + self._rails(0, LAYER_HEAD)
-        if layer.is_folded:
-            mark = '<path class="mark" d="M42 11 l6 4 l-6 4 z"/>'
-            times = f'<tspan class="times" dx="8">x{layer.repeats}</tspan>'
-        else:
-            mark, times = "", ""
+        mark = '<path class="mark" d="M42 11 l6 4 l-6 4 z"/>' if layer.is_folded else ""
+        times = f'<tspan class="times" dx="8">x{layer.repeats}</tspan>' if layer.is_folded else ""
         name = escape(clipped(layer.label))
         label = f'<text class="layer" x="{at.box - 4}" y="19">{name}{times}</text>'
         return Strip(f"{lines}{mark}{label}", LAYER_HEAD)
@@ -132,11 +134,9 @@ class _Drawing:
 
     def _before(self, site: Site, label: str) -> str:
         at = self.at
-        box = _box(at.box, at.box_width, label, site.kind)
-        if site.kind == "read":
-            dot = f'<circle class="dot" cx="{SPINE}" cy="{_HALF}" r="3"/>'
-            return _line(SPINE, _HALF, at.box, _HALF, "wire") + _arrow(at.box, 1) + dot + box
-        return _line(SPINE, _HALF, at.box, _HALF, "wire") + _plus(SPINE, "plus") + box
+        dot = f'<circle class="dot" cx="{SPINE}" cy="{_HALF}" r="3"/>'
+        mark = _arrow(at.box) + dot if site.kind == "read" else _plus(SPINE, "plus")
+        return _line(SPINE, _HALF, at.box, _HALF, "wire") + mark + _box(at.box, at.box_width, label, site.kind)
 
     def _band(self, row: Row, height: int) -> str:
         """The background of the blocks of a row."""
@@ -180,7 +180,7 @@ class _Drawing:
         edge = _line(at.rail(0), _HALF, at.box_after, _HALF, "edge" if max(counts) > 1 else "wire")
         many = "" if max(counts) == 1 else _text(at.info, _HALF + 4, _read_info(row), "small")
         node = f'<path class="softmax" d="M{at.node - 7} {_HALF}l7 -7l7 7l-7 7z"/>' if max(counts) > 1 else ""
-        return edge + dots + node + _arrow(at.box_after, 1) + many
+        return edge + dots + node + _arrow(at.box_after) + many
 
 
 def _blocks(row: Row) -> list[int]:
@@ -218,11 +218,9 @@ def _line(x1: int, y1: int, x2: int, y2: int, kind: str) -> str:
     return f'<path class="{kind}" d="M{x1} {y1}L{x2} {y2}"/>'
 
 
-def _arrow(x: int, direction: int) -> str:
+def _arrow(x: int) -> str:
     """The head of an arrow that ends at ``x``."""
-    return (
-        f'<path class="arrow" d="M{x - 6 * direction} {_HALF - 3.5}L{x} {_HALF}L{x - 6 * direction} {_HALF + 3.5}z"/>'
-    )
+    return f'<path class="arrow" d="M{x - 6} {_HALF - 3.5}L{x} {_HALF}L{x - 6} {_HALF + 3.5}z"/>'
 
 
 def _plus(x: int, kind: str) -> str:

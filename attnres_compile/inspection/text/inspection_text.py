@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tabulate import tabulate
 
-from attnres_compile.inspection.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
-from attnres_compile.inspection.folding import check_expand, fold
-from attnres_compile.inspection.layers import Layer
+from attnres_compile.inspection.facts.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
+from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.layers import Layer
 from attnres_passes.ir.plan import short_source
 
 Table = tuple[list[str], list[list[str]]]
@@ -16,7 +16,15 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def inspection_text(inspection: Inspection, expand: Collection[str] = ()) -> str:
-    """Verdict, streams, sites, declines, graph breaks, parameters, kernels, environment. Raises ExpandError."""
+    """Verdict, streams, sites, declines, graph breaks, parameters, kernels, environment.
+
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours.
+
+    Raises:
+        ExpandError: no stream has such a layer.
+    """
     check_expand([stream.sites for stream in inspection.streams], expand)
     return "\n\n".join(_sections(inspection, expand))
 
@@ -45,7 +53,12 @@ def stream_line(stream: StreamFacts) -> str:
 
 
 def site_table(stream: StreamFacts, expand: Collection[str] = ()) -> Table:
-    """One row per site, repeated layers folded; the last column only if some site has a pipeline stage."""
+    """One row per site, repeated layers folded; the last column only if some site has a pipeline stage.
+
+    Args:
+        stream: whose sites are shown.
+        expand: layers that are not folded into their neighbours.
+    """
     headers = ["", "module", "source", "", "block", "sources", "normed", "schedule", "stage"]
     rows = [row for layer in fold(stream.sites, expand) for row in _layer_rows(layer)]
     if not any(row[-1] for row in rows):

@@ -1,4 +1,4 @@
-"""What compilation did to a model: ``status(model)``."""
+"""What compilation last did to each model: the notes that the backend takes, which ``status`` tells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Literal
 
 from torch import nn
 
-from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.ir.plan import Plan
 
 State = Literal["untouched", "prepared", "rewritten", "declined", "stale"]
@@ -20,7 +19,7 @@ class Status:
 
     state: "untouched" (never prepared or compiled), "prepared" (not compiled yet), "rewritten", "declined" (compiled
     as it was) or "stale" (the last compilation failed, see ``error``); reads: depth attentions in the last graph;
-    graphs: graphs compiled with streams in them; recompiles: graphs after the first.
+    graphs: graphs compiled with streams in them, which recompiles are but for the first.
     """
 
     state: State
@@ -42,28 +41,41 @@ class Status:
 _last: weakref.WeakKeyDictionary[nn.Module, Status] = weakref.WeakKeyDictionary()
 
 
-def status(model: nn.Module) -> Status:
-    """What the backend last did to ``model``; says so also where torch suppresses errors of backends."""
-    model = unwrapped(model)
-    parameters = parameters_of(model)
-    seen = _last.get(model)
-    if parameters is None:
-        return seen if seen is not None and seen.state == "declined" else Status("untouched")
-    if seen is None or seen.plan is not parameters.plan:
-        return Status("prepared", plan=parameters.plan)
-    return seen
+def last_note(model: nn.Module) -> Status | None:
+    """What the backend last noted about ``model``."""
+    return _last.get(model)
 
 
 def note_rewritten(model: nn.Module, plan: Plan, reads: int) -> None:
+    """Note that a graph was compiled with streams in it.
+
+    Args:
+        model: that the graph belongs to.
+        plan: of the model.
+        reads: depth attentions in the graph.
+    """
     before = _last.get(model)
     graphs = before.graphs if before is not None and before.plan is plan else 0
     _last[model] = Status("rewritten", reads, graphs + 1, "", plan)
 
 
 def note_declined(model: nn.Module, plan: Plan) -> None:
+    """Note that a graph was compiled as it was.
+
+    Args:
+        model: that the graph belongs to.
+        plan: that says why nothing was rewritten.
+    """
     _last[model] = Status("declined", error="; ".join(str(decline) for decline in plan.declined), plan=plan)
 
 
 def note_failed(model: nn.Module, plan: Plan, error: Exception) -> None:
+    """Note that a graph could not be compiled.
+
+    Args:
+        model: that the graph belongs to.
+        plan: of the model.
+        error: that the user is given, unless torch suppresses it.
+    """
     before = _last.get(model, Status("prepared"))
     _last[model] = replace(before, state="stale", error=str(error), plan=plan)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from attnres_compile.inspection.facts import Site
-from attnres_compile.inspection.ranges import progression, span
+from attnres_compile.inspection.facts.facts import Site
 from attnres_passes.ir.provenance import common_prefix
 
 EXPAND_ALL = "all"
@@ -29,15 +28,15 @@ class Row:
 
     @property
     def block(self) -> str:
-        return span(site.block for site in self.sites)
+        return _span(site.block for site in self.sites)
 
     @property
     def sources(self) -> str:
-        return span(site.sources for site in self.sites)
+        return _span(site.sources for site in self.sites)
 
     @property
     def stage(self) -> str:
-        return span(site.stage for site in self.sites)
+        return _span(site.stage for site in self.sites)
 
     @property
     def schedule(self) -> str:
@@ -65,7 +64,11 @@ class Layer:
         return tuple(self.part(index, index + 1) for index in range(self.repeats))
 
     def part(self, first: int, end: int) -> Layer:
-        """Repetitions ``first .. end``."""
+        """Some of the repetitions.
+
+        Args:
+            first, end: from this one, up to but without that one.
+        """
         label = label_of([(row, slice(first, end)) for row in self.rows])
         return Layer(tuple(Row(row.sites[first:end]) for row in self.rows), end - first, label)
 
@@ -90,12 +93,24 @@ class Layer:
 
 
 def lies_in(module: str, name: str) -> bool:
-    """Whether the components of ``name`` follow one another in a path."""
+    """Whether a path goes through a layer.
+
+    Args:
+        module: the path.
+        name: components that follow one another in it.
+    """
     return f".{name}." in f".{module}."
 
 
 def step(one: str, other: str) -> tuple[int, int] | None:
-    """Which part of a path moves on, and by how much; (-1, 0) of equal paths; None if several parts differ."""
+    """How a path moves on from one repetition to the next.
+
+    Args:
+        one, other: paths that differ in numbers alone.
+
+    Returns:
+        Which part moves on, and by how much; (-1, 0) of equal paths; None if several parts differ.
+    """
     if one == other:
         return -1, 0
     pairs = zip(one.split("."), other.split("."), strict=True)
@@ -130,5 +145,22 @@ def _joined_path(paths: Sequence[str]) -> str:
     parts = []
     for column in zip(*(path.split(".") for path in paths), strict=True):
         differs = len(set(column)) > 1
-        parts.append(progression([int(part) for part in column]) if differs else column[0])
+        parts.append(_progression([int(part) for part in column]) if differs else column[0])
     return ".".join(parts)
+
+
+def _progression(numbers: Sequence[int]) -> str:
+    """An arithmetic progression: ``1-35``, or ``0,2..70`` with another step; equal numbers as one."""
+    if len(set(numbers)) == 1:
+        return str(numbers[0])
+    if numbers[1] - numbers[0] == 1:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return f"{numbers[0]},{numbers[1]}" + (f"..{numbers[-1]}" if len(numbers) > 2 else "")
+
+
+def _span(numbers: Iterable[int | None]) -> str:
+    """From the least to the most: ``2-9``; '' of nothing."""
+    known = sorted({number for number in numbers if number is not None})
+    if not known:
+        return ""
+    return str(known[0]) if len(known) == 1 else f"{known[0]}-{known[-1]}"

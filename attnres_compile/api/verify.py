@@ -18,8 +18,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnres_compile.api.explanation import rewritten_under, run_passes_under
-from attnres_compile.api.preparation import AnalysedGraph, analyse_model, apply_on_decline, config_from, plan_of
+from attnres_compile.api.prepare import config_from
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
     Run,
@@ -29,6 +29,7 @@ from attnres_compile.compile.graph_runs import (
     stream_values,
     zeros_and_ones,
 )
+from attnres_compile.compile.levels import rewritten_under, run_passes_under
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.config import AttnResConfig
@@ -82,11 +83,8 @@ class Verification:
         return max((check.error for check in self.checks if not check.skipped), default=float("nan"))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "passed": self.passed,
-            "max_error": self.max_error,
-            "checks": [dataclasses.asdict(c) for c in self.checks],
-        }
+        checks = [dataclasses.asdict(check) for check in self.checks]
+        return {"passed": self.passed, "max_error": self.max_error, "checks": checks}
 
     def __str__(self) -> str:
         rows = [
@@ -101,9 +99,7 @@ class Verification:
             for check in self.checks
         ]
         table = tabulate(
-            rows,
-            headers=["check", "dtype", "result", "rel. error", "tolerance", "note"],
-            disable_numparse=True,
+            rows, headers=["check", "dtype", "result", "rel. error", "tolerance", "note"], disable_numparse=True
         )
         return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
 
@@ -123,10 +119,10 @@ def verify(
     config unless another is given; its trained queries play no part.
 
     Args:
-        model, args, kwargs, config, options: as for ``prepare``.
+        model, args, kwargs, config, options: those of ``prepare``.
 
     Raises:
-        As ``explain``.
+        ConfigError, CaptureError, GraphBreakError, NoStreamError.
     """
     model = unwrapped(model)
     added = parameters_of(model)
@@ -189,14 +185,8 @@ def _in_double(
             continue
         narrow = _least_precise(graph.analysis)
         if narrow is not torch.float64:
-            yield Check(
-                name,
-                "float64",
-                False,
-                float("nan"),
-                0.0,
-                skipped=f"the model computes in {_name(narrow)} inside",
-            )
+            reason = f"the model computes in {_name(narrow)} inside"
+            yield Check(name, "float64", False, float("nan"), 0.0, skipped=reason)
             continue
         yield _zero_query_check(graph, config)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch.fx import Node
 
-from attnres_compile.inspection.facts import Kernel, StreamFacts
+from attnres_compile.inspection.facts.facts import Kernel, StreamFacts
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_ours
 from attnres_passes.pipeline import GraphLevels
@@ -20,17 +20,22 @@ Form = tuple[str, int, str]
 """Name, stream and what is fused: calls that agree in these are one line of the table."""
 
 
-def kernels_of(passed: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[Kernel, ...]:
-    """The calls of one graph, in the order in which their forms first appear. streams: those of this graph."""
+def kernels_of(levels: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[Kernel, ...]:
+    """The calls of one graph, in the order in which their forms first appear.
+
+    Args:
+        levels: of the graph.
+        streams: those in it.
+    """
     calls: dict[Form, list[dict[str, Any]]] = defaultdict(list)
-    for node, given in _calls(passed.lowered.graph.nodes):
-        annotation = annotation_of(node)
+    for node in filter(is_ours, levels.lowered.graph.nodes):
+        annotation, given = annotation_of(node), arguments(node)
         assert annotation is not None
         calls[_name(node), annotation.stream, _fused(given)].append(given)
     return tuple(
         Kernel(
             name,
-            passed.choice.provider.value,
+            levels.choice.provider.value,
             streams[stream].name,
             len(given),
             _extent(map(_sources, given)),
@@ -41,12 +46,6 @@ def kernels_of(passed: GraphLevels, streams: tuple[StreamFacts, ...]) -> tuple[K
         )
         for (name, stream, fused), given in calls.items()
     )
-
-
-def _calls(nodes: Iterable[Node]) -> Iterator[tuple[Node, dict[str, Any]]]:
-    for node in nodes:
-        if is_ours(node):
-            yield node, arguments(node)
 
 
 def _name(node: Node) -> str:

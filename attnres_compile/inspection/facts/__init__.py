@@ -1,0 +1,1 @@
+"""The facts of a model as frozen data (``facts``), and how they are found (``build``, ``kernels``)."""
