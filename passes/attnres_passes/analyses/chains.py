@@ -196,7 +196,7 @@ class _Search:
         """``value`` and the values that it was carried from, each with the step that leads away from it."""
         values: list[tuple[int, CarryStep | None]] = [(value, None)]
         while len(values) <= LONGEST_CARRY:
-            step = carry_step(self.trace, value)
+            step = _carry_step(self.trace, value)
             if step is None:
                 break
             value = step.before
@@ -231,8 +231,8 @@ class _Search:
         return tuple(found)
 
 
-def carry_step(trace: AtenTrace, value: int) -> CarryStep | None:
-    """The carrying operation that made ``value``, or None if it was made in another way."""
+def _carry_step(trace: AtenTrace, value: int) -> CarryStep | None:
+    """The carrying operation that made a value, or None if it was made in another way."""
     producer = trace.values[value].producer
     if producer < 0:
         return None

@@ -67,7 +67,14 @@ class NotReplaceable:
 def locate_stream(
     trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
 ) -> StreamNodes | NotReplaceable:
-    """The nodes of a stream, or the first obstacle."""
+    """The nodes of a stream, or the first obstacle.
+
+    Args:
+        trace: of the captured graph.
+        candidate: the chain of additions.
+        trunk: its values and operations.
+        reads: its reads.
+    """
     for read in reads:
         if read.opaque:
             return NotReplaceable(

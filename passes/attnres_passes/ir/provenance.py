@@ -16,7 +16,12 @@ _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
 def copy(old: Node, new: Node) -> None:
-    """Let a node of ours say where the node that it stands for comes from."""
+    """Let a node of ours say where another node comes from.
+
+    Args:
+        old: the node that it stands for.
+        new: the node of ours.
+    """
     for key in ("stack_trace", "nn_module_stack"):
         if key in old.meta:
             new.meta[key] = old.meta[key]
@@ -62,6 +67,10 @@ def sublayer_path(add_module: str, branch_module: str) -> str:
     """The sublayer that produced a write: the child of the adding module on the way to the branch's module.
 
     An addition in ``h.0`` of a value made in ``h.0.attn.resid_dropout`` belongs to the sublayer ``h.0.attn``.
+
+    Args:
+        add_module: path of the module that adds.
+        branch_module: path of the module that made the branch.
     """
     prefix = f"{add_module}." if add_module else ""
     if branch_module and branch_module.startswith(prefix):

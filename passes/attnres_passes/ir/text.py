@@ -57,7 +57,12 @@ def _annotation(node: Node) -> str:
 
 
 def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
-    """Dtype and shape of a tensor: ``f32[2, s0, 768]``."""
+    """A tensor as text, ``f32[2, s0, 768]``.
+
+    Args:
+        shape: numbers, and symbols for dynamic sizes.
+        dtype: of its elements.
+    """
     sizes = ", ".join(str(size) for size in shape) or "()"
     return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
 

@@ -44,7 +44,15 @@ _TOKEN_BY_TOKEN = ("to", "detach")
 
 
 def shard_sequence(rewritten: Rewritten, shards: Shards) -> GraphModule:
-    """A copy of the rewritten graph whose sources are those of the own tokens. Raises SequenceError."""
+    """A copy of the rewritten graph whose sources are those of the own tokens.
+
+    Args:
+        rewritten: the graph, and where its streams are in it.
+        shards: the ranks, and which of them this one is.
+
+    Raises:
+        SequenceError: a stream cannot be cut.
+    """
     if shards.size == 1:
         return rewritten.gm
     return _Sharder(rewritten, shards).run()

@@ -29,7 +29,7 @@ Key = int | Literal["open"]
 
 
 class Transfer(StrEnum):
-    """NAIVE: every hop carries all that its receiver needs. CACHED: only what the receiving rank does not have."""
+    """What a hop carries. NAIVE: all that its receiver needs. CACHED: only what the receiving rank does not have."""
 
     NAIVE = "naive"
     CACHED = "cached"
@@ -101,9 +101,17 @@ def plan_stages(
     transfer: Transfer | str = Transfer.CACHED,
     sublayers: Sequence[str] = (),
 ) -> StagePlan:
-    """The plan of a stream whose chunks begin after ``cuts[0], cuts[1], ..`` writes; ``cuts[-1]`` is all of them.
+    """The plan of a stream that is cut into chunks (paper section 4.1).
 
-    Raises StageError if the cuts do not fit the layout, or an option is out of range.
+    Args:
+        layout: ranks, and chunks on each.
+        cuts: writes before each chunk, from 0, and the number of all writes.
+        block_size: writes per block.
+        transfer: what a hop carries.
+        sublayers: module path of each write, for people to read.
+
+    Raises:
+        StageError: the cuts do not fit the layout, or an option is out of range.
     """
     _check(layout, cuts, block_size, transfer)
     rule = Transfer(transfer)
