@@ -7,6 +7,7 @@ of the next read. A chunk has at least one sublayer.
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -110,14 +111,8 @@ def _write_inside(stream: Stream, path: str) -> int:
 
 def _bottleneck(units: Sequence[int], chunks: int) -> int:
     """The least bound under which ``units`` fit into ``chunks`` runs."""
-    low, high = max(units), sum(units)
-    while low < high:
-        middle = (low + high) // 2
-        if _runs_under(units, middle) <= chunks:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    least = max(units)
+    return least + bisect_left(range(least, sum(units)), True, key=lambda bound: _runs_under(units, bound) <= chunks)
 
 
 def _runs_under(units: Sequence[int], bound: int) -> int:
