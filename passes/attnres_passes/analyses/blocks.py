@@ -8,7 +8,12 @@ from attnres_passes.ir.config import AttnResConfig
 
 
 def block_size_for(writes: int, config: AttnResConfig) -> int:
-    """Writes per block; ``num_blocks = N`` asks for ``ceil(W / N)``, so more blocks than writes get one write each."""
+    """Writes per block; ``num_blocks = N`` asks for ``ceil(W / N)``, so more blocks than writes get one write each.
+
+    Args:
+        writes: of the stream.
+        config: sets num_blocks or block_size.
+    """
     if config.block_size is not None:
         return min(config.block_size, writes)
     assert config.num_blocks is not None, "AttnResConfig sets one of the two"
@@ -16,21 +21,42 @@ def block_size_for(writes: int, config: AttnResConfig) -> int:
 
 
 def num_blocks_for(writes: int, block_size: int) -> int:
-    """Number of blocks; the last one may be short."""
+    """Number of blocks; the last one may be short.
+
+    Args:
+        writes: of the stream.
+        block_size: writes per block.
+    """
     return math.ceil(writes / block_size)
 
 
 def block_of_write(index: int, block_size: int) -> int:
-    """Block of the write with this index, both from 1: block 0 is the root."""
+    """The block that a write is part of; block 0 is the root.
+
+    Args:
+        index: of the write, from 1.
+        block_size: writes per block.
+    """
     return (index - 1) // block_size + 1
 
 
 def block_of_read(state: int, block_size: int, num_blocks: int) -> int | None:
-    """The block that is open, or about to open, at ``s_state``; None where the last one has been completed."""
+    """The block that is open, or about to open, where a state is read; None where the last one has been completed.
+
+    Args:
+        state: number of writes that it holds.
+        block_size: writes per block.
+        num_blocks: of the stream.
+    """
     block = state // block_size + 1
     return block if block <= num_blocks else None
 
 
 def sources_of_read(state: int, block_size: int) -> int:
-    """Root and completed blocks, and the open partial sum unless a block has just been completed."""
+    """How many sources a read has: root, completed blocks, and the open partial sum unless a block is just complete.
+
+    Args:
+        state: number of writes that the state holds which is read.
+        block_size: writes per block.
+    """
     return 1 + math.ceil(state / block_size)

@@ -22,16 +22,7 @@ LONGEST_CARRY = 16
 
 _RESHAPES = frozenset(
     f"aten.{name}"
-    for name in [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "unsqueeze",
-        "squeeze",
-        "alias",
-        "clone",
-        "lift_fresh",
-    ]
+    for name in ["view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "clone", "lift_fresh"]
 )
 _PERMUTATIONS = frozenset({"aten.permute", "aten.transpose"})
 _RANDOM = frozenset({"aten.bernoulli", "aten.bernoulli_", "aten.native_dropout"})
@@ -196,7 +187,7 @@ class _Search:
         """``value`` and the values that it was carried from, each with the step that leads away from it."""
         values: list[tuple[int, CarryStep | None]] = [(value, None)]
         while len(values) <= LONGEST_CARRY:
-            step = carry_step(self.trace, value)
+            step = _carry_step(self.trace, value)
             if step is None:
                 break
             value = step.before
@@ -231,45 +222,38 @@ class _Search:
         return tuple(found)
 
 
-def carry_step(trace: AtenTrace, value: int) -> CarryStep | None:
-    """The carrying operation that made ``value``, or None if it was made in another way."""
+def _carry_step(trace: AtenTrace, value: int) -> CarryStep | None:
+    """The carrying operation that made a value, or None if it was made in another way."""
     producer = trace.values[value].producer
     if producer < 0:
         return None
     op = trace.ops[producer]
     if not op.inputs or op.outputs[0] != value:
         return None
-    before, kind = _carry(trace, op)
+    before, kind = op.inputs[0], _carry(trace, op)
     if kind is None or not _keeps_last_axis(trace, before, value):
         return None
     return CarryStep(op.index, kind, before, value)
 
 
-def _carry(trace: AtenTrace, op: Op) -> tuple[int, Carry | None]:
-    before, name = op.inputs[0], op.name
-    if name in _RESHAPES:
-        return before, Carry.RESHAPE
-    if name == "aten.detach":
-        return before, Carry.DETACH
-    if name in _PERMUTATIONS:
-        return before, Carry.PERMUTE if _fixes_last_axis(trace, op) else None
-    if name == "aten._to_copy":
-        floating = trace.values[before].is_floating and trace.values[op.outputs[0]].is_floating
-        return before, Carry.CAST if floating else None
-    if name == "aten.native_dropout":
-        return before, Carry.MASK
-    if functional_name(op) == "aten.mul":
-        return _dropout(trace, op)
-    return before, None
+def _carry(trace: AtenTrace, op: Op) -> Carry | None:
+    if op.name in _RESHAPES:
+        return Carry.RESHAPE
+    if op.name == "aten.detach":
+        return Carry.DETACH
+    if op.name in _PERMUTATIONS:
+        return Carry.PERMUTE if _fixes_last_axis(trace, op) else None
+    if op.name == "aten._to_copy":
+        both = trace.values[op.inputs[0]], trace.values[op.outputs[0]]
+        return Carry.CAST if all(value.is_floating for value in both) else None
+    is_mask = op.name == "aten.native_dropout" or (functional_name(op) == "aten.mul" and _is_dropout(trace, op))
+    return Carry.MASK if is_mask else None
 
 
-def _dropout(trace: AtenTrace, op: Op) -> tuple[int, Carry | None]:
+def _is_dropout(trace: AtenTrace, op: Op) -> bool:
     """Dropout decomposes, within one node of the graph, into a random mask and a product with it."""
-    node_inputs = set(trace.node_inputs[op.node].values())
     is_random = any(trace.ops[index].name in _RANDOM for index in trace.node_ops[op.node])
-    if is_random and len(node_inputs) == 1 and op.inputs[0] in node_inputs:
-        return op.inputs[0], Carry.MASK
-    return op.inputs[0], None
+    return is_random and set(trace.node_inputs[op.node].values()) == {op.inputs[0]}
 
 
 def _fixes_last_axis(trace: AtenTrace, op: Op) -> bool:

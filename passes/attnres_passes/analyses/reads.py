@@ -10,6 +10,7 @@ leaves the graph.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -28,8 +29,8 @@ class ReadGroup:
 
     state: how many writes the state holds; uses: (value on the stream, index of the reading node), in graph order;
     normed: all that it leads to is invariant to its scale; feeds_write: not normed, and reaches an addition to a
-    stream; lost_at: index of the operation where the degree became unknown, if one did; opaque: reads the state in
-    a way that a graph rewrite cannot replace (through a changed alias, inside a higher-order operation);
+    stream; lost_at: index of the first operation where the degree became unknown, if one did; opaque: reads the state
+    in a way that a graph rewrite cannot replace (through a changed alias, inside a higher-order operation);
     projected_first: goes through a matrix product before its degree is gone, if it is.
     """
 
@@ -41,10 +42,26 @@ class ReadGroup:
     opaque: bool
     projected_first: bool
 
+    @classmethod
+    def of(cls, members: Sequence[ReadGroup]) -> ReadGroup:
+        """The read that several reads of one state are together."""
+        return cls(
+            state=members[0].state,
+            uses=tuple(sorted({use for member in members for use in member.uses}, key=lambda use: (use[1], use[0]))),
+            normed=all(member.normed for member in members),
+            feeds_write=any(member.feeds_write for member in members),
+            lost_at=min((member.lost_at for member in members if member.lost_at is not None), default=None),
+            opaque=any(member.opaque for member in members),
+            projected_first=any(member.projected_first for member in members),
+        )
+
 
 @dataclass(frozen=True)
 class StreamReads:
-    """All reads of a candidate in graph order; channels_first: a reader that does not work on the last axis."""
+    """All reads of a candidate in graph order.
+
+    channels_first: index of an operation that reads a state and does not work on its last axis, if there is one.
+    """
 
     groups: tuple[ReadGroup, ...]
     channels_first: int | None
@@ -64,6 +81,7 @@ class Trunk:
 
 
 def trunk_of(candidate: Candidate) -> Trunk:
+    """The trunk of a candidate, carrying operations included."""
     state_of = {candidate.root: 0}
     ops: set[int] = set()
     for index, addition in enumerate(candidate.additions):
@@ -76,20 +94,23 @@ def trunk_of(candidate: Candidate) -> Trunk:
 
 
 def find_reads(trace: AtenTrace, candidate: Candidate, other_additions: frozenset[int]) -> StreamReads:
-    """Group the readers of ``candidate`` and decide which are normed.
+    """Group the readers of a candidate and decide which are normed.
 
-    other_additions: operations that add to other candidates; reaching one un-normed counts as feeding a write.
     Work is proportional to what the stream's values lead to before their degree is gone.
+
+    Args:
+        trace: of the captured graph.
+        candidate: the chain of additions whose states are read.
+        other_additions: operations that add to other candidates; reaching one un-normed counts as feeding a write.
     """
     return _Reads(trace, candidate, other_additions).run()
 
 
 @dataclass
-class _Group:
-    """A read while it grows; merged ones point to the one they were merged into."""
+class _Reader:
+    """A node that reads a state, and what it leads to as far as it has been followed."""
 
     state: int
-    first_op: int
     uses: list[tuple[int, int]] = field(default_factory=list)
     unknown_values: list[int] = field(default_factory=list)
     lost_at: int | None = None
@@ -97,25 +118,28 @@ class _Group:
     feeds_write: bool = False
     opaque: bool = False
     projected_first: bool = False
-    merged_into: _Group | None = None
 
-    def find(self) -> _Group:
-        group = self
-        while group.merged_into is not None:
-            group = group.merged_into
-        return group
+    def lose(self, values: Iterable[int], op: int) -> None:
+        self.unknown_values.extend(values)
+        self.lost_at = op if self.lost_at is None else self.lost_at
 
 
 class _Reads:
+    """readers: in graph order; together: those of one read, by their positions there."""
+
     def __init__(self, trace: AtenTrace, candidate: Candidate, other_additions: frozenset[int]) -> None:
+        from networkx.utils import UnionFind  # with it comes all of networkx
+
         self.trace = trace
         self.trunk = trunk_of(candidate)
         self.branch_of = {addition.op: addition.branch for addition in candidate.additions}
         self.stops = frozenset(self.branch_of) | frozenset(candidate.forks) | other_additions
         self.degrees: dict[int, Degree] = dict.fromkeys(self.trunk.state_of, ONE)
         self.axes: dict[int, int | None] = {value: len(trace.values[value].shape) - 1 for value in self.trunk.state_of}
-        self.groups_of: dict[int, tuple[_Group, ...]] = {}
-        self.seeds: dict[tuple[int, int], _Group] = {}
+        self.readers: list[_Reader] = []
+        self.reader_at: dict[tuple[int, int], int] = {}
+        self.readers_of: dict[int, tuple[int, ...]] = {}
+        self.together: UnionFind[int] = UnionFind()
         self.channels_first: int | None = None
 
     def run(self) -> StreamReads:
@@ -134,7 +158,7 @@ class _Reads:
             for value in self._visit(self.trace.ops[heapq.heappop(pending)]):
                 queue_users(value)
         self._read_by_output()
-        return StreamReads(self._finished(), self.channels_first)
+        return StreamReads(self._groups(), self.channels_first)
 
     def _visit(self, op: Op) -> list[int]:
         """Propagate through one operation; returns the outputs whose users have to be visited."""
@@ -143,28 +167,27 @@ class _Reads:
             return []
         if is_shape_only(op):
             return []
-        groups = self._meeting_groups(op)
-        if is_matrix_product(op):
-            for group in groups:
-                group.projected_first = True
-        if op.name in (OPAQUE, STALE_ALIAS) or op.index in self.stops:
-            self._mark_obstacle(op, groups)
+        met = self._meeting(op)
+        readers = [self.readers[index] for index in met]
+        is_product = is_matrix_product(op)
+        for reader in readers:
+            reader.projected_first |= is_product
+            self._note_obstacle(op, reader)
         axis = self._follow_axis(op)
         travelling = []
         for value, degree in zip(op.outputs, output_degrees(op, self._degree), strict=True):
             if degree == ZERO:
                 continue
             self.degrees[value] = degree
-            self.groups_of[value] = groups
+            self.readers_of[value] = met
             same_rank = len(self.trace.values[value].shape) == len(self.trace.values[op.outputs[0]].shape)
             self.axes[value] = axis if same_rank else None  # statistics beside the output have fewer axes
             if degree is not UNKNOWN:
                 travelling.append(value)
                 continue
             # Nothing makes an unknown degree known again, so there is no use in following it.
-            for group in groups:
-                group.unknown_values.append(value)
-                group.lost_at = op.index if group.lost_at is None else group.lost_at
+            for reader in readers:
+                reader.lose([value], op.index)
         return travelling
 
     def _visit_write(self, op: Op) -> None:
@@ -173,48 +196,44 @@ class _Reads:
         if branch is None:
             return
         state = self.trunk.state_of.get(branch)
-        groups = self.groups_of.get(branch, ()) if state is None else (self._seed(op, branch, state),)
-        for group in groups:
-            group.find().feeds_write = True
+        met = self.readers_of.get(branch, ()) if state is None else (self._reader(op.node, branch, state),)
+        for index in met:
+            self.readers[index].feeds_write = True
 
     def _degree(self, value: int) -> Degree:
         return self.degrees.get(value, ZERO)
 
-    def _meeting_groups(self, op: Op) -> tuple[_Group, ...]:
-        """The reads that meet in ``op``: one per state, those of the same state merged into one."""
-        per_state: dict[int, _Group] = {}
+    def _meeting(self, op: Op) -> tuple[int, ...]:
+        """One reader of each read that meets in ``op``; those of one state belong together from now on."""
+        per_state: dict[int, set[int]] = {}
         for value in op.inputs:
             state = self.trunk.state_of.get(value)
-            found = (self._seed(op, value, state),) if state is not None else self.groups_of.get(value, ())
-            for group in found:
-                group = group.find()
-                other = per_state.setdefault(group.state, group).find()
-                if other is not group:
-                    per_state[group.state] = _merge(other, group)
-        groups = tuple(group.find() for group in per_state.values())
-        if len(groups) > 1:
+            found = self.readers_of.get(value, ()) if state is None else (self._reader(op.node, value, state),)
+            for index in found:
+                per_state.setdefault(self.readers[index].state, set()).add(index)
+        for members in per_state.values():
+            if len(members) > 1:
+                self.together.union(*members)
+        met = tuple(min(members) for members in per_state.values())
+        if len(met) > 1:
             # Reads of several states are scaled differently by a depth attention: their degrees do not cancel.
-            for group in groups:
-                group.unknown_values.extend(op.outputs)
-                group.lost_at = op.index if group.lost_at is None else group.lost_at
-        return groups
+            for index in met:
+                self.readers[index].lose(op.outputs, op.index)
+        return met
 
-    def _seed(self, op: Op, value: int, state: int) -> _Group:
-        """The read that ``op`` begins; one node of the graph takes a state in as one read."""
-        group = self.seeds.get((op.node, state))
-        if group is None:
-            group = self.seeds[op.node, state] = _Group(state, op.index)
-        group = group.find()
-        if (value, op.node) not in group.uses:
-            group.uses.append((value, op.node))
-        return group
+    def _reader(self, node: int, value: int, state: int) -> int:
+        """The reader that a node of the graph is: it takes a state in as one read."""
+        index = self.reader_at.setdefault((node, state), len(self.readers))
+        if index == len(self.readers):
+            self.readers.append(_Reader(state))
+        self.readers[index].uses.append((value, node))
+        return index
 
-    def _mark_obstacle(self, op: Op, groups: tuple[_Group, ...]) -> None:
-        for group in groups:
-            if op.name in (OPAQUE, STALE_ALIAS):
-                group.opaque = group.opaque or any(value in self.trunk.state_of for value in op.inputs)
-            else:
-                group.feeds_write = True
+    def _note_obstacle(self, op: Op, reader: _Reader) -> None:
+        if op.name in (OPAQUE, STALE_ALIAS):
+            reader.opaque |= any(value in self.trunk.state_of for value in op.inputs)
+        elif op.index in self.stops:
+            reader.feeds_write = True
 
     def _follow_axis(self, op: Op) -> int | None:
         """Where the stream's last axis is in the output; notes a reader whose features are on another axis."""
@@ -232,26 +251,26 @@ class _Reads:
         output_node = len(self.trace.nodes) - 1
         for value in self.trace.graph_outputs:
             state = self.trunk.state_of.get(value)
-            if state is not None:
-                group = self.seeds.setdefault((output_node, state), _Group(state, len(self.trace.ops)))
-                if (value, output_node) not in group.uses:
-                    group.uses.append((value, output_node))
-                group.leaves_graph = True
-            for group in self.groups_of.get(value, ()):
-                group.find().leaves_graph = True
+            own = () if state is None else (self._reader(output_node, value, state),)
+            for index in (*own, *self.readers_of.get(value, ())):
+                self.readers[index].leaves_graph = True
 
-    def _finished(self) -> tuple[ReadGroup, ...]:
-        groups = list({id(group): group for group in (seed.find() for seed in self.seeds.values())}.values())
-        groups.sort(key=lambda group: (group.state, group.first_op))
-        finished = []
-        for group in groups:
-            feeds_write = group.feeds_write or self._reaches_addition(group.unknown_values)
-            normed = not (feeds_write or group.leaves_graph or group.unknown_values)
-            uses = tuple(sorted(set(group.uses), key=lambda use: (use[1], use[0])))
-            finished.append(
-                ReadGroup(group.state, uses, normed, feeds_write, group.lost_at, group.opaque, group.projected_first)
+    def _groups(self) -> tuple[ReadGroup, ...]:
+        members_of: dict[int, list[ReadGroup]] = {}
+        for index, reader in enumerate(self.readers):
+            feeds_write = reader.feeds_write or self._reaches_addition(reader.unknown_values)
+            members_of.setdefault(self.together[index], []).append(
+                ReadGroup(
+                    state=reader.state,
+                    uses=tuple(reader.uses),
+                    normed=not (feeds_write or reader.leaves_graph or reader.unknown_values),
+                    feeds_write=feeds_write,
+                    lost_at=reader.lost_at,
+                    opaque=reader.opaque,
+                    projected_first=reader.projected_first,
+                )
             )
-        return tuple(finished)
+        return tuple(sorted(map(ReadGroup.of, members_of.values()), key=lambda group: group.state))
 
     def _reaches_addition(self, values: list[int]) -> bool:
         """Whether an addition to a stream can be reached from ``values``; stops at the first one found."""
@@ -267,17 +286,3 @@ class _Reads:
                 seen.update(fresh)
                 pending.extend(fresh)
         return False
-
-
-def _merge(left: _Group, right: _Group) -> _Group:
-    """Union of two reads of one state; the earlier one stays."""
-    keep, gone = (left, right) if left.first_op <= right.first_op else (right, left)
-    keep.uses.extend(gone.uses)
-    keep.unknown_values.extend(gone.unknown_values)
-    keep.lost_at = gone.lost_at if keep.lost_at is None else keep.lost_at
-    keep.leaves_graph |= gone.leaves_graph
-    keep.feeds_write |= gone.feeds_write
-    keep.opaque |= gone.opaque
-    keep.projected_first |= gone.projected_first
-    gone.merged_into = keep
-    return keep

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 
 def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -> StreamReads:
-    """``reads`` with those joined that project one state bare and meet before the next write.
+    """The reads, with those joined that project one state bare and meet before the next write.
 
     Looks once at the operations between two writes, so it is linear in the size of the graph.
+
+    Args:
+        trace: of the captured graph.
+        candidate: the chain of additions whose states are read.
+        reads: those that ``find_reads`` gives.
     """
     from networkx.utils import UnionFind  # loaded here, since networkx loads all that it can draw
 
@@ -37,7 +42,7 @@ def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads
     members_of: dict[int, list[ReadGroup]] = {}
     for index, group in enumerate(reads.groups):
         members_of.setdefault(together[index], []).append(group)
-    return replace(reads, groups=tuple(_joined(members) for members in members_of.values()))
+    return replace(reads, groups=tuple(map(ReadGroup.of, members_of.values())))
 
 
 def _join_meeting(
@@ -55,18 +60,3 @@ def _join_meeting(
         if met:
             together.union(*met)
             led_to.update(dict.fromkeys(op.outputs, min(met)))
-
-
-def _joined(groups: list[ReadGroup]) -> ReadGroup:
-    if len(groups) == 1:
-        return groups[0]
-    uses = {use for group in groups for use in group.uses}
-    return ReadGroup(
-        state=groups[0].state,
-        uses=tuple(sorted(uses, key=lambda use: (use[1], use[0]))),
-        normed=all(group.normed for group in groups),
-        feeds_write=any(group.feeds_write for group in groups),
-        lost_at=next((group.lost_at for group in groups if group.lost_at is not None), None),
-        opaque=any(group.opaque for group in groups),
-        projected_first=True,
-    )

@@ -22,7 +22,6 @@ class CarryNode:
     node: int
     kind: Carry
     stream: Node
-    before: int
     after: int
 
 
@@ -36,14 +35,6 @@ class WriteNode:
 
 
 @dataclass(frozen=True)
-class ReadNodes:
-    """A read. state: writes its state holds; uses: (value on the stream, index of the reading node)."""
-
-    state: int
-    uses: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
 class StreamNodes:
     """Where a stream is in the graph.
 
@@ -52,7 +43,7 @@ class StreamNodes:
 
     root: int
     steps: tuple[CarryNode | WriteNode, ...]
-    reads: tuple[ReadNodes, ...]
+    reads: tuple[ReadGroup, ...]
     trunk: Trunk
 
 
@@ -67,7 +58,14 @@ class NotReplaceable:
 def locate_stream(
     trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
 ) -> StreamNodes | NotReplaceable:
-    """The nodes of a stream, or the first obstacle."""
+    """The nodes of a stream, or the first obstacle.
+
+    Args:
+        trace: of the captured graph.
+        candidate: the chain of additions.
+        trunk: its values and operations.
+        reads: its reads.
+    """
     for read in reads:
         if read.opaque:
             return NotReplaceable(
@@ -88,7 +86,7 @@ def locate_stream(
             steps[0].node, "the root of the stream is not the result of one node of the captured graph"
         )
     root = trace.node_output.index(candidate.root)
-    stream_nodes = StreamNodes(root, tuple(steps), tuple(ReadNodes(read.state, read.uses) for read in reads), trunk)
+    stream_nodes = StreamNodes(root, tuple(steps), reads, trunk)
     return _changed_sum(trace, stream_nodes) or stream_nodes
 
 
@@ -134,10 +132,7 @@ def _changed_sum(trace: AtenTrace, stream_nodes: StreamNodes) -> NotReplaceable 
 
 
 def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:
-    for argument, number in trace.node_inputs[node].items():
-        if number == value:
-            return argument
-    return None
+    return next((argument for argument, number in trace.node_inputs[node].items() if number == value), None)
 
 
 def _write_site(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplaceable:
@@ -163,13 +158,11 @@ def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNo
         stream = _argument_with(trace, node, members[0].before)
         if stream is None or trace.node_output[node] != members[-1].after:
             return [NotReplaceable(node, "the stream is carried on inside a larger operation of the captured graph")]
-        stream_nodes.append(CarryNode(node, _kind(members), stream, members[0].before, members[-1].after))
+        stream_nodes.append(CarryNode(node, _kind(members), stream, members[-1].after))
     return stream_nodes
 
 
 def _kind(steps: list[CarryStep]) -> Carry:
+    """The strongest of several."""
     kinds = {step.kind for step in steps}
-    for strongest in (Carry.MASK, Carry.CAST, Carry.DETACH, Carry.PERMUTE):
-        if strongest in kinds:
-            return strongest
-    return Carry.RESHAPE
+    return next(kind for kind in (Carry.MASK, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE) if kind in kinds)

@@ -16,11 +16,11 @@ _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
 def copy(old: Node, new: Node) -> None:
-    """Let a node of ours say where the node that it stands for comes from.
+    """Let a node of ours say where another node comes from.
 
     Args:
-        old: of the captured graph.
-        new: stands for it.
+        old: the node that it stands for.
+        new: the node of ours.
     """
     for key in ("stack_trace", "nn_module_stack"):
         if key in old.meta:
@@ -66,9 +66,11 @@ def _innermost_user_frame(trace: str) -> str:
 def sublayer_path(add_module: str, branch_module: str) -> str:
     """The sublayer that produced a write: the child of the adding module on the way to the branch's module.
 
+    An addition in ``h.0`` of a value made in ``h.0.attn.resid_dropout`` belongs to the sublayer ``h.0.attn``.
+
     Args:
-        add_module: path of the module that adds, such as ``h.0``.
-        branch_module: path of the module that made what is added; ``h.0.attn.resid_dropout`` gives ``h.0.attn``.
+        add_module: path of the module that adds.
+        branch_module: path of the module that made the branch.
     """
     prefix = f"{add_module}." if add_module else ""
     if branch_module and branch_module.startswith(prefix):

@@ -57,11 +57,11 @@ def _type(node: Node) -> str:
 
 
 def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
-    """Dtype and shape of a tensor: ``f32[2, s0, 768]``.
+    """A tensor as text, ``f32[2, s0, 768]``.
 
     Args:
-        shape: sizes, numbers or symbols.
-        dtype: shortened if it is a common one.
+        shape: numbers, and symbols for dynamic sizes.
+        dtype: of its elements.
     """
     sizes = ", ".join(str(size) for size in shape) or "()"
     return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"

@@ -28,9 +28,16 @@ _PURE_MODULES = ("_operator", "builtins", "math")
 
 
 def chunks_of_nodes(gm: GraphModule, positions: Positions, cuts: Sequence[int], trace: AtenTrace) -> Chunks:
-    """The chunks of every node but the output; none for what nothing needs. trace: of a copy of ``gm``, node for node.
+    """The chunks of every node but the output; none for what nothing needs.
 
-    Raises StageError: a parameter is used in several chunks, or something random or changed in place would be.
+    Args:
+        gm: a graph of the rewritten level.
+        positions: the sublayers of its nodes.
+        cuts: writes before each chunk, and of all.
+        trace: of a copy of ``gm``, node for node.
+
+    Raises:
+        StageError: a parameter is used in several chunks, or something random or changed in place would be.
     """
     nodes = list(gm.graph.nodes)
     changed = _changed_storages(nodes, trace)
@@ -64,7 +71,7 @@ def described(node: Node) -> str:
     return f"the value {node.name!r}" + (f" ({where})" if where else "")
 
 
-def is_parameter(node: Node) -> bool:
+def _is_parameter(node: Node) -> bool:
     """Whether a placeholder stands for a parameter: the model's, or one that the rewrite added."""
     annotation = annotation_of(node)
     return (annotation is not None and annotation.kind == "parameter") or isinstance(example_value(node), nn.Parameter)
@@ -127,7 +134,7 @@ def _check_copies(nodes: Sequence[Node], found: Chunks, random: set[Node]) -> No
     """Raise StageError for the first node that must not run in several chunks and does."""
     refusals: tuple[tuple[Callable[[Node], bool], str], ...] = (
         (
-            is_parameter,
+            _is_parameter,
             "is a parameter that chunks {chunks} use ({users}); each parameter belongs to one chunk. Untie the "
             "weights, or choose cut points that keep its uses in one chunk.",
         ),

@@ -7,6 +7,7 @@ of the next read. A chunk has at least one sublayer.
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -30,7 +31,15 @@ def possible_cuts(stream: Stream) -> tuple[int, ...]:
 
 
 def even_cuts(writes: int, chunks: int) -> tuple[int, ...]:
-    """Cuts into chunks that differ by at most one write. Raises StageError with more chunks than writes."""
+    """Cuts into chunks that differ by at most one write.
+
+    Args:
+        writes: of the stream.
+        chunks: how many are wanted.
+
+    Raises:
+        StageError: there are more chunks than writes.
+    """
     if not 1 <= chunks <= writes:
         raise _too_many(chunks, writes)
     return tuple(chunk * writes // chunks for chunk in range(chunks + 1))
@@ -39,8 +48,13 @@ def even_cuts(writes: int, chunks: int) -> tuple[int, ...]:
 def balanced_cuts(stream: Stream, chunks: int, costs: Sequence[int]) -> tuple[int, ...]:
     """The cuts with the smallest most expensive chunk; among those, the ones with the least sum of squares.
 
-    costs: of the sublayers ``1 .. W``, what comes before the first and after the last one included in theirs.
-    Raises StageError with more chunks than the stream has sublayers that can be cut apart.
+    Args:
+        stream: what is cut.
+        chunks: how many are wanted.
+        costs: of the sublayers ``1 .. W``, what comes before the first and after the last one included in theirs.
+
+    Raises:
+        StageError: there are more chunks than sublayers that can be cut apart.
     """
     ends = (*possible_cuts(stream), len(stream.writes))
     if chunks > len(ends):
@@ -52,9 +66,15 @@ def balanced_cuts(stream: Stream, chunks: int, costs: Sequence[int]) -> tuple[in
 
 
 def cuts_at_modules(stream: Stream, chunks: int, paths: Sequence[str]) -> tuple[int, ...]:
-    """Cuts before the first sublayer inside each of the named modules, one for every chunk but the first.
+    """Cuts before the first sublayer inside each of the named modules.
 
-    Raises StageError for an unknown module, the wrong number of them or the wrong order, or a place that cannot be cut.
+    Args:
+        stream: what is cut.
+        chunks: how many are wanted.
+        paths: of modules, one for every chunk but the first.
+
+    Raises:
+        StageError: a module is unknown, their number or order is wrong, or the stream cannot be cut there.
     """
     if len(paths) != chunks - 1:
         raise StageError(f"{len(paths)} cut points for {chunks} chunks; name the first module of each but the first.")
@@ -91,14 +111,8 @@ def _write_inside(stream: Stream, path: str) -> int:
 
 def _bottleneck(units: Sequence[int], chunks: int) -> int:
     """The least bound under which ``units`` fit into ``chunks`` runs."""
-    low, high = max(units), sum(units)
-    while low < high:
-        middle = (low + high) // 2
-        if _runs_under(units, middle) <= chunks:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    least = max(units)
+    return least + bisect_left(range(least, sum(units)), True, key=lambda bound: _runs_under(units, bound) <= chunks)
 
 
 def _runs_under(units: Sequence[int], bound: int) -> int:
@@ -154,11 +168,11 @@ def sublayer_flops(
     flops = [0] * writes
     for op in trace.ops:
         position = positions[nodes[op.node]]
-        flops[(position or 1) - 1] += op_flops(trace, op)
+        flops[(position or 1) - 1] += _op_flops(trace, op)
     return flops
 
 
-def op_flops(trace: AtenTrace, op: Op) -> int:
+def _op_flops(trace: AtenTrace, op: Op) -> int:
     """FLOPs of one operation, by torch's formulas; 0 for those that have none, such as elementwise ones."""
     formula = flop_formula(op.target)
     if formula is None:

@@ -21,7 +21,16 @@ class StageOrder(StrEnum):
 
 @dataclass(frozen=True)
 class StageLayout:
-    """ranks: P; virtual: V, chunks per rank. Raises StageError."""
+    """Ranks, their chunks and their order.
+
+    Args:
+        ranks: P.
+        virtual: V, chunks per rank.
+        order: in which the ranks run their chunks.
+
+    Raises:
+        StageError: a value is out of range.
+    """
 
     ranks: int
     virtual: int = 1

@@ -19,11 +19,7 @@ def stage_table(plan: StagePlan) -> str:
             chunk.index,
             chunk.rank,
             _sublayers(plan, chunk),
-            keys_text(chunk.arrives),
-            keys_text(chunk.cached),
-            keys_text(chunk.produced),
-            keys_text(chunk.sends),
-            keys_text(chunk.keeps),
+            *map(keys_text, (chunk.arrives, chunk.cached, chunk.produced, chunk.sends, chunk.keeps)),
         ]
         for chunk in plan.chunks
     ]

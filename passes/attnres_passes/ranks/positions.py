@@ -19,14 +19,21 @@ from attnres_passes.ranks.layout import StageError
 
 @dataclass(frozen=True)
 class Positions:
-    """of: the sublayer of each node, from 1; sources: those of the reads of each state, in the order of the plan."""
+    """Where the nodes of a graph stand along its stream.
+
+    of: the sublayer of each node, from 1; sources: those of the reads of each state, in the order of the plan.
+    """
 
     of: dict[Node, int | None]
     sources: dict[int, tuple[Node, ...]]
 
 
 def the_stream(plan: Plan) -> Stream:
-    """The stream that a pipeline is cut along. Raises StageError unless there is exactly one."""
+    """The stream that a pipeline is cut along.
+
+    Raises:
+        StageError: the plan has none, or several.
+    """
     if len(plan.streams) != 1:
         names = ", ".join(repr(stream.name) for stream in plan.streams) or "none"
         raise StageError(
@@ -37,7 +44,15 @@ def the_stream(plan: Plan) -> Stream:
 
 
 def positions_of(gm: GraphModule, plan: Plan) -> Positions:
-    """The positions in a graph of the rewritten level, of a plan with one stream. Raises StageError."""
+    """The positions in a graph of the rewritten level.
+
+    Args:
+        gm: the graph.
+        plan: of its streams, of which there is one.
+
+    Raises:
+        StageError: there is none, or there are several.
+    """
     stream = the_stream(plan)
     sources: dict[int, tuple[Node, ...]] = {}
     for node in gm.graph.nodes:

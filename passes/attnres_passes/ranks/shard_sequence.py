@@ -44,7 +44,15 @@ _TOKEN_BY_TOKEN = ("to", "detach")
 
 
 def shard_sequence(rewritten: Rewritten, shards: Shards) -> GraphModule:
-    """A copy of the rewritten graph whose sources are those of the own tokens. Raises SequenceError."""
+    """A copy of the rewritten graph whose sources are those of the own tokens.
+
+    Args:
+        rewritten: the graph, and where its streams are in it.
+        shards: the ranks, and which of them this one is.
+
+    Raises:
+        SequenceError: a stream cannot be cut.
+    """
     if shards.size == 1:
         return rewritten.gm
     return _Sharder(rewritten, shards).run()
@@ -97,14 +105,11 @@ class _Sharder:
     def _cut(self, stream: int, value: Node) -> None:
         annotation = annotation_of(value) or Annotation("carry", stream)
         reduced = collectives.all_reduced(value, self.shards.group)
-        name = f"{value.name}_shard"
-        if reduced is None or self._is_read_whole(value, reduced):
-            arguments: tuple[object, ...] = self.whole[value], self.shards.size, self.shards.rank
-            self.own[value] = self._call(shard, arguments, value, annotation, name)
-        else:
+        call: tuple[object, tuple[object, ...]] = shard, (self.whole[value], self.shards.size, self.shards.rank)
+        if reduced is not None and not self._is_read_whole(value, reduced):
             self.summed_over_ranks.update(reduced.nodes)
-            arguments = self.whole[reduced.given], self.shards.size, self.shards.group
-            self.own[value] = self._call(sum_and_shard, arguments, value, annotation, name)
+            call = sum_and_shard, (self.whole[reduced.given], self.shards.size, self.shards.group)
+        self.own[value] = self._call(*call, value, annotation, f"{value.name}_shard")
 
     def _is_read_whole(self, value: Node, reduced: AllReduced) -> bool:
         """Whether something else than the stream reads the sum over all ranks, or what was summed."""

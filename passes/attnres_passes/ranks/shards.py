@@ -34,7 +34,11 @@ class Shards:
 
     @classmethod
     def of(cls, group: str) -> Shards:
-        """Those of a process group of this process. Raises SequenceError."""
+        """The ranks of a process group of this process.
+
+        Raises:
+            SequenceError: there is no group with this name here.
+        """
         try:
             size, rank = collectives.group_place(group)
         except LookupError as error:
@@ -45,20 +49,42 @@ class Shards:
 
 
 def shard(whole: Tensor, size: int, rank: int) -> Tensor:
-    """The tokens of ``rank``, ``[.., T, d]`` to ``[.., ceil(T / size), d]``: a copy, so that the whole can be freed."""
+    """The tokens of one rank, ``[.., ceil(T / size), d]``: a copy, so that the whole can be freed.
+
+    Args:
+        whole: ``[.., T, d]``.
+        size: number of ranks.
+        rank: the one.
+    """
     length = _shard_length(whole, size)
     return _padded(whole, size).narrow(DIMENSION, rank * length, length).clone(memory_format=torch.contiguous_format)
 
 
 def gather(part: Tensor, length: int, size: int, group: str) -> Tensor:
-    """All ``length`` tokens from every rank's own, ``[.., ceil(T / size), d]`` to ``[.., T, d]``."""
+    """The tokens of all ranks, ``[.., T, d]``.
+
+    Args:
+        part: those of this rank, ``[.., ceil(T / size), d]``.
+        length: T.
+        size: number of ranks.
+        group: name of the process group.
+    """
     first = part.movedim(DIMENSION, 0).contiguous()
     whole = collectives.all_gather(first, size, group).movedim(0, DIMENSION)
     return whole.narrow(DIMENSION, 0, length).contiguous()
 
 
 def sum_and_shard(partial: Tensor, size: int, group: str) -> Tensor:
-    """The own tokens of the sum over all ranks, without the others': a reduce-scatter where an all-reduce was."""
+    """The own tokens of the sum over all ranks: a reduce-scatter where an all-reduce was.
+
+    Args:
+        partial: what is summed, ``[.., T, d]``.
+        size: number of ranks.
+        group: name of the process group.
+
+    Returns:
+        ``[.., ceil(T / size), d]``.
+    """
     first = _padded(partial, size).movedim(DIMENSION, 0).contiguous()
     return collectives.reduce_scatter(first, size, group).movedim(0, DIMENSION).contiguous()
 

@@ -48,10 +48,12 @@ class ChunkGraph:
 
 
 def split(staged: StagedGraph, device: torch.device | None = None) -> tuple[ChunkGraph, ...]:
-    """The graphs of all chunks. ``staged`` is not changed.
+    """The graphs of all chunks.
 
-    device: where the chunks are to run, if they were captured without data, on "meta"; nodes that name the device
-        are made to name this one.
+    Args:
+        staged: the whole graph, which is not changed.
+        device: where the chunks are to run, if they were captured without data, on "meta"; nodes that name the device
+            are made to name this one.
     """
     return tuple(_Splitter(staged, chunk, device).run() for chunk in staged.plan.chunks)
 

@@ -56,10 +56,16 @@ def stage(
 ) -> StagedGraph:
     """Plan the stages of a graph of the rewritten level, and mark a copy of it.
 
-    cut_points: path of the first module of every chunk but the first; cuts: writes before each chunk, and of all; cut
-    so that FLOPs are balanced without either.
+    Args:
+        rewritten: the graph.
+        plan: of its streams.
+        layout: ranks, and chunks on each.
+        transfer: what a hop carries.
+        cut_points: path of the first module of every chunk but the first.
+        cuts: writes before each chunk, and of all. Without cuts and cut points, FLOPs are balanced.
 
-    Raises StageError: the graph cannot be cut so.
+    Raises:
+        StageError: the graph cannot be cut so.
     """
     stream = the_stream(plan)
     gm = copied(rewritten)
@@ -94,7 +100,12 @@ def _labels(stream: Stream) -> list[str]:
 
 
 def traced(rewritten: GraphModule, plan: Plan) -> AtenTrace:
-    """The operations behind a copy of a rewritten graph, whose own placeholders have no example values."""
+    """The operations behind a copy of a rewritten graph, whose own placeholders have no example values.
+
+    Args:
+        rewritten: the graph.
+        plan: of its streams.
+    """
     gm = copied(rewritten)
     given = [node for node in gm.graph.nodes if node.op == "placeholder" and annotation_of(node) is None]
     examples = [example_value(node) for node in given]

@@ -56,7 +56,9 @@ class TransferCost:
     def step_bytes(self, unit_bytes: int, microbatches: int) -> int:
         """Bytes that all ranks send in a training step, forward and backward.
 
-        unit_bytes: tokens of a micro-batch x width of the stream x bytes of an element.
+        Args:
+            unit_bytes: tokens of a micro-batch x width of the stream x bytes of an element.
+            microbatches: in a step.
         """
         return 2 * self.units * unit_bytes * microbatches
 
@@ -88,7 +90,12 @@ class ClosedForms:
 
 
 def closed_forms(ranks: int, virtual: int) -> ClosedForms:
-    """The closed forms for P = ``ranks`` and V = ``virtual``."""
+    """The closed forms of one layout.
+
+    Args:
+        ranks: P.
+        virtual: V, chunks per rank.
+    """
     chunks = ranks * virtual
     return ClosedForms(
         naive=chunks * (chunks - 1) // 2,
@@ -116,9 +123,16 @@ def sweep(
     virtuals: Sequence[int],
     order: StageOrder = StageOrder.LOOP,
 ) -> tuple[SweepRow, ...]:
-    """Costs over P and V of a stream of ``writes`` equal sublayers; layouts with more chunks than writes are left out.
+    """Costs over P and V of a stream of equal sublayers; layouts with more chunks than writes are left out.
 
     On paper: nothing is captured or run.
+
+    Args:
+        writes: of the stream.
+        block_size: writes per block.
+        ranks: all P.
+        virtuals: all V.
+        order: in which the ranks run their chunks.
     """
     rows = []
     for layout in (StageLayout(p, v, order) for p in ranks for v in virtuals):

@@ -29,7 +29,7 @@ Key = int | Literal["open"]
 
 
 class Transfer(StrEnum):
-    """NAIVE: every hop carries all that its receiver needs. CACHED: only what the receiving rank does not have."""
+    """What a hop carries. NAIVE: all that its receiver needs. CACHED: only what the receiving rank does not have."""
 
     NAIVE = "naive"
     CACHED = "cached"
@@ -52,8 +52,8 @@ class ChunkPlan:
     arrives: tuple[Key, ...]
     cached: tuple[int, ...]
     produced: tuple[int, ...]
-    sends: tuple[Key, ...]
-    keeps: tuple[int, ...]
+    sends: tuple[Key, ...] = ()
+    keeps: tuple[int, ...] = ()
 
     @property
     def needed(self) -> tuple[Key, ...]:
@@ -101,69 +101,54 @@ def plan_stages(
     transfer: Transfer | str = Transfer.CACHED,
     sublayers: Sequence[str] = (),
 ) -> StagePlan:
-    """The plan of a stream whose chunks begin after ``cuts[0], cuts[1], ..`` writes; ``cuts[-1]`` is all of them.
+    """The plan of a stream that is cut into chunks (paper section 4.1).
 
-    Raises StageError if the cuts do not fit the layout, or an option is out of range.
+    Args:
+        layout: ranks, and chunks on each.
+        cuts: writes before each chunk, from 0, and the number of all writes.
+        block_size: writes per block.
+        transfer: what a hop carries.
+        sublayers: module path of each write, for people to read.
+
+    Raises:
+        StageError: the cuts do not fit the layout, or an option is out of range.
     """
     _check(layout, cuts, block_size, transfer)
     rule = Transfer(transfer)
-    drafts = _arrivals(layout, cuts, block_size, rule)
+    drafts, known = _arrivals(layout, cuts, block_size, rule)
     chunks = []
     for index, draft in enumerate(drafts):
-        following = drafts[index + 1].arrives if index + 1 < len(drafts) else ()
-        later = [other for other in drafts[index + 1 :] if other.rank == draft.rank]
-        read_later = {key for other in later for key in other.cached}
-        fresh: list[int] = [
-            key for key in (*draft.arrives, *draft.produced) if key in read_later and key not in draft.known
-        ]
-        chunks.append(
-            ChunkPlan(
-                index=index,
-                rank=draft.rank,
-                begin=cuts[index],
-                end=cuts[index + 1],
-                is_local=layout.is_local(index),
-                arrives=draft.arrives,
-                cached=draft.cached,
-                produced=draft.produced,
-                sends=following,
-                keeps=tuple(fresh),
-            )
-        )
+        later = drafts[index + 1 :]
+        read_later = {key for other in later if other.rank == draft.rank for key in other.cached}
+        keeps = (key for key in (*draft.arrives, *draft.produced) if key != OPEN)
+        fresh = tuple(key for key in keeps if key in read_later and key not in known[index])
+        chunks.append(dataclasses.replace(draft, sends=later[0].arrives if later else (), keeps=fresh))
     return StagePlan(layout, rule, block_size, tuple(cuts), tuple(chunks), tuple(sublayers))
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A chunk before it is known what comes after it. known: blocks that its rank has when it begins."""
-
-    rank: int
-    arrives: tuple[Key, ...]
-    cached: tuple[int, ...]
-    produced: tuple[int, ...]
-    known: frozenset[int]
-
-
-def _arrivals(layout: StageLayout, cuts: Sequence[int], block_size: int, rule: Transfer) -> list[_Draft]:
-    known: list[set[int]] = [set() for _ in range(layout.ranks)]
-    drafts: list[_Draft] = []
-    for index in range(layout.chunks):
-        begin, end, rank = cuts[index], cuts[index + 1], layout.rank_of(index)
+def _arrivals(
+    layout: StageLayout, cuts: Sequence[int], block_size: int, rule: Transfer
+) -> tuple[list[ChunkPlan], list[frozenset[int]]]:
+    """The chunks without what comes after them, and the blocks that the rank of each has when it begins."""
+    held_by: list[set[int]] = [set() for _ in range(layout.ranks)]
+    chunks: list[ChunkPlan] = []
+    known: list[frozenset[int]] = []
+    for index, (begin, end) in enumerate(itertools.pairwise(cuts)):
+        rank, is_local = layout.rank_of(index), layout.is_local(index)
         completed = range(begin // block_size + 1) if index else range(0)
-        produced = tuple(range(begin // block_size + 1, end // block_size + 1))
-        if index == 0:
-            produced = (0, *produced)
-        held = frozenset(known[rank]) if rule is Transfer.CACHED else frozenset()
+        produced = tuple(range(begin // block_size + 1 if index else 0, end // block_size + 1))
+        held = frozenset(held_by[rank]) if rule is Transfer.CACHED else frozenset()
         # What the chunk before made on this very rank is handed over without cost, so that its gradient comes back
         # the way that it went.
-        handed_over = set(drafts[-1].produced) if layout.is_local(index) else set()
+        handed_over = set(chunks[-1].produced) if is_local else set()
         arrives: list[Key] = [block for block in completed if block not in held or block in handed_over]
         cached = tuple(block for block in completed if block not in arrives)
         if index and begin % block_size:
             arrives.append(OPEN)
-        drafts.append(_Draft(rank, tuple(arrives), cached, produced, held))
-        known[rank].update(completed, produced)
-    return drafts
+        chunks.append(ChunkPlan(index, rank, begin, end, is_local, tuple(arrives), cached, produced))
+        known.append(held)
+        held_by[rank].update(completed, produced)
+    return chunks, known
 
 
 def _check(layout: StageLayout, cuts: Sequence[int], block_size: int, transfer: Transfer | str) -> None:

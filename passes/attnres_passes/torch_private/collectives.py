@@ -14,7 +14,8 @@ import torch
 def group_place(name: str) -> tuple[int, int]:
     """Size of the process group with this name, and the rank of this process in it.
 
-    Raises LookupError if there is no such group here.
+    Raises:
+        LookupError: there is no such group here.
     """
     from torch.distributed import distributed_c10d
 
@@ -28,27 +29,44 @@ def group_place(name: str) -> tuple[int, int]:
 
 
 def all_gather(part: torch.Tensor, size: int, group: str) -> torch.Tensor:
-    """The parts of all ranks, one behind the other along the first dimension."""
+    """The parts of all ranks, one behind the other along the first dimension.
+
+    Args:
+        part: of this rank, ``[n, ..]``.
+        size: number of ranks.
+        group: name of the process group.
+    """
     operators = torch.ops._c10d_functional
     return cast(torch.Tensor, operators.wait_tensor(operators.all_gather_into_tensor(part, size, group)))
 
 
 def reduce_scatter(whole: torch.Tensor, size: int, group: str) -> torch.Tensor:
-    """The own part, along the first dimension, of the sum over all ranks."""
+    """The own part, along the first dimension, of the sum over all ranks.
+
+    Args:
+        whole: what is summed, ``[size * n, ..]``.
+        size: number of ranks.
+        group: name of the process group.
+    """
     operators = torch.ops._c10d_functional
     return cast(torch.Tensor, operators.wait_tensor(operators.reduce_scatter_tensor(whole, "sum", size, group)))
 
 
 @dataclass(frozen=True)
 class AllReduced:
-    """given: what was summed over the ranks; nodes: what does so, from the first one on."""
+    """A sum over ranks in a graph. given: what is summed; nodes: what does so, from the first one on."""
 
     given: torch.fx.Node
     nodes: tuple[torch.fx.Node, ...]
 
 
 def all_reduced(value: torch.fx.Node, group: str) -> AllReduced | None:
-    """How ``value`` is a sum over the ranks of a group, made out of place or in place; None if it is none."""
+    """How a value is a sum over the ranks of a group, made out of place or in place; None if it is none.
+
+    Args:
+        value: any node.
+        group: name of the process group.
+    """
     summed = value
     copy: tuple[torch.fx.Node, ...] = ()
     for user in value.users:

@@ -21,7 +21,12 @@ _DYNAMO_MODULE_ATTRIBUTES = ("_param_name_to_source", "_source_to_user_stacks")
 
 
 def copy_dynamo_attributes(old: torch.fx.GraphModule, new: torch.fx.GraphModule) -> None:
-    """Give a copy of a captured graph what compilers look up on the module that Dynamo made."""
+    """Give a copy of a captured graph what compilers look up on the module that Dynamo made.
+
+    Args:
+        old: that module.
+        new: the copy.
+    """
     new.meta.update(old.meta)
     for name in _DYNAMO_MODULE_ATTRIBUTES:
         if hasattr(old, name):
@@ -29,7 +34,12 @@ def copy_dynamo_attributes(old: torch.fx.GraphModule, new: torch.fx.GraphModule)
 
 
 def copy_dynamo_source(old: torch.fx.Node, new: torch.fx.Node) -> None:
-    """Placeholders carry the source of their value as an attribute, which copying a node leaves behind."""
+    """Give a copy of a placeholder the source of its value, an attribute that copying a node leaves behind.
+
+    Args:
+        old: a node of a captured graph; nothing happens if it is no placeholder.
+        new: its copy.
+    """
     if old.op == "placeholder" and hasattr(old, "_dynamo_source"):
         new._dynamo_source = old._dynamo_source
 

@@ -17,7 +17,14 @@ from attnres_passes.torch_private.example_values import example_value, fake_mode
 
 
 def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode: str | None) -> Callable[..., Any]:
-    """Hand a graph to Inductor, to AOTAutograd without a compiler behind it, or to nothing."""
+    """Hand a graph to Inductor, to AOTAutograd without a compiler behind it, or to nothing.
+
+    Args:
+        gm: the graph.
+        inputs: examples of its inputs, in order.
+        inner: "inductor", "aot_eager" or "eager".
+        mode: one of Inductor's modes; None for none.
+    """
     if inner == "eager":
         return gm.forward
     if inner == "aot_eager":
@@ -70,19 +77,25 @@ def traced_anew(anew: bool) -> contextlib.AbstractContextManager[Any]:
 def compile_later(gm: GraphModule, inputs: list[Any], inner: str, mode: str | None) -> Callable[..., Any]:
     """``compile_inner`` of a copy of a captured graph, during a call of that graph.
 
-    inputs: those of the call. Sizes are dynamic where Dynamo found them to be: the values that it recorded for its
-    placeholders stand for them, and its guards hold. Placeholders without such a value have the sizes of their input.
+    Sizes are dynamic where Dynamo found them to be: the values that it recorded for its placeholders stand for them,
+    and its guards hold. Placeholders without such a value have the sizes of their input.
+
+    Args:
+        gm: the copy.
+        inputs: those of the call.
+        inner: "inductor", "aot_eager" or "eager".
+        mode: one of Inductor's modes; None for none.
     """
     if inner == "eager":
         return compile_inner(gm, inputs, inner, mode)
     recorded = [example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
     fake_mode = fake_mode_of(recorded)
     examples = [_as_called(example, value, fake_mode) for example, value in zip(recorded, inputs, strict=True)]
-    with tracing_under(fake_mode), without_new_guards(fake_mode):
+    with _tracing_under(fake_mode), without_new_guards(fake_mode):
         return compile_inner(gm, examples, inner, mode)
 
 
-def tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
+def _tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
     """Have compilers take values of ``fake_mode`` for those of the graph that they compile, as while Dynamo calls."""
     return torch._guards.tracing(torch._guards.TracingContext(fake_mode))
 

@@ -54,5 +54,10 @@ def flop_formula(target: Any) -> Callable[..., Any] | None:
 
 
 def copy_each(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """Copy each source into its target in place; on a GPU that is one kernel for small tensors."""
+    """Copy tensors in place, each into its own; on a GPU that is one kernel for small ones.
+
+    Args:
+        targets: what is written.
+        sources: what is read, one for each target, of its shape.
+    """
     torch._foreach_copy_(targets, sources)

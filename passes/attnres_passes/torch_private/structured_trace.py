@@ -10,12 +10,23 @@ import torch._logging
 
 
 def trace_artifact(name: str, encoding: Literal["string", "json"], text: Callable[[], str]) -> None:
-    """Add a text to torch's structured trace (``TORCH_TRACE``), which tlparse shows; it is made only when traced."""
+    """Add a text to the trace.
+
+    Args:
+        name: what it is filed under.
+        encoding: what kind of text it is.
+        text: makes it.
+    """
     _trace("artifact", {"name": name, "encoding": encoding}, text)
 
 
 def trace_graph(name: str, text: Callable[[], str]) -> None:
-    """Add the text of a graph to torch's structured trace."""
+    """Add a graph to the trace.
+
+    Args:
+        name: what it is filed under.
+        text: makes its text.
+    """
     _trace("graph_dump", {"name": name}, text)
 
 

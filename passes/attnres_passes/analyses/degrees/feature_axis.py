@@ -13,7 +13,14 @@ _CONTRACT_LAST = frozenset({"aten.mm", "aten.bmm", "aten.mv", "aten.native_layer
 
 
 def axis_after(op: Op, value: int, axis: int, trace: AtenTrace) -> int | None:
-    """Position in the output of ``op`` of the axis that is at ``axis`` in its input ``value``; None if lost."""
+    """Where an axis of an input of an operation is in its output; None if it is lost.
+
+    Args:
+        op: the operation.
+        value: number of the input.
+        axis: position of the axis in the input.
+        trace: of the captured graph.
+    """
     before, after = trace.values[value].shape, trace.values[op.outputs[0]].shape if op.outputs else ()
     if op.name == "aten.permute":
         order = [index % len(before) for index in op.args[1]]
@@ -29,7 +36,14 @@ def axis_after(op: Op, value: int, axis: int, trace: AtenTrace) -> int | None:
 
 
 def works_on_other_axis(op: Op, value: int, axis: int, trace: AtenTrace) -> bool:
-    """Whether ``op`` treats an axis other than ``axis`` of ``value`` as the features."""
+    """Whether an operation treats another axis of an input as the features.
+
+    Args:
+        op: the operation.
+        value: number of the input.
+        axis: position in it of the axis that has the features.
+        trace: of the captured graph.
+    """
     first = op.args[0] if op.args else None
     if any(name in op.name for name in _CHANNELS_SECOND):
         return first == Ref(value) and axis != 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnres_passes.analyses.aten_trace import Op
-from attnres_passes.analyses.degrees import arithmetic, homogeneous, normalisation, placement  # noqa: F401  (rules)
+from attnres_passes.analyses.degrees import arithmetic, homogeneous, normalisation  # noqa: F401  (rules)
 from attnres_passes.analyses.degrees.degree import RULES, UNKNOWN, ZERO, Call, Degree, functional_name, is_shape_only
 
 
