@@ -22,7 +22,6 @@ from attnres_compile.api.prepare import config_from
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
-    Place,
     Run,
     random_parameters,
     read_nodes,
@@ -34,8 +33,9 @@ from attnres_compile.compile.levels import rewritten_under, run_passes_under
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.lower.provider import Provider
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import GraphLevels
+from attnres_passes.schedule.provider import Provider
 
 TOLERANCES = {
     torch.float64: 1e-10,
@@ -158,7 +158,7 @@ def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> Iterato
         bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
         passed = run_passes_under(graph, bound, keeps_values=True)
         yield _random_query_check(graph, passed, f"schedule={schedule}")
-    if passed.choice.provider is Provider.KERNELS:
+    if passed.choice.provider is Provider.TRITON:
         # Without gradients, kernels have a form of their own: reads that make their own logits.
         bound = dataclasses.replace(config, schedule="auto")
         passed = run_passes_under(graph, bound, keeps_values=True, differentiates=False)
@@ -199,11 +199,11 @@ def _compare(name: str, graph: AnalysedGraph, expected: Run, found: Run) -> Chec
     dtype = _least_precise(graph.analysis)
     tolerance = TOLERANCES.get(dtype, 5e-2)
     wrong, worst = "", 0.0
-    for place in sorted(expected.reads):
-        error = _error(expected.reads[place], found.reads[place])
+    for read in sorted(expected.reads):
+        error = _error(expected.reads[read], found.reads[read])
         worst = max(worst, error)
         if not error <= tolerance and not wrong:
-            wrong = _described(graph, place)
+            wrong = _described(graph, read)
     outputs = [_error(left, right) for left, right in zip(expected.outputs, found.outputs, strict=True)]
     worst = max([worst, *outputs])
     passed = all(error <= tolerance for error in outputs) and not wrong
@@ -223,10 +223,10 @@ def _error(expected: Tensor, found: Tensor) -> float:
     return float((difference.max() / largest).nan_to_num(nan=float("inf")))
 
 
-def _described(graph: AnalysedGraph, place: Place) -> str:
-    stream = graph.analysis.plan.streams[place[0]]
-    read = stream.reads[place[1]]
-    return f"read {place[1]} of {stream.name}: {read.module} ({read.source}), {read.num_sources} sources"
+def _described(graph: AnalysedGraph, read_id: ReadId) -> str:
+    stream = graph.analysis.plan.streams[read_id.stream]
+    read = stream.reads[read_id.index]
+    return f"read {read_id} of {stream.name}: {read.module} ({read.source}), {read.num_sources} sources"
 
 
 def _least_precise(analysis: Analysis) -> torch.dtype:

@@ -13,11 +13,11 @@ from torch import nn
 
 from attnres_compile.capture.capture import Capture, Captured, capture
 from attnres_compile.model.errors import GraphBreakError, NoStreamError
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.torch_private.dynamo import GraphEnd
 
 
 @dataclass(frozen=True)

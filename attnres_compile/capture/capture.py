@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.model.parameters import unwrapped
-from attnres_passes.torch_private import torch_compat, torch_frames
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, without_recorded_shapes
+from attnres_passes.torch_private.version import warn_if_untested
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
         EmptyBatchError: an example tensor has no elements.
         GraphBreakError, CaptureError: Dynamo makes no graph of the model.
     """
-    torch_compat.warn_if_untested()
+    warn_if_untested()
     _check_not_empty(args, kwargs or {})
     model = unwrapped(model)
     whole = _capture_whole(model, args, kwargs or {}, static)
@@ -86,7 +86,7 @@ def _capture_whole(
     found: list[Captured] = []
 
     def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
-        found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
+        found.append(Captured(gm, tuple(inputs), graph_end()))
         raise _LeaveDynamo
 
     problem: Exception | None = None
@@ -114,7 +114,7 @@ def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     found: list[Captured] = []
 
     def keep_and_run(gm: GraphModule, inputs: list[Any]) -> Any:
-        found.append(Captured(gm, tuple(inputs), torch_frames.graph_end()))
+        found.append(Captured(gm, tuple(inputs), graph_end()))
         return gm.forward
 
     with _undisturbed(model), buffers_restored(model), torch.random.fork_rng():
@@ -134,7 +134,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     compiled_in_place = model._compiled_call_impl
     model._compiled_call_impl = None
     try:
-        with torch_compat.without_recorded_shapes():
+        with without_recorded_shapes():
             yield
     finally:
         model._compiled_call_impl = compiled_in_place

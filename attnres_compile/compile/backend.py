@@ -21,18 +21,27 @@ from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
+from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level
 from attnres_passes.ir.plan import Plan
-from attnres_passes.lower.provider import ProviderChoice
 from attnres_passes.pipeline import run_passes
-from attnres_passes.rewrite.rewrite import ParameterSlot
-from attnres_passes.torch_private import torch_compat, torch_frames
-from attnres_passes.torch_private.compile_later import unseen_by_checkpoints
+from attnres_passes.schedule.provider import ProviderChoice
+from attnres_passes.torch_private import inner_compilers
+from attnres_passes.torch_private.dynamo import (
+    GraphEnd,
+    as_backend_failure,
+    graph_end,
+    guard_identity,
+    uncompiled_caller,
+)
+from attnres_passes.torch_private.inner_compilers import inductor_modes
+from attnres_passes.torch_private.state import unseen_by_checkpoints
+from attnres_passes.torch_private.version import warn_if_untested
 
 log = logging.getLogger("attnres_compile")
 
@@ -55,7 +64,7 @@ def attnres(
     Raises:
         AttnResError, which is also torch's BackendCompilerFailed. The model is then as it was.
     """
-    torch_compat.warn_if_untested()
+    warn_if_untested()
     owner = find_owner(gm)
     try:
         with unseen_by_checkpoints():
@@ -63,7 +72,7 @@ def attnres(
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:
             status.note_failed(owner.model, owner.parameters.plan, error)
-        raise torch_compat.as_backend_failure(error) from error.__cause__
+        raise as_backend_failure(error) from error.__cause__
 
 
 def _compile(
@@ -72,7 +81,7 @@ def _compile(
     config = _config(owner, options)
     _check_mode(mode, config)
     _check_inference(config)
-    end = torch_frames.graph_end()
+    end = graph_end()
     stages = LevelDump()
     # Decide first, on frozen data.
     analysis = find_streams(trace_aten(gm), config)
@@ -84,20 +93,20 @@ def _compile(
         return _compile_unchanged(gm, inputs, owner, analysis, end, config, mode)
     for stream in analysis.plan.streams:
         check_not_cut(stream, end)
-    planned = _planned(owner, analysis, end)
+    matched = _matched(owner, analysis, end)
     # Then build the new graph beside the old one.
-    passed = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
-    stages.schedule(passed.schedule_text())
+    levels = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
+    stages.schedule(levels.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
-    slots = tuple(planned(slot) for slot in passed.slots)
+    planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:
-        new_inputs = [added.slot(slot) for slot in slots]
-        compiled = torch_compat.compile_inner(passed.lowered, [*inputs, *new_inputs], config.inner, mode)
-        torch_frames.guard_identity(owner.frame)
-    status.note_rewritten(owner.model, added.plan, len(slots) // 2)
-    _log_rewritten(analysis.plan, config, passed.choice)
-    recorder = GraphRecorder(passed.result, analysis.plan, mode, planned)
-    return CompiledGraph(compiled, added, slots, recorder)
+        new_inputs = [added.parameter(parameter) for parameter in planned]
+        compiled = inner_compilers.compile_inner(levels.lowered, [*inputs, *new_inputs], config.inner, mode)
+        guard_identity(owner.frame)
+    status.note_rewritten(owner.model, added.plan, len(planned) // 2)
+    _log_rewritten(analysis.plan, config, levels.choice)
+    recorder = GraphRecorder(levels.rewrite, analysis.plan, mode, matched)
+    return CompiledGraph(compiled, added, planned, recorder)
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:
@@ -116,7 +125,7 @@ def _check_mode(mode: str | None, config: AttnResConfig) -> None:
         return
     if config.inner != "inductor":
         raise ConfigError(f"mode={mode!r} is Inductor's, and inner={config.inner!r} has no modes; leave mode out.")
-    known = torch_compat.inductor_modes()
+    known = inductor_modes()
     if mode not in known:
         raise ConfigError(f"mode={mode!r} is unknown to Inductor; it has {', '.join(map(repr, known))}.")
 
@@ -129,12 +138,12 @@ def _check_inference(config: AttnResConfig) -> None:
         )
 
 
-def _planned(owner: Owner, analysis: Analysis, end: torch_frames.GraphEnd) -> Callable[[ParameterSlot], ParameterSlot]:
-    """From places in this graph to places in the plan of the model. Raises StalePlanError."""
+def _matched(owner: Owner, analysis: Analysis, end: GraphEnd) -> PlannedReads:
+    """The reads of this graph in the plan of the model. Raises StalePlanError."""
     if owner.parameters is None:
-        return lambda slot: slot
+        return PlannedReads.of(analysis.plan)
     try:
-        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner)).slot
+        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner))
     except AttnResError as error:
         raise _named_part(owner, error) from error
 
@@ -144,7 +153,7 @@ def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
     path = _path_in_model(owner)
     if not path:
         return error
-    caller = torch_frames.uncompiled_caller(owner.frame.module)
+    caller = uncompiled_caller(owner.frame.module)
     around = f", called at {caller} outside of any graph" if caller else ""
     return PartOfPreparedModelError(
         f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
@@ -164,21 +173,21 @@ def _compile_unchanged(
     inputs: list[Any],
     owner: Owner | NoOwner,
     analysis: Analysis,
-    end: torch_frames.GraphEnd,
+    end: GraphEnd,
     config: AttnResConfig,
     mode: str | None,
 ) -> Callable[..., Any]:
     """A graph without streams: part of a model that has them in another graph, or of one that has none."""
     # Without a module there is no model: a loss function that Dynamo compiles by itself after a graph break.
     if isinstance(owner, Owner) and owner.parameters is not None:
-        _planned(owner, analysis, end)
+        _matched(owner, analysis, end)
     elif isinstance(owner, Owner) and not end.is_break:
         # Before a break, the streams of an unprepared model may still come.
-        caller = torch_frames.uncompiled_caller(owner.frame.module)
+        caller = uncompiled_caller(owner.frame.module)
         apply_on_decline(analysis.plan, _piece_note(owner, caller) if caller else "")
         status.note_declined(owner.model, analysis.plan)
     log.info("attnres: no residual stream in this graph, compiled as it is")
-    return torch_compat.compile_inner(gm, inputs, config.inner, mode)
+    return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
 
 
 def _piece_note(owner: Owner, caller: str) -> str:

@@ -14,7 +14,7 @@ from attnres_kernels.launch.load_triton import DUMP_VARIABLE
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.structured_trace import trace_artifact, trace_graph
 
 _numbers = itertools.count()
 
@@ -31,7 +31,7 @@ class LevelDump:
 
     def __call__(self, gm: GraphModule, level: Level, plan: Plan) -> None:
         check_level(gm, level, plan)
-        torch_compat.trace_graph(f"attnres_{level.value}", lambda: graph_text(gm))
+        trace_graph(f"attnres_{level.value}", lambda: graph_text(gm))
         seconds = time.perf_counter() - self.began
         self._write(
             f"{level.value}.py",
@@ -41,12 +41,12 @@ class LevelDump:
     def plan(self, plan: Plan) -> None:
         """Keep the plan, as a table in a file and as JSON in torch's trace."""
         self._write("plan.txt", f"{plan}\n")
-        torch_compat.trace_artifact("attnres_plan", "json", lambda: json.dumps(plan.to_dict()))
+        trace_artifact("attnres_plan", "json", lambda: json.dumps(plan.to_dict()))
 
     def schedule(self, text: str) -> None:
         """Keep the cost model's tables, and what reads are bound to."""
         self._write("schedule.txt", f"{text}\n")
-        torch_compat.trace_artifact("attnres_schedule", "string", lambda: text)
+        trace_artifact("attnres_schedule", "string", lambda: text)
 
     def _write(self, name: str, text: str) -> None:
         """Write ``<graph>_<files so far>_<name>`` into the dump directory, if there is one."""

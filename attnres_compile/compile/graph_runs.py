@@ -13,11 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_passes.ir.annotations import annotation_of
+from attnres_passes.ir.read_id import ReadId
 
 SEED = 0
-
-Place = tuple[int, int]
-"""A read: the index of its stream in the plan, and its own in the stream."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +23,25 @@ class Run:
     """What one run gave. outputs: the floating-point ones of the graph; reads: the value of each read."""
 
     outputs: list[Tensor]
-    reads: dict[Place, Tensor]
+    reads: dict[ReadId, Tensor]
 
 
 class _Keeping(Interpreter):
     """Runs a graph and keeps the values of some nodes, as they are when the node has run."""
 
-    def __init__(self, gm: GraphModule, wanted: Mapping[Node, list[Place]]) -> None:
+    def __init__(self, gm: GraphModule, wanted: Mapping[Node, list[ReadId]]) -> None:
         super().__init__(gm)
         self.wanted = wanted
-        self.kept: dict[Place, Tensor] = {}
+        self.kept: dict[ReadId, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        for place in self.wanted.get(n, ()):
-            self.kept[place] = result.detach().clone()
+        for read in self.wanted.get(n, ()):
+            self.kept[read] = result.detach().clone()
         return result
 
 
-def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[Place]], added: list[Tensor]) -> Run:
+def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId]], added: list[Tensor]) -> Run:
     """Run a graph under a fixed random state.
 
     Args:
@@ -64,27 +62,27 @@ def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[Place]
     return Run(outputs, interpreter.kept)
 
 
-def stream_values(graph: AnalysedGraph) -> dict[Node, list[Place]]:
+def stream_values(graph: AnalysedGraph) -> dict[Node, list[ReadId]]:
     """For each read with parameters, the node of the captured graph that gives the state it reads."""
     trace = graph.analysis.trace
-    wanted: dict[Node, list[Place]] = {}
+    wanted: dict[Node, list[ReadId]] = {}
     for s, (stream, stream_nodes) in enumerate(
         zip(graph.analysis.plan.streams, graph.analysis.stream_nodes, strict=True)
     ):
         for k, (read, site) in enumerate(zip(stream.reads, stream_nodes.reads, strict=True)):
             if read.num_sources > 1:
                 node = trace.nodes[trace.node_output.index(site.uses[0][0])]
-                wanted.setdefault(node, []).append((s, k))
+                wanted.setdefault(node, []).append(ReadId(s, k))
     return wanted
 
 
-def read_nodes(gm: GraphModule) -> dict[Node, list[Place]]:
+def read_nodes(gm: GraphModule) -> dict[Node, list[ReadId]]:
     """For each node of a rewritten or lowered graph that gives a read, which one."""
-    wanted: dict[Node, list[Place]] = {}
+    wanted: dict[Node, list[ReadId]] = {}
     for node in gm.graph.nodes:
         annotation = annotation_of(node)
         if annotation is not None and annotation.kind == "read" and annotation.read is not None:
-            wanted.setdefault(node, []).append((annotation.stream, annotation.read))
+            wanted.setdefault(node, []).append(annotation.read)
     return wanted
 
 

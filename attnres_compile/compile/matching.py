@@ -6,48 +6,37 @@ part of a larger module. Streams are recognised by the modules of their writes, 
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from attnres_compile.model.errors import AttnResError, GraphBreakError, StalePlanError
+from attnres_compile.model.planned_reads import PlannedReads
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir import provenance
 from attnres_passes.ir.plan import Plan, Read, Stream
-from attnres_passes.rewrite.rewrite import ParameterSlot
-from attnres_passes.torch_private.torch_frames import GraphEnd
+from attnres_passes.ir.read_id import ReadId
+from attnres_passes.torch_private.dynamo import GraphEnd
 
 
-@dataclass(frozen=True)
-class Match:
-    """planned_slot: for each (stream, read) of the graph, the slot of the plan that holds its parameters."""
-
-    planned_slot: dict[tuple[int, int], tuple[int, int]]
-
-    def slot(self, slot: ParameterSlot) -> ParameterSlot:
-        stream, read = self.planned_slot[slot.stream, slot.read]
-        return dataclasses.replace(slot, stream=stream, read=read)
-
-
-def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: str = "") -> Match:
+def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: str = "") -> PlannedReads:
     """Match the streams of one graph with those of the plan of its model.
 
     within: path, in that model, of the module that the graph was captured of. A graph that has nothing to do with
     the plan (a loss after a graph break) gives an empty match. Raises StalePlanError, or GraphBreakError where a break
     ends the graph, if it holds a planned stream only in part, or with reads that the plan does not know.
     """
-    slots: dict[tuple[int, int], tuple[int, int]] = {}
+    reads: dict[ReadId, ReadId] = {}
     taken: set[int] = set()
     for s, stream in enumerate(found.streams):
         p = next((p for p, other in enumerate(planned.streams) if p not in taken and _same(stream, other)), None)
         if p is None:
             raise _error_at(end)(_changed(stream, planned, end))
         taken.add(p)
-        slots.update(_match_reads(s, stream, p, planned.streams[p]))
+        reads.update(_match_reads(s, stream, p, planned.streams[p]))
     for p, other in enumerate(planned.streams):
         if p not in taken and _holds_part(trace, other, within):
             raise _error_at(end)(_missing(other, end))
-    return Match(slots)
+    return PlannedReads(reads)
 
 
 def _same(found: Stream, planned: Stream) -> bool:
@@ -74,11 +63,10 @@ def _prefix(left: str, right: str) -> tuple[str, str] | None:
     return None
 
 
-def _match_reads(s: int, found: Stream, p: int, planned: Stream) -> dict[tuple[int, int], tuple[int, int]]:
-    ours = list(_keyed(found.parametrized_reads))
-    theirs = {key: slot for slot, (key, _) in enumerate(_keyed(planned.parametrized_reads))}
-    slots = {}
-    for slot, (key, read) in enumerate(ours):
+def _match_reads(s: int, found: Stream, p: int, planned: Stream) -> dict[ReadId, ReadId]:
+    theirs = {key: k for key, k, _ in _keyed(planned.reads)}
+    reads = {}
+    for key, k, read in _keyed(found.reads):
         if key not in theirs:
             raise StalePlanError(
                 f"the graph of stream {planned.name!r} reads the state after {read.state} writes in "
@@ -86,7 +74,7 @@ def _match_reads(s: int, found: Stream, p: int, planned: Stream) -> dict[tuple[i
                 "the same arguments that it is called with (output_hidden_states, for one), after "
                 "attnres_compile.unprepare(model)."
             )
-        slots[s, slot] = (p, theirs.pop(key))
+        reads[ReadId(s, k)] = ReadId(p, theirs.pop(key))
     for state, normed, _ in theirs:
         # A state that was returned when the model was prepared, and is not now, leaves its parameters unused.
         if normed:
@@ -95,16 +83,17 @@ def _match_reads(s: int, found: Stream, p: int, planned: Stream) -> dict[tuple[i
                 "prepare the model with the same arguments that it is called with, after "
                 "attnres_compile.unprepare(model)."
             )
-    return slots
+    return reads
 
 
-def _keyed(reads: tuple[Read, ...]) -> Iterator[tuple[tuple[int, bool, int], Read]]:
-    """Each read under its state, whether it is normed, and its number among those."""
-    seen: dict[tuple[int, bool], int] = {}
-    for read in reads:
-        place = (read.state, read.normed)
-        seen[place] = seen.get(place, -1) + 1
-        yield (*place, seen[place]), read
+def _keyed(reads: tuple[Read, ...]) -> Iterator[tuple[tuple[int, bool, int], int, Read]]:
+    """The reads with two sources or more: state, whether normed, and number among those; index; and the read."""
+    seen: Counter[tuple[int, bool]] = Counter()
+    for k, read in enumerate(reads):
+        if read.num_sources > 1:
+            place = (read.state, read.normed)
+            yield (*place, seen[place]), k, read
+            seen[place] += 1
 
 
 def _holds_part(trace: AtenTrace, stream: Stream, within: str) -> bool:

@@ -9,7 +9,7 @@ from attnres_compile.model.errors import StalePlanError
 from attnres_compile.model.parameters import AttnResParameters
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_compile.recording.live import open_recording
-from attnres_passes.rewrite.rewrite import ParameterSlot
+from attnres_passes.ir.read_id import ReadParameter
 
 
 class CompiledGraph:
@@ -25,11 +25,11 @@ class CompiledGraph:
         self,
         compiled: Callable[..., Any],
         parameters: AttnResParameters,
-        slots: tuple[ParameterSlot, ...],
+        added: tuple[ReadParameter, ...],
         recorder: GraphRecorder,
     ) -> None:
-        self.compiled, self.slots, self.parameters, self.recorder = compiled, slots, parameters, recorder
-        self.holders = [parameters.holder(slot) for slot in slots]
+        self.compiled, self.added, self.parameters, self.recorder = compiled, added, parameters, recorder
+        self.holders = [parameters.holder(parameter) for parameter in added]
         self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
 
     def __call__(self, *args: Any) -> Any:
@@ -44,9 +44,9 @@ class CompiledGraph:
     def _refuse(self, added: list[Any]) -> None:
         """Raise StalePlanError for the first parameter that is not what the graph was compiled for."""
         changed = map(lambda parameter, signature: _signature(parameter) != signature, added, self.compiled_for)
-        slot = next(slot for slot, differs in zip(self.slots, changed, strict=True) if differs)
+        first = next(parameter for parameter, differs in zip(self.added, changed, strict=True) if differs)
         raise StalePlanError(
-            f"attnres.streams.{slot.stream}.reads.{slot.read} ({slot.name}) has changed its dtype, device or "
+            f"attnres.{self.parameters.path(first.read)} ({first.name}) has changed its dtype, device or "
             "requires_grad since the model was compiled, and torch did not compile it again; if the whole model was "
             "changed, call torch.compiler.reset() first, else change the rest of it, too."
         )

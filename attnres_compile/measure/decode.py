@@ -19,7 +19,7 @@ from attnres_compile.model.parameters import parameters_of
 from attnres_compile.models.errors import MissingExtraError
 from attnres_compile.models.example_inputs import first_line
 from attnres_compile.models.transformers_source import find_class, import_transformers
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import copy_each
 
 GRAPH_MODE = "reduce-overhead"
 """Inductor's mode that replays the step as a CUDA graph."""
@@ -39,7 +39,7 @@ class DecodeStep:
 
     def set_back(self) -> None:
         """Forget the token that the last ``run`` added to the cache."""
-        torch_compat.copy_each(self._lengths, self._filled)
+        copy_each(self._lengths, self._filled)
 
     def run(self) -> Any:
         """Decode the token; ``set_back`` has to come before the next run."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from attnres_compile.measure.measure import MeasureError
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream

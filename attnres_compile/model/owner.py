@@ -16,8 +16,7 @@ from attnres_compile.model.parameters import (
     prepared_root_of,
     prepared_within,
 )
-from attnres_passes.torch_private import torch_frames
-from attnres_passes.torch_private.torch_frames import FrameModule
+from attnres_passes.torch_private.dynamo import FrameModule, frame_modules
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class NoOwner:
 
 def find_owner(gm: GraphModule) -> Owner | NoOwner:
     """The owner of the graph that Dynamo is handing to the backend."""
-    frames = torch_frames.frame_modules(gm)
+    frames = frame_modules(gm)
     if not frames:
         return _no_owner(
             "the compiled function reaches its parameters through no torch.nn.Module, so that the parameters of the "

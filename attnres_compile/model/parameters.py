@@ -11,7 +11,7 @@ from torch import nn
 
 from attnres_compile.model.errors import NotPreparedError, RegistrationError
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.rewrite.rewrite import ParameterSlot
+from attnres_passes.ir.read_id import ReadId, ReadParameter
 
 NAME = "attnres"
 """Name of the submodule that holds the parameters."""
@@ -51,7 +51,10 @@ class StreamParameters(nn.Module):
 
 
 class AttnResParameters(nn.Module):
-    """All parameters of a plan, and the plan. They live on the model and follow it everywhere."""
+    """All parameters of a plan, and the plan. They live on the model and follow it everywhere.
+
+    Here alone, reads have slots: ``streams[i].reads[k]`` is the k-th read of its stream with two sources or more.
+    """
 
     def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -61,15 +64,20 @@ class AttnResParameters(nn.Module):
             StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
         )
 
-    def holder(self, slot: ParameterSlot) -> tuple[nn.Module, str]:
-        """The module that holds the parameter of a slot, and its name there."""
-        read = self.get_submodule(f"streams.{slot.stream}.reads.{slot.read}")
-        return (read, "query") if slot.name == "query" else (read.get_submodule("key_norm"), "weight")
+    def path(self, read: ReadId) -> str:
+        """``streams.0.reads.2``: where the parameters of a read are."""
+        before = self.plan.streams[read.stream].reads[: read.index]
+        return f"streams.{read.stream}.reads.{sum(one.num_sources > 1 for one in before)}"
 
-    def slot(self, slot: ParameterSlot) -> nn.Parameter:
-        """The parameter that an appended placeholder stands for, looked up now."""
-        parameter: nn.Parameter = getattr(*self.holder(slot))
-        return parameter
+    def holder(self, parameter: ReadParameter) -> tuple[nn.Module, str]:
+        """The module that holds a parameter, and its name there."""
+        read = self.get_submodule(self.path(parameter.read))
+        return (read, "query") if parameter.name == "query" else (read.get_submodule("key_norm"), "weight")
+
+    def parameter(self, parameter: ReadParameter) -> nn.Parameter:
+        """What an appended placeholder stands for, looked up now."""
+        found: nn.Parameter = getattr(*self.holder(parameter))
+        return found
 
     def extra_repr(self) -> str:
         return ", ".join(stream.name for stream in self.plan.streams)

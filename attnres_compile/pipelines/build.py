@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ from attnres_compile.pipelines.chunk_module import ChunkBody, ModelInput, ModelT
 from attnres_compile.pipelines.errors import StageError
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level
+from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
-from attnres_passes.pipeline import lower_chunk
+from attnres_passes.pipeline import lower_rewritten
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.split_stages import ChunkGraph, split
-from attnres_passes.ranks.stage_layout import StageLayout
 from attnres_passes.ranks.stages import StagedGraph, stage
 from attnres_passes.ranks.transfers import ChunkPlan, Key, StagePlan, Transfer
 from attnres_passes.rewrite.rewrite import rewrite
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,9 @@ def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
             )
     first = next(iter(captured.values()))
     examples = tuple(
-        {key: _on_meta(torch_compat.example_value(node)) for key, node in keyed.items()}
-        for keyed in first.staged.sources
+        {key: _on_meta(example_value(node)) for key, node in keyed.items()} for keyed in first.staged.sources
     )
-    outputs = tuple(_on_meta(torch_compat.example_value(node)) for node in _returned(first.staged.gm))
+    outputs = tuple(_on_meta(example_value(node)) for node in _returned(first.staged.gm))
     texts = [plan.digest, str(require_parameters(model).plan.config)]
     texts.extend(graph_text(graph.gm) for mode in captured.values() for graph in mode.graphs)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
@@ -132,22 +133,26 @@ def _captured(
     graph = _whole(model, args, kwargs, added.plan.config)
     analysis = graph.analysis
     check_checkpoints(analysis.trace, cutting.inner, cutting.splits_backward)
-    planned = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
+    matched = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
     rewritten = rewrite(graph.captured.gm, analysis)
     check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
     staged = stage(rewritten.gm, analysis.plan, cutting.layout, cutting.transfer, cutting.cut_points, cuts)
     graphs = split(staged, cutting.device)
-    parameters = [added.slot(planned.slot(slot)) for slot in rewritten.slots]
+    parameters = [added.parameter(matched.parameter(parameter)) for parameter in rewritten.parameters]
     origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
     lowered_plan = analysis.plan
     if cutting.splits_backward:
         config = dataclasses.replace(lowered_plan.config, schedule="naive")
         lowered_plan = dataclasses.replace(lowered_plan, config=config)
-    bodies = tuple(
-        ChunkBody(ChunkGraph(lower_chunk(chunk.gm, lowered_plan), chunk.chunk, chunk.given), origins)
-        for chunk in graphs
-    )
+    bodies = tuple(ChunkBody(dataclasses.replace(chunk, gm=_lowered(chunk, lowered_plan)), origins) for chunk in graphs)
     return _Captured(staged, graphs, bodies)
+
+
+def _lowered(chunk: ChunkGraph, plan: Plan) -> GraphModule:
+    """The lowered graph of a chunk, which holds its own reads of the plan and no others."""
+    check = functools.partial(check_level, only=chunk.reads)
+    check(chunk.gm, Level.REWRITTEN, plan)
+    return lower_rewritten(chunk.gm, plan, check).lowered
 
 
 @contextlib.contextmanager
@@ -218,7 +223,7 @@ def _returned(gm: GraphModule) -> list[Node]:
     given = next(iter(reversed(gm.graph.nodes))).args[0]
     assert isinstance(given, (tuple, list))
     nodes = [node for node in given if isinstance(node, Node)]
-    if len(nodes) != len(given) or not all(isinstance(torch_compat.example_value(node), Tensor) for node in nodes):
+    if len(nodes) != len(given) or not all(isinstance(example_value(node), Tensor) for node in nodes):
         raise StageError(
             "the model returns something that is no tensor, which a pipeline cannot hand back; return tensors alone."
         )

@@ -13,7 +13,7 @@ from torch.fx import Node
 from attnres_compile.pipelines.errors import PipelineSupportError
 from attnres_passes.analyses.aten_trace import AtenTrace, Op
 from attnres_passes.ir import provenance
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import is_higher_order, is_operator
 
 
 def check_checkpoints(trace: AtenTrace, inner: str, splits_backward: bool) -> None:
@@ -45,12 +45,12 @@ def check_checkpoints(trace: AtenTrace, inner: str, splits_backward: bool) -> No
 
 
 def _is_checkpoint(node: Node) -> bool:
-    return torch_compat.is_higher_order(node.target) and "activation_checkpoint" in str(node.target)
+    return is_higher_order(node.target) and "activation_checkpoint" in str(node.target)
 
 
 def _is_random(op: Op) -> bool:
     """Whether an operation draws numbers; with a probability of zero, a dropout does not."""
-    if not torch_compat.is_operator(op.target) or torch.Tag.nondeterministic_seeded not in op.target.tags:
+    if not is_operator(op.target) or torch.Tag.nondeterministic_seeded not in op.target.tags:
         return False
     names = [argument.name for argument in op.target._schema.arguments]
     given = {**dict(zip(names, op.args, strict=False)), **op.kwargs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnres_kernels.errors import AttnResError as AttnResError
-from attnres_passes.ranks.stage_layout import StageError as StageError
+from attnres_passes.ranks.layout import StageError as StageError
 
 
 class PipelineSupportError(AttnResError, ValueError):

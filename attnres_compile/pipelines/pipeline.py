@@ -22,7 +22,7 @@ from attnres_compile.pipelines.rank import Pipeline, RunOptions
 from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, schedule_kind
 from attnres_compile.pipelines.torch_stage import check_torch
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.transfers import Transfer
 
 

@@ -18,7 +18,7 @@ from attnres_compile.pipelines.microbatches import Batch
 from attnres_compile.pipelines.schedules import ScheduleKind, make_schedule
 from attnres_compile.pipelines.store import BlockStore
 from attnres_compile.pipelines.torch_stage import ChunkStage, without_loss
-from attnres_passes.ranks.stage_text import stage_picture, stage_table
+from attnres_passes.ranks.plan_text import stage_picture, stage_table
 from attnres_passes.ranks.transfers import StagePlan
 
 

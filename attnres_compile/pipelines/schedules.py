@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnres_compile.pipelines.errors import PipelineSupportError
-from attnres_passes.ranks.stage_layout import StageLayout, StageOrder
+from attnres_passes.ranks.layout import StageLayout, StageOrder
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from attnres_compile.pipelines.chunk_module import CACHED
 from attnres_compile.pipelines.errors import PipelineSupportError
 from attnres_compile.pipelines.store import BlockStore
 from attnres_passes.ranks.transfers import ChunkPlan
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.version import torch_version
 
 OLDEST_TORCH = (2, 13)
 HOOKS = (
@@ -46,7 +46,7 @@ HOOKS = (
 def check_torch() -> None:
     """Raise PipelineSupportError under a torch whose stages this file does not know."""
     missing = [name for name in HOOKS if not callable(getattr(PipelineStage, name, None))]
-    if torch_compat.torch_version() < OLDEST_TORCH or missing:
+    if torch_version() < OLDEST_TORCH or missing:
         oldest = ".".join(map(str, OLDEST_TORCH))
         lacking = f", and its PipelineStage has no {', '.join(missing)}" if missing else ""
         raise PipelineSupportError(

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_compile.recording.live import Layout, Place, Recording
+from attnres_compile.model.planned_reads import PlannedReads
+from attnres_compile.recording.live import Layout, Recording
 from attnres_compile.recording.recorded import Sublayer
 from attnres_compile.recording.sublayers import find_sublayers
 from attnres_passes.ir.plan import Plan
-from attnres_passes.pipeline import run_later_passes
+from attnres_passes.ir.read_id import ReadId, WriteId
+from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.record import record
-from attnres_passes.rewrite.rewrite import ParameterSlot, Rewritten
-from attnres_passes.torch_private.compile_later import compile_later, unseen_by_checkpoints
+from attnres_passes.rewrite.rewrite import Rewritten
+from attnres_passes.torch_private.inner_compilers import compile_later
+from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,13 @@ class _Built:
 class GraphRecorder:
     """Keeps the rewritten graph, and nothing else until a recording is open.
 
-    plan: of this graph; planned: from a slot of this graph to that of the plan of the model.
+    plan: of this graph; matched: its reads in the plan of the model; mode: of the inner compiler.
     """
 
-    def __init__(
-        self, result: Rewritten, plan: Plan, mode: str | None, planned: Callable[[ParameterSlot], ParameterSlot]
-    ) -> None:
-        self.result, self.plan, self.mode = result, plan, mode
-        self.slots = {slot: planned(slot) for slot in result.slots if slot.name == "query"}
+    def __init__(self, rewritten: Rewritten, plan: Plan, mode: str | None, matched: PlannedReads) -> None:
+        self.rewritten, self.plan, self.mode, self.matched = rewritten, plan, mode, matched
         self.built: dict[bool, _Built] = {}
-        self.sublayers: dict[Place, Sublayer] = {}
+        self.sublayers: dict[ReadId | WriteId, Sublayer] = {}
 
     def __call__(
         self, recording: Recording, plain: Callable[..., Any], args: Sequence[Any], added: Sequence[Tensor]
@@ -58,30 +58,24 @@ class GraphRecorder:
         return tuple(outputs)
 
     def _build(self, with_gradients: bool, args: Sequence[Any], added: Sequence[Tensor]) -> _Built:
-        recorded = record(self.result, with_gradients)
-        passed = run_later_passes(recorded.result, recorded.result.gm, self.plan)
-        places = tuple(self._place(entry.kind, entry.stream, entry.index) for entry in recorded.entries)
-        layout = Layout(recorded.entries, places, recorded.num_probes)
+        recorded = record(self.rewritten, with_gradients)
+        levels = lower_rewritten(recorded.result.gm, self.plan)
+        planned = tuple(self._planned(entry.about) for entry in recorded.entries)
+        layout = Layout(recorded.entries, planned, recorded.num_probes)
         probes = (
             [torch.zeros(recorded.num_probes, device=added[0].device, requires_grad=True)] if with_gradients else []
         )
         inner = self.plan.config.inner
-        compiled = compile_later(passed.lowered, [*args, *probes, *added], inner, self.mode)
+        compiled = compile_later(levels.lowered, [*args, *probes, *added], inner, self.mode)
         return _Built(compiled, layout)
 
-    def _sublayers(self, args: Sequence[Any], added: Sequence[Tensor]) -> Mapping[Place, Sublayer]:
+    def _sublayers(self, args: Sequence[Any], added: Sequence[Tensor]) -> Mapping[ReadId | WriteId, Sublayer]:
         """What the sublayers are, found out once: at the first call with more than one token."""
         if not self.sublayers:
-            reads, writes = find_sublayers(self.result, [*args, *added])
-            self.sublayers = {
-                **{self._place("read", *place): sublayer for place, sublayer in reads.items()},
-                **{self._place("write", *place): sublayer for place, sublayer in writes.items()},
-            }
+            found = find_sublayers(self.rewritten, [*args, *added])
+            self.sublayers = {self._planned(about): sublayer for about, sublayer in found.items()}
         return self.sublayers
 
-    def _place(self, kind: str, stream: int, index: int) -> Place:
-        """The place in the plan of the model of a read or write of this graph."""
-        own = [k for k, read in enumerate(self.plan.streams[stream].reads) if read.num_sources > 1]
-        slot = own.index(index) if kind == "read" else 0
-        planned = self.slots[ParameterSlot(stream, slot, "query")]
-        return kind, planned.stream, planned.read if kind == "read" else index
+    def _planned(self, about: ReadId | WriteId) -> ReadId | WriteId:
+        """A read or a write of this graph in the plan of the model."""
+        return self.matched.planned[about] if isinstance(about, ReadId) else self.matched.write(about)

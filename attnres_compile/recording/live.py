@@ -17,27 +17,27 @@ from attnres_compile.recording.recorded import RecordedRead, RecordedWrite, Subl
 from attnres_compile.recording.weights import DepthWeights, Views
 from attnres_kernels.operators.statistics import READ_EXTRA
 from attnres_passes.ir.plan import Plan, short_source
+from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.rewrite.record import Entry
-from attnres_passes.torch_private import torch_compat
-
-Place = tuple[str, int, int]
-"""("read" or "write", index of the stream in the plan, index among its reads with parameters or its writes)."""
+from attnres_passes.torch_private.state import in_backward
 
 _open: weakref.WeakKeyDictionary[nn.Module, Recording] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the statistics of one compiled graph are about. places: of each entry in the plan of the model."""
+    """What the statistics of one compiled graph are about. entries: the parts; planned: the read or write of each in
+    the plan of the model.
+    """
 
     entries: tuple[Entry, ...]
-    places: tuple[Place, ...]
+    planned: tuple[ReadId | WriteId, ...]
     num_probes: int
 
     @property
     def streams(self) -> frozenset[int]:
         """The streams of the plan that are in the graph."""
-        return frozenset(stream for _, stream, _ in self.places)
+        return frozenset(about.stream for about in self.planned)
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Total:
 
 @dataclass
 class _Sum:
-    """The statistics of one place, over all graphs."""
+    """The statistics of one read or write, over all graphs."""
 
     values: list[float] = field(default_factory=list)
     norm: float = 0.0
@@ -70,7 +70,7 @@ class Recording(Views):
         self._totals: dict[Layout, _Total] = {}
         self._passes = 0
         self._seen: frozenset[int] = frozenset()
-        self._sublayers: dict[Place, Sublayer] = {}
+        self._sublayers: dict[ReadId | WriteId, Sublayer] = {}
 
     # Called by compiled graphs
 
@@ -79,7 +79,7 @@ class Recording(Views):
 
         A graph with a stream that has been seen in this forward pass of the model begins another one.
         """
-        if not torch_compat.in_backward():
+        if not in_backward():
             if self._passes == 0 or not self._seen.isdisjoint(layout.streams):
                 self._passes += 1
                 self._seen = frozenset()
@@ -93,7 +93,7 @@ class Recording(Views):
             layout: of the graph that was called.
             statistics: ``[entries]``, sums over tokens.
         """
-        if torch_compat.in_backward():
+        if in_backward():
             return
         total = self._total(layout)
         total.sums = _added(total.sums, statistics)
@@ -122,9 +122,9 @@ class Recording(Views):
         return probes
 
     def needs_sublayers(self, layout: Layout) -> bool:
-        return any(place not in self._sublayers for place in layout.places)
+        return any(about not in self._sublayers for about in layout.planned)
 
-    def note_sublayers(self, found: Mapping[Place, Sublayer]) -> None:
+    def note_sublayers(self, found: Mapping[ReadId | WriteId, Sublayer]) -> None:
         self._sublayers.update(found)
 
     def _total(self, layout: Layout) -> _Total:
@@ -160,17 +160,17 @@ class Recording(Views):
         return DepthWeights(
             self.name,
             tuple(stream.name for stream in self.plan.streams),
-            tuple(self._read(place, sums[place]) for place in sorted(sums) if place[0] == "read"),
-            tuple(self._write(place, sums[place]) for place in sorted(sums) if place[0] == "write"),
+            tuple(self._read(read, sums[read]) for read in sorted(one for one in sums if isinstance(one, ReadId))),
+            tuple(self._write(write, sums[write]) for write in sorted(one for one in sums if isinstance(one, WriteId))),
         )
 
-    def _sums(self) -> dict[Place, _Sum]:
-        sums: dict[Place, _Sum] = {}
+    def _sums(self) -> dict[ReadId | WriteId, _Sum]:
+        sums: dict[ReadId | WriteId, _Sum] = {}
         for layout, total in self._totals.items():
             values = None if total.sums is None else total.sums.tolist()
             norms = None if total.norms is None else total.norms.tolist()
-            for entry, place in zip(layout.entries, layout.places, strict=True):
-                found = sums.setdefault(place, _Sum([0.0] * entry.size))
+            for entry, about in zip(layout.entries, layout.planned, strict=True):
+                found = sums.setdefault(about, _Sum([0.0] * entry.size))
                 if values is not None:
                     part = values[entry.start : entry.start + entry.size]
                     found.values = [old + new for old, new in zip(found.values, part, strict=True)]
@@ -179,16 +179,16 @@ class Recording(Views):
                     found.backwards += total.backwards
         return sums
 
-    def _read(self, place: Place, found: _Sum) -> RecordedRead:
-        stream = self.plan.streams[place[1]]
-        read = stream.parametrized_reads[place[2]]
+    def _read(self, about: ReadId, found: _Sum) -> RecordedRead:
+        stream = self.plan.streams[about.stream]
+        read = stream.reads[about.index]
         *weights, entropy, square, tokens = found.values
         assert len(weights) == len(found.values) - READ_EXTRA == read.num_sources
         return RecordedRead(
             stream=stream.name,
             module=read.module,
             source=short_source(read.source),
-            before=self._sublayers.get(place, Sublayer.UNKNOWN),
+            before=self._sublayers.get(about, Sublayer.UNKNOWN),
             state=read.state,
             block=read.block,
             is_open=read.state % stream.block_size != 0,
@@ -198,16 +198,16 @@ class Recording(Views):
             magnitude=math.sqrt(_mean(square, tokens)),
         )
 
-    def _write(self, place: Place, found: _Sum) -> RecordedWrite:
-        stream = self.plan.streams[place[1]]
-        write = stream.writes[place[2]]
+    def _write(self, about: WriteId, found: _Sum) -> RecordedWrite:
+        stream = self.plan.streams[about.stream]
+        write = stream.writes[about.index]
         own, block, tokens = found.values
         return RecordedWrite(
             stream=stream.name,
             module=write.module,
             source=short_source(write.source),
-            sublayer=self._sublayers.get(place, Sublayer.UNKNOWN),
-            index=place[2] + 1,
+            sublayer=self._sublayers.get(about, Sublayer.UNKNOWN),
+            index=about.index + 1,
             block=write.block,
             tokens=round(tokens),
             output_magnitude=math.sqrt(_mean(own, tokens)),

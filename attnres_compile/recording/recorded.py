@@ -33,7 +33,7 @@ class RecordedRead:
     source: str
     before: Sublayer
     state: int
-    block: int
+    block: int | None
     is_open: bool
     tokens: int
     weights: tuple[float, ...]

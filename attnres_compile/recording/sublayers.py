@@ -8,6 +8,7 @@ zero weights hide nothing, since NaN times zero is NaN.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -18,20 +19,19 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 from attnres_compile.recording.recorded import Sublayer
-from attnres_passes.ir.annotations import annotation_of
+from attnres_passes.ir.annotations import read_of
 from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import is_operator
+from attnres_passes.torch_private.state import restored_torch_state
 
 log = logging.getLogger("attnres_compile")
-
-Of = tuple[int, int]
-"""Index of a stream, and of one of its reads or writes."""
 
 _COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d")
 
 
-def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> tuple[dict[Of, Sublayer], dict[Of, Sublayer]]:
+def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> dict[ReadId | WriteId, Sublayer]:
     """What follows each depth attention, and what makes each write; empty where that cannot be told.
 
     It cannot be told of a single token. A graph that talks to other processes is not run once more than they expect,
@@ -42,19 +42,19 @@ def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> tuple[dict[Of, 
         args: values of its placeholders, which are left as they are, as are random state and modes.
     """
     if any(_talks(node) for node in rewritten.gm.graph.nodes):
-        return {}, {}
+        return {}
     spread = _Spread(rewritten)
     devices = {value.device.index for value in args if isinstance(value, Tensor) and value.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), torch_compat.restored_torch_state():
+        with torch.no_grad(), torch.random.fork_rng(sorted(devices)), restored_torch_state():
             spread.run(*map(_copied, args))
     except Exception as error:
         log.warning("attnres: sublayers are not told apart, since the model does not run on NaN: %s", error)
-        return {}, {}
+        return {}
     if not spread.reach:
-        return {}, {}
-    writes = {place: Sublayer.MIXER if reach > 1 else Sublayer.CHANNEL for place, reach in spread.reach.items()}
-    return _before_reads(rewritten, writes), writes
+        return {}
+    writes = {write: Sublayer.MIXER if reach > 1 else Sublayer.CHANNEL for write, reach in spread.reach.items()}
+    return dict(itertools.chain(_before_reads(rewritten, writes).items(), writes.items()))
 
 
 def _copied(value: Any) -> Any:
@@ -63,33 +63,36 @@ def _copied(value: Any) -> Any:
 
 
 def _talks(node: Node) -> bool:
-    return torch_compat.is_operator(node.target) and node.target.namespace in _COLLECTIVES
+    return is_operator(node.target) and node.target.namespace in _COLLECTIVES
 
 
-def _before_reads(rewritten: Rewritten, writes: Mapping[Of, Sublayer]) -> dict[Of, Sublayer]:
+def _before_reads(rewritten: Rewritten, writes: Mapping[WriteId, Sublayer]) -> dict[ReadId, Sublayer]:
     """For each read, the sublayer of the writes of its own stream that it leads to before any other read."""
-    at: dict[Node, list[tuple[Of, Node]]] = {}
-    for s, stream in enumerate(rewritten.streams):
-        for k, write in enumerate(stream.writes):
-            at.setdefault(write.after, []).append(((s, k), write.branch))
-    from_reads: dict[Node, frozenset[Of]] = {}
-    fed: dict[Of, set[Sublayer]] = {}
+    at = _writes_behind(rewritten)
+    from_reads: dict[Node, frozenset[ReadId]] = {}
+    fed: dict[ReadId, set[Sublayer]] = {}
     for node in rewritten.gm.graph.nodes:
         if is_depth_attention(node):
-            annotation = annotation_of(node)
-            assert annotation is not None
-            assert annotation.read is not None
-            from_reads[node] = frozenset({(annotation.stream, annotation.read)})
-            fed[annotation.stream, annotation.read] = set()
+            from_reads[node] = frozenset({read_of(node)})
+            fed[read_of(node)] = set()
         else:
             from_reads[node] = frozenset().union(*map(from_reads.__getitem__, node.all_input_nodes))
-        for place, branch in at.get(node, ()):
+        for write, branch in at.get(node, ()):
             for read in from_reads[branch]:
-                if read[0] == place[0]:
-                    fed[read].add(writes[place])
+                if read.stream == write.stream:
+                    fed[read].add(writes[write])
             from_reads[branch] = frozenset()
     order = (Sublayer.MIXER, Sublayer.CHANNEL)
     return {read: next((one for one in order if one in found), Sublayer.OUTPUT) for read, found in fed.items()}
+
+
+def _writes_behind(rewritten: Rewritten) -> dict[Node, list[tuple[WriteId, Node]]]:
+    """The writes that happen behind each node, each with its branch."""
+    at: dict[Node, list[tuple[WriteId, Node]]] = {}
+    for s, stream in enumerate(rewritten.streams):
+        for k, write in enumerate(stream.writes):
+            at.setdefault(write.after, []).append((WriteId(s, k), write.branch))
+    return at
 
 
 class _Spread(Interpreter):
@@ -97,21 +100,18 @@ class _Spread(Interpreter):
 
     def __init__(self, rewritten: Rewritten) -> None:
         super().__init__(rewritten.gm)
-        self.reach: dict[Of, int] = {}
+        self.reach: dict[WriteId, int] = {}
         self.roots = {stream.root for stream in rewritten.streams}
-        self.at: dict[Node, list[tuple[Of, Node]]] = {}
-        for s, stream in enumerate(rewritten.streams):
-            for k, write in enumerate(stream.writes):
-                self.at.setdefault(write.after, []).append(((s, k), write.branch))
+        self.at = _writes_behind(rewritten)
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if n in self.roots or is_depth_attention(n):
             result = _poisoned(result)
-        for place, branch in self.at.get(n, ()):
+        for write, branch in self.at.get(n, ()):
             value = result if branch is n else self.env[branch]
             if math.prod(value.shape[:-1]) > 1:
-                self.reach[place] = int(value.isnan().any(-1).sum())
+                self.reach[write] = int(value.isnan().any(-1).sum())
         return result
 
 

@@ -19,7 +19,9 @@ from attnres_compile.report import attention
 from attnres_compile.report.formulas import FORMULAS
 from attnres_kernels.operators import flops as _registered  # noqa: F401  (registers the formulas of our operators)
 from attnres_kernels.operators.launches import LAUNCHES
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, storage_id
+from attnres_passes.torch_private.recompute import is_made_again
+from attnres_passes.torch_private.state import restored_torch_state
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) ->
     """
     runner = _Runner(gm, inputs, keeps_inputs)
     forward, calls = FlopCounterMode(display=False, custom_mapping=FORMULAS), _Calls()
-    with torch_compat.restored_torch_state(), torch.enable_grad(), runner.watched(), forward, calls:
+    with restored_torch_state(), torch.enable_grad(), runner.watched(), forward, calls:
         outputs = runner.run(*inputs)
     launched = calls.launches
     leaves = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
@@ -70,7 +72,7 @@ def weightless(gm: GraphModule, dtype: torch.dtype, widths: dict[Node, int]) -> 
     made = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            value = torch_compat.example_value(node)
+            value = example_value(node)
             if node in widths:
                 value = torch.empty(widths[node], dtype=dtype, device="meta")
             made.append(_on_meta(value) if isinstance(value, Tensor) else value)
@@ -117,7 +119,7 @@ class _Saved:
 
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        self.bytes_of[torch_compat.storage_id(tensor)] = storage.nbytes()
+        self.bytes_of[storage_id(tensor)] = storage.nbytes()
         self.alive.append(tensor)
         return tensor
 
@@ -129,12 +131,12 @@ class _Runner(Interpreter):
         super().__init__(gm)
         self.saved = _Saved()
         given = [value for value in inputs if isinstance(value, Tensor) and not (keeps_inputs and value.ndim > 1)]
-        self.left_out = {torch_compat.storage_id(value) for value in given}
+        self.left_out = {storage_id(value) for value in given}
         self.remade: list[Tensor] = []
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if torch_compat.is_made_again(n):
+        if is_made_again(n):
             self.remade.extend(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         return result
 
@@ -149,5 +151,5 @@ class _Runner(Interpreter):
             yield
 
     def saved_bytes(self) -> int:
-        left_out = self.left_out | {torch_compat.storage_id(tensor) for tensor in self.remade}
+        left_out = self.left_out | {storage_id(tensor) for tensor in self.remade}
         return sum(size for storage, size in self.saved.bytes_of.items() if storage not in left_out)

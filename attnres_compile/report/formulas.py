@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from attnres_compile.report.attention import PAIR, attention_backward_flops, attention_flops
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.operators import grouped_product
 
 Shape = Sequence[int]
 
 
 def grouped_product_flops(first_shape: Shape, second_shape: Shape, *args: Any, **kwargs: Any) -> int:
-    """Of ``torch_compat.grouped_product``, of a mixture of experts: each row of the first meets one matrix.
+    """Of ``grouped_product``, of a mixture of experts: each row of the first meets one matrix.
 
     Two matrices, where the groups cut the dimension that is summed over, or a stack of them on either side.
     """
@@ -50,7 +50,7 @@ def convolution_backward_flops(
 FORMULAS = {
     torch.ops.attnres.counted_attention: attention_flops,
     torch.ops.attnres.counted_attention_backward: attention_backward_flops,
-    torch_compat.grouped_product: grouped_product_flops,
+    grouped_product: grouped_product_flops,
     torch.ops.aten.convolution_backward: convolution_backward_flops,
 }
 """For ``FlopCounterMode(custom_mapping=..)``."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from attnres_compile.report.study import Study
 from attnres_compile.report.table import OverheadRow
-from attnres_passes.ranks.stage_layout import StageLayout
-from attnres_passes.ranks.stage_partition import even_cuts
+from attnres_passes.ranks.cuts import even_cuts
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.transfer_cost import TransferCost, transfer_cost
 from attnres_passes.ranks.transfers import Transfer, plan_stages
 

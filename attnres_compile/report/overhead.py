@@ -20,7 +20,7 @@ from attnres_compile.report.rows import flop_rows, launch_rows, parameter_rows, 
 from attnres_compile.report.study import Lengths, Study, study, total
 from attnres_compile.report.table import OverheadReport, OverheadRow
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.layout import StageLayout
 
 __all__ = ["OverheadReport", "OverheadRow", "overhead"]
 

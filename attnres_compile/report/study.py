@@ -31,9 +31,9 @@ from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.lower import lower
-from attnres_passes.lower.provider import Provider
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule
 
 SCHEDULES = ("naive", "direct", "two_phase", "auto")
@@ -208,11 +208,8 @@ class _Rewritten:
         """The mechanism under a schedule, fused as for kernels."""
         config = dataclasses.replace(self.plan.config, schedule=name)  # type: ignore[arg-type]
         plan = dataclasses.replace(self.plan, config=config)
-        widest = max(stream.width for stream in plan.streams)
-        gm = schedule(self.gm, plan, joins_blocks=True, most_in_place=tiling.most_in_place(widest)).gm
-        if name != "naive":
-            fuse(gm, plan)
-        return gm
+        gm = schedule(self.gm, plan, ProviderChoice.of(plan, Provider.TRITON)).gm
+        return gm if name == "naive" else fuse(gm, plan).gm
 
     def moved(self, name: str) -> tuple[Moved, ...]:
         return traffic(self.scheduled(name), self.plan)
@@ -221,9 +218,10 @@ class _Rewritten:
         """Of the mechanism, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
         on_kernels = not self.without_kernels()
         if on_kernels:
-            lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.KERNELS)
+            lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.TRITON)
         else:
-            lowered = lower(schedule(self.gm, self.plan, False, 0).gm, self.plan, Provider.TORCH)
+            on_torch = ProviderChoice.of(self.plan, Provider.TORCH)
+            lowered = lower(schedule(self.gm, self.plan, on_torch).gm, self.plan, Provider.TORCH)
         widths = _added_widths(lowered, self.plan)
         return count(lowered, weightless(lowered, self._root_value(0).dtype, widths), keeps_inputs=True)
 

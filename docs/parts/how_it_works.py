@@ -14,10 +14,13 @@ from example_model import example
 
 import attnres_compile
 from attnres_compile.capture.capture import capture
+from attnres_compile.model.parameters import AttnResParameters
 from attnres_kernels.definition import cost
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import find_chains
-from attnres_passes.analyses.degrees.degree_rules import ZERO, output_degrees
+from attnres_passes.analyses.degrees.degree import ZERO
+from attnres_passes.analyses.degrees.rules import output_degrees
 from attnres_passes.analyses.reads import find_reads
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.annotations import annotation_of
@@ -180,10 +183,11 @@ def parameters() -> str:
         node for node in result.gm.graph.nodes if (annotation := annotation_of(node)) and annotation.kind == "parameter"
     ]
     rows = []
-    for node, slot in zip(added, result.slots, strict=True):
-        name = "query" if slot.name == "query" else "key_norm.weight"
-        path = f"model.attnres.streams[{slot.stream}].reads[{slot.read}].{name}"
-        rows.append([node.target, path, analysis.plan.streams[slot.stream].reads[annotation_of(node).read].module])
+    registered = AttnResParameters(analysis.plan, torch.float32, torch.device("cpu"))
+    for node, parameter in zip(added, result.parameters, strict=True):
+        name = "query" if parameter.name == "query" else "key_norm.weight"
+        path = f"model.attnres.{registered.path(parameter.read)}.{name}"
+        rows.append([node.target, path, analysis.plan.depth_reads[parameter.read].module])
     return table(rows, ["placeholder", "parameter", "read in"])
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attnres_passes.ranks.stage_layout import StageLayout
-from attnres_passes.ranks.stage_partition import even_cuts
-from attnres_passes.ranks.stage_text import stage_picture, stage_table
+from attnres_passes.ranks.cuts import even_cuts
+from attnres_passes.ranks.layout import StageLayout
+from attnres_passes.ranks.plan_text import stage_picture, stage_table
 from attnres_passes.ranks.transfer_cost import sweep
 from attnres_passes.ranks.transfers import StagePlan, plan_stages
 from parts import part

@@ -1,12 +1,14 @@
-"""The passes in the order in which they run, from a captured graph and its analysis to what is compiled.
+"""The passes in the order in which they run: one way through the levels, for a model, a recorded model and a chunk.
 
-A new pass is one line in ``run_passes``: compilation, explanation and verification all go through it.
+A whole model enters at ``run_passes``. A recorded model and a pipeline chunk, which are made of a rewritten graph,
+enter behind the rewrite, at ``lower_rewritten``. Every pass gives a new graph and leaves the one it is given as it was;
+behind every pass, the rules of the graph's level are checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule
 
@@ -14,37 +16,32 @@ from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.lower import lower
-from attnres_passes.lower.provider import Provider, ProviderChoice, choose_provider
-from attnres_passes.ranks.sequence import Shards
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.shard_sequence import shard_sequence
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.shards import Shards
 from attnres_passes.ranks.stages import stage
-from attnres_passes.rewrite.rewrite import ParameterSlot, Rewritten, rewrite
+from attnres_passes.rewrite.rewrite import Rewritten, rewrite
 from attnres_passes.schedule.fuse import Fused, fuse
+from attnres_passes.schedule.provider import Provider, ProviderChoice, choose_provider
 from attnres_passes.schedule.schedule import Scheduled, schedule
 
-AfterStage = Callable[[GraphModule, Level, Plan], None]
+AfterPass = Callable[[GraphModule, Level, Plan], None]
+"""Called with the graph that a pass gave, its level, and the plan of the whole model; checks it, and may keep it."""
 
 
 @dataclass(frozen=True)
-class GraphLevels:
-    """The graph at the levels after the captured one.
+class LoweredLevels:
+    """The graph from the rewritten level on.
 
-    result: of the rewrite; rewritten: its graph, over several ranks if the plan says so; choice: what the reads are
-    bound to, and why; fused: what was fused with them, None where the inner compiler fuses.
+    rewritten: over several ranks, if the plan says so; scheduled: with what was fused; lowered: what the inner compiler
+    is given; choice: what the reads are bound to, and why; fused: None where the inner compiler fuses.
     """
 
-    result: Rewritten
     rewritten: GraphModule
     scheduled: Scheduled
     lowered: GraphModule
     choice: ProviderChoice
     fused: Fused | None
-
-    @property
-    def slots(self) -> tuple[ParameterSlot, ...]:
-        """What the appended placeholders of all levels stand for."""
-        return self.result.slots
 
     def bound_text(self) -> str:
         """What reads are bound to, and why."""
@@ -56,70 +53,77 @@ class GraphLevels:
         return "\n".join(part for part in parts if part)
 
 
-def lower_chunk(chunk: GraphModule, plan: Plan) -> GraphModule:
-    """Take the rewritten graph of one pipeline chunk to the lowered level. plan: of the whole model.
+@dataclass(frozen=True)
+class GraphLevels(LoweredLevels):
+    """All levels after the captured one. rewrite: what the rewrite gave, before it was placed on ranks."""
 
-    Raises:
-        ConfigError: ATTNRES_KERNELS asks for what cannot be.
-    """
-    choice = choose_provider(chunk, plan)
-    uses_kernels = choice.provider is Provider.KERNELS
-    scheduled = schedule(chunk, plan, uses_kernels, choice.most_in_place, choice.most_with_own_logits)
-    if uses_kernels:
-        fuse(scheduled.gm, plan)
-    lowered = lower(scheduled.gm, plan, choice.provider)
-    lowered.graph.lint()
-    return lowered
+    rewrite: Rewritten
 
 
 def run_passes(
     gm: GraphModule,
     analysis: Analysis,
-    after_stage: AfterStage = check_level,
+    after_pass: AfterPass = check_level,
     keeps_values: bool = False,
     differentiates: bool = True,
 ) -> GraphLevels:
-    """Take ``gm``, on which ``analysis`` was made, through all levels. Neither is changed.
+    """Take a captured graph through all levels.
 
-    after_stage: called with the graph of each level, when it is made; checks it and may keep it; keeps_values: as for
-    ``lower``, to compare the values of reads; differentiates: gradients may be wanted, so that reads are scheduled
-    for a backward, too.
+    Args:
+        gm: as Dynamo captured it.
+        analysis: made on ``gm``; its plan may have another config than it was made with, but for the blocks.
+        after_pass: called behind every pass.
+        keeps_values: keep the value of every read, to compare them, also where a kernel would not write it.
+        differentiates: gradients may be wanted, so that reads are scheduled for a backward, too.
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
-        StageError: ``stages`` of the config are asked for, and the graph cannot be cut so.
+        StageError: the graph cannot be cut into the ``stages`` of the config.
         SequenceError: a stream cannot be cut along the sequence, or the process group is not there.
+        LevelError: a pass broke a rule; a fault of ours.
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
-    return run_later_passes(rewritten, _placed(rewritten, plan), plan, after_stage, keeps_values, differentiates)
+    after_pass(rewritten.gm, Level.REWRITTEN, plan)
+    # Over several ranks before the schedule, which then groups the reads of each rank and stage by themselves.
+    placed = rewritten.gm
+    if plan.config.sequence_group is not None:
+        placed = shard_sequence(rewritten, Shards.of(plan.config.sequence_group))
+        after_pass(placed, Level.REWRITTEN, plan)
+    elif plan.config.stages is not None and plan.streams:
+        placed = stage(rewritten.gm, plan, StageLayout(plan.config.stages)).gm
+        after_pass(placed, Level.REWRITTEN, plan)
+    lower_levels = lower_rewritten(placed, plan, after_pass, keeps_values, differentiates)
+    return GraphLevels(**vars(lower_levels), rewrite=rewritten)
 
 
-def _placed(rewritten: Rewritten, plan: Plan) -> GraphModule:
-    """The graph of ``rewritten`` as the config wants it over several ranks: cut along the sequence, or in stages."""
-    config = plan.config
-    if config.sequence_group is not None:
-        return shard_sequence(rewritten, Shards.of(config.sequence_group))
-    if config.stages is not None and plan.streams:
-        return stage(rewritten.gm, plan, StageLayout(config.stages)).gm
-    return rewritten.gm
-
-
-def run_later_passes(
-    result: Rewritten,
+def lower_rewritten(
     rewritten: GraphModule,
     plan: Plan,
-    after_stage: AfterStage = check_level,
+    after_pass: AfterPass = check_level,
     keeps_values: bool = False,
     differentiates: bool = True,
-) -> GraphLevels:
-    """Take the graph ``rewritten``, which is that of ``result`` or was made of it, on; as ``run_passes``."""
-    after_stage(rewritten, Level.REWRITTEN, plan)
+) -> LoweredLevels:
+    """Take a graph of the rewritten level to the lowered one.
+
+    Args:
+        rewritten: of a model, with or without its statistics, or of one pipeline chunk.
+        plan: of the whole model.
+        after_pass, keeps_values, differentiates: as ``run_passes`` has them.
+
+    Raises:
+        ConfigError: ATTNRES_KERNELS asks for what cannot be.
+        LevelError: a pass broke a rule; a fault of ours.
+    """
+    # The provider comes first, since a schedule for kernels weighs bytes and launches that torch calls do not have.
     choice = choose_provider(rewritten, plan, differentiates)
-    uses_kernels = choice.provider is Provider.KERNELS
-    scheduled = schedule(rewritten, plan, uses_kernels, choice.most_in_place, choice.most_with_own_logits)
-    fused = fuse(scheduled.gm, plan) if uses_kernels else None
-    after_stage(scheduled.gm, Level.SCHEDULED, plan)
+    scheduled = schedule(rewritten, plan, choice)
+    after_pass(scheduled.gm, Level.SCHEDULED, plan)
+    fused = None
+    if choice.provider is Provider.TRITON:
+        fused = fuse(scheduled.gm, plan)
+        scheduled = replace(scheduled, gm=fused.gm)
+        after_pass(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, plan, choice.provider, keeps_values)
-    after_stage(lowered, Level.LOWERED, plan)
-    return GraphLevels(result, rewritten, scheduled, lowered, choice, fused)
+    after_pass(lowered, Level.LOWERED, plan)
+    return LoweredLevels(rewritten, scheduled, lowered, choice, fused)

@@ -21,9 +21,9 @@ LINK = re.compile(r"\]\((?P<target>[^)#]*)(#(?P<anchor>[^)]*))?\)")
 
 # The pages are about the interface, and compiling their models with Inductor would take minutes.
 WITHOUT_INDUCTOR = """
-from attnres_passes.torch_private import torch_compat
-_compile_inner = torch_compat.compile_inner
-torch_compat.compile_inner = lambda gm, inputs, inner, mode: _compile_inner(
+from attnres_passes.torch_private import inner_compilers
+_compile_inner = inner_compilers.compile_inner
+inner_compilers.compile_inner = lambda gm, inputs, inner, mode: _compile_inner(
     gm, inputs, "aot_eager" if inner == "inductor" else inner, None
 )
 """

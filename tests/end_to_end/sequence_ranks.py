@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnres_compile as ac
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private import inner_compilers
 from tests import processes
 from tests.end_to_end.models import randomize
 
@@ -155,7 +155,7 @@ def run_case(case: Case) -> Result:
 @contextmanager
 def watched_by(watch: Watch) -> Iterator[None]:
     """Graphs compiled meanwhile run under ``watch``: outside of them, Dynamo takes no call under a dispatch mode."""
-    compile_inner = torch_compat.compile_inner
+    compile_inner = inner_compilers.compile_inner
 
     def compile_watched(*args: Any) -> Any:
         inner = compile_inner(*args)
@@ -166,11 +166,11 @@ def watched_by(watch: Watch) -> Iterator[None]:
 
         return run
 
-    torch_compat.compile_inner = compile_watched
+    inner_compilers.compile_inner = compile_watched
     try:
         yield
     finally:
-        torch_compat.compile_inner = compile_inner
+        inner_compilers.compile_inner = compile_inner
 
 
 def prepared(case: Case, reduces: str) -> nn.Module:

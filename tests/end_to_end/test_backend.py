@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import attnres_compile as ac
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.version import torch_version
 from tests.end_to_end.models import LAYERS, WIDTH, PreNorm, randomize, tokens
 
 EAGER = {"inner": "eager"}
@@ -172,7 +172,7 @@ def test_parameters_follow_the_model(dtype: torch.dtype) -> None:
     compiled(model)(ids)
     model.to(dtype)
     assert {parameter.dtype for parameter in model.attnres.parameters()} == {dtype}
-    if torch_compat.torch_version() < (2, 12):  # has no guards on the dtype of a module's parameters
+    if torch_version() < (2, 12):  # has no guards on the dtype of a module's parameters
         with pytest.raises(ac.AttnResError, match=r"call torch.compiler.reset\(\) first"):
             model(ids)
         torch.compiler.reset()

@@ -20,10 +20,10 @@ from attnres_kernels.autograd import fused, keys, own
 from attnres_kernels.definition import scheduled
 from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read
 from attnres_passes.ir.config import ConfigError
-from attnres_passes.lower.provider import Provider
 from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule import schedule
 from attnres_passes.schedule.group_reads import Group, ReadGroups
+from attnres_passes.schedule.provider import Provider
 from tests import zoo
 from tests.end_to_end.models import PreNorm, randomize, tokens
 
@@ -78,7 +78,7 @@ FULL = {"schedule": "two_phase", "block_size": 1}
 def test_outputs_and_every_gradient(name: str, options: dict) -> None:
     model, args, kwargs = zoo.by_name(name).build()
     graph, found = passed(model, args, kwargs, **options)
-    assert found.choice.provider is Provider.KERNELS
+    assert found.choice.provider is Provider.TRITON
     assert any(node.target is fused.read for node in found.lowered.graph.nodes)
     assert_levels_agree(graph, found)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from attnres_compile.capture.capture import Captured, capture
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Candidate, find_chains
 from attnres_passes.analyses.reads import StreamReads, find_reads
 from attnres_passes.analyses.streams import Analysis, find_streams
@@ -109,11 +110,11 @@ def added_parameters(result: Rewritten, analysis: Analysis, seed: int | None = N
     """Values of the appended placeholders: zero queries and unit weights, or random ones for a seed."""
     generator = torch.Generator().manual_seed(seed or 0)
     values = []
-    for slot in result.slots:
-        width = analysis.plan.streams[slot.stream].width
+    for parameter in result.parameters:
+        width = analysis.plan.streams[parameter.read.stream].width
         noise = torch.randn(width, generator=generator, dtype=torch.float64)
-        offset = 1.0 if slot.name == "key_weight" else 0.0
-        spread = 0.0 if seed is None else 0.3 if slot.name == "key_weight" else 1.0
+        offset = 1.0 if parameter.name == "key_weight" else 0.0
+        spread = 0.0 if seed is None else 0.3 if parameter.name == "key_weight" else 1.0
         values.append((offset + spread * noise).requires_grad_())
     return values
 

@@ -20,6 +20,7 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import OWN_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.text import tensor_text
 from attnres_passes.pipeline import GraphLevels
 
@@ -85,8 +86,9 @@ def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
 
 def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: GraphLevels) -> Iterator[StreamFacts]:
     annotations = {
-        (annotation.stream, annotation.read): (name, annotation)
+        annotation.read: (name, annotation)
         for name, annotation in _scheduled_reads(passed.scheduled.gm)
+        if annotation.read is not None
     }
     stages = _stages_of_writes(passed.rewritten)
     trace = graph.analysis.trace
@@ -109,7 +111,7 @@ def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: GraphLevel
 
 
 def _scheduled_reads(gm: GraphModule) -> Iterator[tuple[str, Annotation]]:
-    """How each read of the plan is computed, with its role."""
+    """How each read of the plan is computed, with its annotation."""
     for node in gm.graph.nodes:
         is_definition = is_depth_attention(node)
         if is_definition or node.target in SCHEDULED_READS:
@@ -133,7 +135,7 @@ def _sites(
     stream: Stream,
     sites: StreamNodes,
     graph: AnalysedGraph,
-    annotations: Mapping[tuple[int, int | None], tuple[str, Annotation]],
+    annotations: Mapping[ReadId, tuple[str, Annotation]],
     stages: Mapping[tuple[int, int | None], int | None],
 ) -> Iterator[Site]:
     """Reads of the root, then each write and the reads of the state that it makes."""
@@ -149,12 +151,12 @@ def _sites(
             yield Site("write", write.module, write.source, write.block, state, shape, stage=stage)
         for k in reads.get(state, ()):
             read, value = stream.reads[k], values[sites.reads[k].uses[0][0]]
-            schedule, annotation = annotations.get((index, k), (None, None))
+            schedule, annotation = annotations.get(ReadId(index, k), (None, None))
             yield Site(
                 "read",
                 read.module,
                 read.source,
-                read.block if read.block <= stream.num_blocks else None,
+                read.block,
                 state,
                 tensor_text(value.shape, value.dtype),
                 read.num_sources,

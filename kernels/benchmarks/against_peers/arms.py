@@ -17,7 +17,8 @@ from torch import Tensor
 from attnres_kernels.autograd import fused, keys, own
 from attnres_kernels.definition import scheduled
 from attnres_passes.schedule.group_reads import ReadGroups
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private import inner_compilers
+from attnres_passes.torch_private.recompute import mark_for_recompute
 
 from .bytes import SCHEDULES, Moved, grouping, moved_by_kernels, moved_ideally
 from .own_arms import most_sources, moved_by_own_reads, own_block, own_op
@@ -64,8 +65,8 @@ def compiled(function: Callable[..., Any], inner: str) -> Callable[..., Any]:
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         for node in gm.graph.nodes:
             if node.target is fused.phase_1:
-                torch_compat.mark_for_recompute(node)
-        return torch_compat.compile_inner(gm, inputs, inner, None)
+                mark_for_recompute(node)
+        return inner_compilers.compile_inner(gm, inputs, inner, None)
 
     return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
 

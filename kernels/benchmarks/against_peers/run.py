@@ -24,7 +24,7 @@ from attnres_compile.measure.measure import MeasureError, paired_ratio
 from attnres_compile.models.load_options import LoadOptions
 from attnres_kernels.launch import tiling, tuning
 from attnres_kernels.launch.load_triton import is_interpreted
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.inner_compilers import traced_anew
 
 from .arms import EAGER, INDUCTOR, KERNELS, PEER, TORCH, Arm, kernel_arms, torch_arms
 from .bytes import moved_ideally
@@ -133,7 +133,7 @@ def bench_kernels(
             cell["skipped"] = f"the budget of {job.budget:g} s was spent"
         else:
             chosen = [arm for arm in of_shape(shape, device) if _is_chosen(arm, job.arms)]
-            with torch_compat.traced_anew(tuning.is_on()):
+            with traced_anew(tuning.is_on()):
                 cell |= _measured(_Cell(job, shape, direction == TRAINING, device, clock, largest), chosen)
         record["cells"].append(cell)
         if "tuned" in record:

@@ -25,9 +25,10 @@ def block_of_write(index: int, block_size: int) -> int:
     return (index - 1) // block_size + 1
 
 
-def block_of_read(state: int, block_size: int) -> int:
-    """The block that is open, or about to open, at ``s_state``."""
-    return state // block_size + 1
+def block_of_read(state: int, block_size: int, num_blocks: int) -> int | None:
+    """The block that is open, or about to open, at ``s_state``; None where the last one has been completed."""
+    block = state // block_size + 1
+    return block if block <= num_blocks else None
 
 
 def sources_of_read(state: int, block_size: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
-from attnres_passes.analyses.degrees.degree_rules import functional_name, is_shape_only
+from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
 
 LONGEST_CARRY = 16
 """Carrying operations looked through between two additions; a bound that keeps the search linear."""

@@ -15,8 +15,9 @@ from fractions import Fraction
 
 from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op
 from attnres_passes.analyses.chains import Candidate, is_matrix_product
-from attnres_passes.analyses.degrees.degree_rules import UNKNOWN, ZERO, Degree, is_shape_only, output_degrees
+from attnres_passes.analyses.degrees.degree import UNKNOWN, ZERO, Degree, is_shape_only
 from attnres_passes.analyses.degrees.feature_axis import axis_after, works_on_other_axis
+from attnres_passes.analyses.degrees.rules import output_degrees
 
 ONE = Fraction(1)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Candidate
-from attnres_passes.analyses.degrees.degree_rules import is_shape_only
+from attnres_passes.analyses.degrees.degree import is_shape_only
 from attnres_passes.analyses.reads import ReadGroup, StreamReads
 
 if TYPE_CHECKING:

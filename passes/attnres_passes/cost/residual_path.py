@@ -1,4 +1,4 @@
-"""Analysis: the residual mechanism of a rewritten graph on its own, as a small graph.
+"""Analysis: the residual path of a rewritten graph on its own, as a small graph.
 
 What is kept are the residual additions, the keys, the reads, what carries sources on, and the norms behind the reads;
 whatever else these take, outputs of sublayers above all, is a placeholder, and what others take of them is an output.
@@ -20,14 +20,19 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.analyses.norms import Norm, norms_behind
+from attnres_passes.analyses.norms.norm_behind import Norm, norms_behind
 from attnres_passes.ir.annotations import KEY, annotation_of
 from attnres_passes.ir.plan import Plan
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
 
 
 def residual_path_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
-    """The mechanism of ``rewritten``; its placeholders and outputs are in graph order."""
+    """The residual path of a graph; its placeholders and outputs are in graph order.
+
+    Args:
+        rewritten: not changed.
+        plan: of the graph.
+    """
     norms = [norm for norm in norms_behind(rewritten, plan).values() if isinstance(norm, Norm)]
     kept = {node for norm in norms for node in norm.inner}
     kept |= {node for node in rewritten.graph.nodes if _is_of_mechanism(node)}
@@ -66,9 +71,9 @@ def is_residual_add(node: Node) -> bool:
 
 
 def _stand_in(graph: Graph, node: Node) -> Node:
-    """A placeholder for a value that the mechanism takes, with its example value and its role."""
+    """A placeholder for a value that the residual path takes, with its example value and its annotation."""
     placeholder = graph.placeholder(node.name)
-    value = torch_compat.example_value(node)
+    value = example_value(node)
     if value is not None:
         placeholder.meta["example_value"] = value
     if KEY in node.meta:

@@ -1,4 +1,4 @@
-"""Analysis: what the residual mechanism moves through memory, counted from the nodes of a scheduled graph.
+"""Analysis: what the residual path moves through memory, counted from the nodes of a scheduled graph.
 
 The unit is one ``[tokens, d]`` of the stream. Each node is charged with what the kernel that it is bound to reads and
 writes (``generated.moved``); a residual addition of its own with three and a norm of its own with two. Scalars per
@@ -15,9 +15,10 @@ from attnres_kernels.generation.moved import Moved
 from attnres_kernels.generation.specs import MOST_SOURCES, LogitsSpec, Phase1Spec, ReadSpec
 from attnres_kernels.launch import tiling
 from attnres_passes.cost.residual_path import is_residual_add
-from attnres_passes.ir.annotations import annotation_of
+from attnres_passes.ir.annotations import annotation_of, read_of
 from attnres_passes.ir.levels import FUSED, OWN_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.schedule.scheduled_nodes import arguments, items
 
 ADD = Moved(2, 1)
@@ -42,7 +43,12 @@ def plain_traffic(stream: Stream) -> Moved:
 
 
 def traffic(gm: GraphModule, plan: Plan) -> tuple[Moved, ...]:
-    """Of each stream of the plan, in ``gm``: a rewritten, a scheduled or a fused graph, or the mechanism of one."""
+    """What each stream of the plan moves per token, in units of ``[d]``.
+
+    Args:
+        gm: a rewritten, a scheduled or a fused graph, or the residual path of one.
+        plan: of the graph.
+    """
     totals = [_norms_left(gm, stream, index) for index, stream in enumerate(plan.streams)]
     for node in gm.graph.nodes:
         annotation = annotation_of(node)
@@ -111,16 +117,9 @@ def _of_read(node: Node, width: int) -> Moved:
 
 def _norms_left(gm: GraphModule, stream: Stream, index: int) -> Moved:
     """Norms that read the stream and are in no kernel: of the root, and of reads that they were not fused with."""
-    fused = {
-        annotation.read
-        for node in gm.graph.nodes
-        if node.target in FUSED
-        and arguments(node)["norm"] is not None
-        and (annotation := annotation_of(node)) is not None
-        if annotation.stream == index
-    }
+    fused = {read_of(node) for node in gm.graph.nodes if node.target in FUSED and arguments(node)["norm"] is not None}
     total = Moved(0, 0)
-    for number, read in enumerate(stream.reads):
-        if read.normed and number not in fused:
+    for k, read in enumerate(stream.reads):
+        if read.normed and ReadId(index, k) not in fused:
             total += NORM
     return total

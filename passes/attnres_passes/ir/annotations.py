@@ -7,30 +7,32 @@ from typing import Literal
 
 from torch.fx import Node
 
+from attnres_passes.ir.read_id import ReadId
+
 KEY = "attnres"
 Kind = Literal["parameter", "key", "root", "write", "read", "carry", "schedule", "norm", "probe", "statistic"]
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """stream: its index in the plan; block and sublayer count from 1; stage: pipeline chunk, once it is planned.
+    """What a node of the rewrite is for.
 
-    sublayer: index of the write that the node belongs to, or of the read's state; read: index of the read in the
-    stream, for reads, keys and parameters; group: of reads that share a pass over completed blocks, from 0 in each
-    layout of the stream.
+    stream: its index in the plan; block and sublayer count from 1; sublayer: index of the write that the node belongs
+    to, or of the read's state; read: of reads, their keys, parameters and norms; stage: pipeline chunk, once it is
+    planned; group: of reads that share a pass over completed blocks, from 0 in each layout of the stream.
     """
 
     kind: Kind
     stream: int
     block: int | None = None
     sublayer: int | None = None
-    read: int | None = None
+    read: ReadId | None = None
     stage: int | None = None
     group: int | None = None
 
     def __str__(self) -> str:
-        parts = [f"{self.kind} stream={self.stream}"]
-        for name in ("read", "block", "sublayer", "group", "stage"):
+        parts = [f"{self.kind} stream={self.stream}" if self.read is None else f"{self.kind} {self.read}"]
+        for name in ("block", "sublayer", "group", "stage"):
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={value}")
@@ -56,6 +58,14 @@ def annotation_of(node: Node) -> Annotation | None:
     return annotation if isinstance(annotation, Annotation) else None
 
 
+def read_of(node: Node) -> ReadId:
+    """The read that a node of the rewrite belongs to; one without is a fault of a pass."""
+    annotation = annotation_of(node)
+    assert annotation is not None
+    assert annotation.read is not None
+    return annotation.read
+
+
 def stages_of(node: Node) -> tuple[int, ...]:
     """The pipeline chunks that run a node, in their order; none before stages are planned."""
     mark = node.meta.get(KEY)
@@ -65,7 +75,12 @@ def stages_of(node: Node) -> tuple[int, ...]:
 
 
 def set_stages(node: Node, stages: tuple[int, ...]) -> None:
-    """Note the chunks that run a node, beside its role if it has one. One at least."""
+    """Note which pipeline chunks run a node, beside its annotation if it has one.
+
+    Args:
+        node: of any graph.
+        stages: numbers of chunks from 0, one at least, and one alone for what the rewrite added.
+    """
     annotation = annotation_of(node)
     assert stages
     assert annotation is None or len(stages) == 1, "what the rewrite adds runs in one chunk"
@@ -73,5 +88,14 @@ def set_stages(node: Node, stages: tuple[int, ...]) -> None:
 
 
 def annotate(node: Node, annotation: Annotation) -> Node:
+    """Say what a node is for.
+
+    Args:
+        node: made by a pass.
+        annotation: takes the place of an earlier one.
+
+    Returns:
+        The node.
+    """
     node.meta[KEY] = annotation
     return node

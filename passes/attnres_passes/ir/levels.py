@@ -6,7 +6,7 @@ compilation, and between all passes in tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,8 +18,9 @@ import attnres_kernels.operators.op  # defines the operator
 from attnres_kernels.definition import scheduled
 from attnres_kernels.errors import AttnResError
 from attnres_passes.ir import provenance
-from attnres_passes.ir.annotations import annotation_of
-from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.annotations import annotation_of, read_of
+from attnres_passes.ir.plan import Plan, Read
+from attnres_passes.ir.read_id import ReadId
 
 OWN_READS = (scheduled.own_read, scheduled.fused_own_read)
 """Reads that make the logits of their sources themselves."""
@@ -41,19 +42,39 @@ class LevelError(AttnResError):
     """A graph breaks a rule of its level: a fault of a pass, never of the user's model."""
 
 
+Reads = Mapping[ReadId, Read]
+Broken = tuple[Node | None, str]
+
+
 @dataclass(frozen=True)
 class LevelRule:
-    """says: the rule in words; broken_by: the nodes of a graph that break it, with what is wrong there."""
+    """A rule that graphs of a level keep.
+
+    says: the rule in words; broken_by: from a graph, and the depth attentions that it has to hold, to the nodes that
+    break the rule, with what is wrong there.
+    """
 
     says: str
-    broken_by: Callable[[GraphModule, Plan], Iterator[tuple[Node | None, str]]]
+    broken_by: Callable[[GraphModule, Reads], Iterator[Broken]]
 
 
-def check_level(gm: GraphModule, level: Level, plan: Plan) -> None:
-    """Raise LevelError for the first broken rule of ``level``."""
+def check_level(gm: GraphModule, level: Level, plan: Plan, only: Collection[ReadId] | None = None) -> None:
+    """Check every rule of a level.
+
+    Args:
+        gm: a graph of that level.
+        level: which rules.
+        plan: of the whole model.
+        only: the reads that the graph holds, if it is a part of the model's, as a pipeline chunk is.
+
+    Raises:
+        LevelError: for the first rule that is broken.
+    """
+    reads = plan.depth_reads
+    reads = reads if only is None else {read: reads[read] for read in only}
     gm.graph.lint()
     for rule in RULES[level]:
-        for node, wrong in rule.broken_by(gm, plan):
+        for node, wrong in rule.broken_by(gm, reads):
             where = "" if node is None else f" at {node.format_node()} ({provenance.source_line(node)})"
             raise LevelError(
                 f"{level.value} graph: {rule.says}; {wrong}{where}. Report this with the files that ATTNRES_DUMP=dir "
@@ -74,51 +95,40 @@ def is_ours(node: Node) -> bool:
     return module.split(".")[0] == attnres_kernels.__name__ or str(node.target).startswith("attnres.")
 
 
-def _no_nodes_of_ours(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _no_nodes_of_ours(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if is_ours(node) or annotation_of(node) is not None:
             yield node, "a node of the rewrite is in it"
 
 
-def _every_node_of_ours_has_a_role(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _every_node_of_ours_has_a_role(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if is_ours(node) and annotation_of(node) is None:
             yield node, "this one has no metadata"
 
 
-def _reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _reads_match_the_plan(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     nodes = [node for node in gm.graph.nodes if is_depth_attention(node)]
-    found = {
-        (annotation.stream, annotation.read): node for node in nodes if (annotation := annotation_of(node)) is not None
-    }
-    planned = {
-        (s, k): read
-        for s, stream in enumerate(plan.streams)
-        for k, read in enumerate(stream.reads)
-        if read.num_sources > 1
-    }
+    found = {read_of(node): node for node in nodes}
     if len(found) != len(nodes):
         yield None, "two reads have the same place in the plan"
-    for place in planned.keys() ^ found.keys():
-        yield found.get(place), f"stream and read {place} are in one of the two only"
-    for place in planned.keys() & found.keys():
-        sources = found[place].args[0]
+    for read in reads.keys() ^ found.keys():
+        yield found.get(read), f"read {read} is in one of the two only"
+    for read in reads.keys() & found.keys():
+        sources = found[read].args[0]
         assert isinstance(sources, (list, tuple))
-        if len(sources) != planned[place].num_sources:
-            yield found[place], f"{len(sources)} sources where the plan has {planned[place].num_sources}"
+        if len(sources) != reads[read].num_sources:
+            yield found[read], f"{len(sources)} sources where the plan has {reads[read].num_sources}"
 
 
-def _scheduled_reads_match_the_plan(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _scheduled_reads_match_the_plan(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     nodes = [node for node in gm.graph.nodes if node.target in SCHEDULED_READS or is_depth_attention(node)]
-    places = [(annotation.stream, annotation.read) for node in nodes if (annotation := annotation_of(node)) is not None]
-    planned = {
-        (s, k) for s, stream in enumerate(plan.streams) for k, read in enumerate(stream.reads) if read.num_sources > 1
-    }
-    if len(places) != len(set(places)) or set(places) != planned:
-        yield None, f"{len(places)} reads where the plan has {len(planned)}"
+    found = [read_of(node) for node in nodes]
+    if len(found) != len(set(found)) or set(found) != reads.keys():
+        yield None, f"{len(found)} reads where the plan has {len(reads)}"
 
 
-def _groups_are_whole(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _groups_are_whole(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if node.target is scheduled.inter_block:
             merged = {
@@ -131,13 +141,13 @@ def _groups_are_whole(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None
                 yield node, f"it is made for {node.args[3]} reads and {len(merged)} merge with it"
 
 
-def _nothing_scheduled_left(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _nothing_scheduled_left(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if node.target in (scheduled.inter_block, scheduled.complete_block, *FUSED):
             yield node, "this one is left"
 
 
-def _keys_feed_reads(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _keys_feed_reads(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if is_depth_attention(node):
             key = node.args[1]
@@ -146,23 +156,23 @@ def _keys_feed_reads(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None,
                 yield node, "its key vector is something else"
 
 
-def _parameters_come_last(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _parameters_come_last(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     added = [
         (annotation := annotation_of(node)) is not None and annotation.kind == "parameter" for node in placeholders
     ]
-    expected = 2 * sum(len(stream.parametrized_reads) for stream in plan.streams)
+    expected = 2 * len(reads)
     if sum(added) != expected or not all(added[len(added) - expected :]):
         yield None, f"{sum(added)} of {len(added)} placeholders are ours where the plan has {expected}"
 
 
-def _no_depth_attention_left(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _no_depth_attention_left(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if is_depth_attention(node):
             yield node, "this one is left"
 
 
-def _statistics_feed_nothing(gm: GraphModule, plan: Plan) -> Iterator[tuple[Node | None, str]]:
+def _statistics_feed_nothing(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if _has_kind(node, "statistic"):
             for user in node.users:

@@ -17,6 +17,7 @@ from typing import Any
 from tabulate import tabulate
 
 from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.read_id import ReadId
 
 SCHEMA_VERSION = 1
 
@@ -53,14 +54,14 @@ class Read:
     """A reader of state ``s_state``; a depth attention after the rewrite.
 
     module: path of the reader, usually a norm; source: its ``file:line``; num_sources: completed blocks plus the
-    open partial sum (paper equation 6); block: the block that is open, or about to open; state: writes that the
-    state holds; normed: whether all that the read leads to is invariant to its scale.
+    open partial sum (paper equation 6); block: the block that is open, or about to open, None behind the last one;
+    state: writes that the state holds; normed: whether all that the read leads to is invariant to its scale.
     """
 
     module: str
     source: str
     num_sources: int
-    block: int
+    block: int | None
     state: int
     normed: bool
 
@@ -104,6 +105,16 @@ class Plan:
     streams: tuple[Stream, ...]
     declined: tuple[Decline, ...]
     config: AttnResConfig
+
+    @property
+    def depth_reads(self) -> dict[ReadId, Read]:
+        """The reads with two sources or more, which become depth attentions, stream by stream in read order."""
+        return {
+            ReadId(s, k): read
+            for s, stream in enumerate(self.streams)
+            for k, read in enumerate(stream.reads)
+            if read.num_sources > 1
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
@@ -154,7 +165,7 @@ def _stream_text(stream: Stream) -> str:
                 "read",
                 read.module,
                 short_source(read.source),
-                read.block,
+                "" if read.block is None else read.block,
                 read.num_sources,
                 "yes" if read.normed else "no",
             ]

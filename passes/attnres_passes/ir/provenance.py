@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from torch.fx import Node
 
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.version import TORCH_FOLDER
 
 # Frames of torch and of third-party decorators around a forward say nothing about the user's line.
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
@@ -16,7 +16,12 @@ _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
 def copy(old: Node, new: Node) -> None:
-    """Let a node of ours say where the node that it stands for comes from."""
+    """Let a node of ours say where the node that it stands for comes from.
+
+    Args:
+        old: of the captured graph.
+        new: stands for it.
+    """
     for key in ("stack_trace", "nn_module_stack"):
         if key in old.meta:
             new.meta[key] = old.meta[key]
@@ -53,7 +58,7 @@ def source_line(node: Node) -> str:
 def _innermost_user_frame(trace: str) -> str:
     frames = list(_FRAME.finditer(trace))
     for frame in reversed(frames):
-        if not frame["file"].startswith(torch_compat.TORCH_FOLDER):
+        if not frame["file"].startswith(TORCH_FOLDER):
             return f"{frame['file']}:{frame['line']}"
     return f"{frames[-1]['file']}:{frames[-1]['line']}" if frames else ""
 
@@ -61,7 +66,9 @@ def _innermost_user_frame(trace: str) -> str:
 def sublayer_path(add_module: str, branch_module: str) -> str:
     """The sublayer that produced a write: the child of the adding module on the way to the branch's module.
 
-    An addition in ``h.0`` of a value made in ``h.0.attn.resid_dropout`` belongs to the sublayer ``h.0.attn``.
+    Args:
+        add_module: path of the module that adds, such as ``h.0``.
+        branch_module: path of the module that made what is added; ``h.0.attn.resid_dropout`` gives ``h.0.attn``.
     """
     prefix = f"{add_module}." if add_module else ""
     if branch_module and branch_module.startswith(prefix):

@@ -1,4 +1,4 @@
-"""A graph as Python text: one line per node, its shape as an annotation, its role in the rewrite as a comment."""
+"""A graph as Python text: one line per node, its shape as an annotation, what it is for as a comment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Node
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import KEY
 from attnres_passes.ir.plan import short_source
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.operators import is_operator
 
 _DTYPES = {
     torch.float32: "f32",
@@ -29,7 +30,7 @@ def graph_text(gm: GraphModule) -> str:
     placeholders = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            placeholders.append(f"    {node.name}{_annotation(node)},{_role_comment(node)}")
+            placeholders.append(f"    {node.name}{_type(node)},{_annotation_comment(node)}")
             continue
         if node.op == "output":
             lines.append(f"    return {_argument(node.args[0])}")
@@ -38,7 +39,7 @@ def graph_text(gm: GraphModule) -> str:
         if here != place and here:
             lines.append(f"    # {here}")
         place = here
-        lines.append(f"    {node.name}{_annotation(node)} = {_expression(node)}{_role_comment(node)}")
+        lines.append(f"    {node.name}{_type(node)} = {_expression(node)}{_annotation_comment(node)}")
     return "\n".join(["def forward(", "    self,", *placeholders, "):", *lines]) + "\n"
 
 
@@ -48,20 +49,25 @@ def _place(node: Node) -> str:
     )
 
 
-def _annotation(node: Node) -> str:
-    value = torch_compat.example_value(node)
+def _type(node: Node) -> str:
+    value = example_value(node)
     if not isinstance(value, torch.Tensor):
         return ""
     return f": {tensor_text(value.shape, value.dtype)}"
 
 
 def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
-    """Dtype and shape of a tensor: ``f32[2, s0, 768]``."""
+    """Dtype and shape of a tensor: ``f32[2, s0, 768]``.
+
+    Args:
+        shape: sizes, numbers or symbols.
+        dtype: shortened if it is a common one.
+    """
     sizes = ", ".join(str(size) for size in shape) or "()"
     return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
 
 
-def _role_comment(node: Node) -> str:
+def _annotation_comment(node: Node) -> str:
     annotation = node.meta.get(KEY)
     return f"  # attnres: {annotation}" if annotation is not None else ""
 
@@ -78,7 +84,7 @@ def _expression(node: Node) -> str:
 
 
 def _callee(target: Any) -> str:
-    if torch_compat.is_operator(target):
+    if is_operator(target):
         return f"torch.ops.{target}".removesuffix(".default")
     module = getattr(target, "__module__", None) or ""
     name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))

@@ -34,14 +34,16 @@ from attnres_passes.ir.levels import FUSED, OWN_READS
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.schedule.scheduled_nodes import ScheduledRead, Segment, arguments, call, calls, items, segments
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.recompute import mark_for_recompute
 
 
 def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
-    """Bind every node of the scheduled level in ``gm``, in place.
+    """Bind every node of the scheduled level, in place: ``lower`` has copied the graph.
 
-    plan: of the whole model; keeps_values: have every kernel write the value of its read, although nothing but the norm
-    behind may need it.
+    Args:
+        gm: the copy.
+        plan: of the whole model.
+        keeps_values: have every kernel write the value of its read, although nothing but the norm behind may need it.
     """
     for segment in segments(gm):
         _Binding(segment, plan, keeps_values).bind()
@@ -49,7 +51,7 @@ def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
         _bind_own_read(node, keeps_values)
     for node in calls(gm, scheduled.inter_block):
         node.target = fused.phase_1
-        torch_compat.mark_for_recompute(node)
+        mark_for_recompute(node)
 
 
 class _Binding:

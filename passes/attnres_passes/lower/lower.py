@@ -1,7 +1,7 @@
-"""Pass: scheduled -> lowered. Every node of the schedule is bound to an implementation for the device.
+"""Pass: scheduled -> lowered. Every node of the schedule is bound to a provider for the device.
 
 ``bind_kernels`` binds to generated Triton kernels, ``bind_torch`` to torch calls that the inner compiler fuses;
-``implementation`` says which, and why. What the schedule left as the definition (``naive``) becomes torch calls.
+``schedule.provider`` says which, and why. What the schedule left as the definition (``naive``) becomes torch calls.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.bind_kernels import bind_kernels
 from attnres_passes.lower.bind_torch import bind_torch
-from attnres_passes.lower.provider import Provider
+from attnres_passes.schedule.provider import Provider
 from attnres_passes.schedule.scheduled_nodes import call
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.graph_copies import copied
 
 
 def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: bool = False) -> GraphModule:
-    """A copy of ``scheduled`` whose reads run on ``implementation``. plan: of the whole model.
+    """A copy of a scheduled graph whose reads are bound to a provider.
 
-    keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
+    Args:
+        scheduled: fused, if the provider is generated kernels.
+        plan: of the whole model.
+        provider: what the schedule was made for.
+        keeps_values: keep the value of every read in the graph, also where only the norm fused with it needs it.
     """
-    gm = torch_compat.copied(scheduled)
+    gm = copied(scheduled)
     for node in list(gm.graph.nodes):
         if is_depth_attention(node):
             _bind_definition(node)
-    if provider is Provider.KERNELS:
+    if provider is Provider.TRITON:
         bind_kernels(gm, plan, keeps_values)
     else:
         bind_torch(gm)

@@ -30,13 +30,14 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.ir import provenance
-from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
-from attnres_passes.ranks import sequence
-from attnres_passes.ranks.sequence import SequenceError, Shards
+from attnres_passes.ranks.shards import DIMENSION, SequenceError, Shards, gather, shard, sum_and_shard
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.torch_private import torch_collectives, torch_compat
-from attnres_passes.torch_private.torch_collectives import AllReduced
+from attnres_passes.torch_private import collectives
+from attnres_passes.torch_private.collectives import AllReduced
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
 _TOKEN_BY_TOKEN = ("to", "detach")
 """Methods that carry a stream on without moving a token."""
@@ -77,33 +78,33 @@ class _Sharder:
                 self._read(node)
             else:
                 self.whole[node] = self.graph.node_copy(node, self.whole.__getitem__)
-                torch_compat.copy_dynamo_source(node, self.whole[node])
+                copy_dynamo_source(node, self.whole[node])
                 self._carry_on(node)
             for stream, value in self.cut_after.get(node, ()):
                 self._measure(stream, value)
                 self._cut(stream, value)
         self._drop_unread()
         gm = GraphModule(self.gm, self.graph)
-        torch_compat.copy_dynamo_attributes(self.gm, gm)
+        copy_dynamo_attributes(self.gm, gm)
         return gm
 
     def _measure(self, stream: int, root: Node) -> None:
         """The number of tokens, which is asked of the root while it is there."""
         if stream not in self.lengths:
-            node = self.graph.call_method("size", (self.whole[root], sequence.DIMENSION))
+            node = self.graph.call_method("size", (self.whole[root], DIMENSION))
             self.lengths[stream] = annotate(node, Annotation("carry", stream))
 
     def _cut(self, stream: int, value: Node) -> None:
         annotation = annotation_of(value) or Annotation("carry", stream)
-        reduced = torch_collectives.all_reduced(value, self.shards.group)
+        reduced = collectives.all_reduced(value, self.shards.group)
         name = f"{value.name}_shard"
         if reduced is None or self._is_read_whole(value, reduced):
             arguments: tuple[object, ...] = self.whole[value], self.shards.size, self.shards.rank
-            self.own[value] = self._call(sequence.shard, arguments, value, annotation, name)
+            self.own[value] = self._call(shard, arguments, value, annotation, name)
         else:
             self.summed_over_ranks.update(reduced.nodes)
             arguments = self.whole[reduced.given], self.shards.size, self.shards.group
-            self.own[value] = self._call(sequence.sum_and_shard, arguments, value, annotation, name)
+            self.own[value] = self._call(sum_and_shard, arguments, value, annotation, name)
 
     def _is_read_whole(self, value: Node, reduced: AllReduced) -> bool:
         """Whether something else than the stream reads the sum over all ranks, or what was summed."""
@@ -140,8 +141,8 @@ class _Sharder:
         self.own[node] = self._with_example(own, node)
         arguments_of_gather = (own, self.lengths[annotation.stream], self.shards.size, self.shards.group)
         carried = Annotation("carry", annotation.stream, sublayer=annotation.sublayer)
-        name = f"whole_{annotation.stream}_{annotation.read}"
-        self.whole[node] = self._call(sequence.gather, arguments_of_gather, node, carried, name)
+        name = read_of(node).named("whole")
+        self.whole[node] = self._call(gather, arguments_of_gather, node, carried, name)
         if "example_value" in node.meta:
             self.whole[node].meta["example_value"] = node.meta["example_value"]
 
@@ -154,10 +155,10 @@ class _Sharder:
 
     def _with_example(self, own: Node, whole: Node) -> Node:
         """``own``, with an example of its shape beside that of the ``whole``."""
-        given = torch_compat.example_value(whole)
+        given = example_value(whole)
         own.meta.pop("example_value", None)
         if isinstance(given, torch.Tensor):
-            own.meta["example_value"] = sequence.shard(given, self.shards.size, self.shards.rank)
+            own.meta["example_value"] = shard(given, self.shards.size, self.shards.rank)
         return own
 
     def _drop_unread(self) -> None:

@@ -23,20 +23,28 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.ir.annotations import stages_of
-from attnres_passes.ranks.stage_text import key_text
+from attnres_passes.ir.annotations import read_of, stages_of
+from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ranks.plan_text import key_text
 from attnres_passes.ranks.stages import StagedGraph
 from attnres_passes.ranks.transfers import ChunkPlan, Key
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.graph_copies import copy_dynamo_source
+from attnres_passes.torch_private.operators import set_grad_enabled
 
 
 @dataclass(frozen=True)
 class ChunkGraph:
-    """gm: ``forward(*arrives, *cached, *given) -> tuple``; given: indices of placeholders of the whole graph."""
+    """The graph of one chunk.
+
+    gm: ``forward(*arrives, *cached, *given) -> tuple``; given: indices of placeholders of the whole graph; reads: the
+    depth attentions that the chunk runs.
+    """
 
     gm: GraphModule
     chunk: ChunkPlan
     given: tuple[int, ...]
+    reads: tuple[ReadId, ...]
 
 
 def split(staged: StagedGraph, device: torch.device | None = None) -> tuple[ChunkGraph, ...]:
@@ -72,7 +80,8 @@ class _Splitter:
         _drop_idle_switches(self.graph)
         gm = GraphModule(self.staged.gm, self.graph)
         gm.graph.lint()
-        return ChunkGraph(gm, self.chunk, tuple(given))
+        reads = (read_of(node) for node in nodes if is_depth_attention(node) and self.chunk.index in stages_of(node))
+        return ChunkGraph(gm, self.chunk, tuple(given), tuple(reads))
 
     def _runs_here(self, node: Node) -> bool:
         return self.chunk.index in stages_of(node) and node not in self.env
@@ -85,7 +94,7 @@ class _Splitter:
 
     def _copy(self, node: Node) -> None:
         new = self.graph.node_copy(node, self.env.__getitem__)
-        torch_compat.copy_dynamo_source(node, new)
+        copy_dynamo_source(node, new)
         if self.device is not None:
             new.args = torch.fx.node.map_aggregate(new.args, self._moved)
             new.kwargs = torch.fx.node.map_aggregate(new.kwargs, self._moved)
@@ -106,7 +115,7 @@ def _drop_idle_switches(graph: Graph) -> None:
     """Take out switches of the grad mode that the next node switches again: nothing of this chunk is in between."""
     previous: Node | None = None
     for node in list(graph.nodes):
-        is_switch = node.op == "call_function" and node.target is torch_compat.set_grad_enabled
+        is_switch = node.op == "call_function" and node.target is set_grad_enabled
         if is_switch and previous is not None:
             graph.erase_node(previous)
         previous = node if is_switch else None

@@ -24,16 +24,17 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from attnres_passes.analyses.aten_trace import AtenTrace, trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir.annotations import annotation_of, set_stages
 from attnres_passes.ir.plan import Plan, Stream
-from attnres_passes.ranks.stage_copies import Chunks, chunks_of_nodes, described
-from attnres_passes.ranks.stage_costs import sublayer_flops
-from attnres_passes.ranks.stage_layout import StageError, StageLayout
-from attnres_passes.ranks.stage_partition import balanced_cuts, cuts_at_modules
-from attnres_passes.ranks.stage_positions import Positions, positions_of, the_stream
+from attnres_passes.ranks.chunks import Chunks, chunks_of_nodes, described
+from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, sublayer_flops
+from attnres_passes.ranks.layout import StageError, StageLayout
+from attnres_passes.ranks.positions import Positions, positions_of, the_stream
 from attnres_passes.ranks.transfers import Key, StagePlan, Transfer, plan_stages
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, fake_mode_of
+from attnres_passes.torch_private.graph_copies import copied
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def stage(
     Raises StageError: the graph cannot be cut so.
     """
     stream = the_stream(plan)
-    gm = torch_compat.copied(rewritten)
+    gm = copied(rewritten)
     trace = traced(rewritten, plan)
     positions = positions_of(gm, plan)
     if cuts is not None:
@@ -94,11 +95,11 @@ def _labels(stream: Stream) -> list[str]:
 
 def traced(rewritten: GraphModule, plan: Plan) -> AtenTrace:
     """The operations behind a copy of a rewritten graph, whose own placeholders have no example values."""
-    gm = torch_compat.copied(rewritten)
+    gm = copied(rewritten)
     given = [node for node in gm.graph.nodes if node.op == "placeholder" and annotation_of(node) is None]
-    examples = [torch_compat.example_value(node) for node in given]
+    examples = [example_value(node) for node in given]
     like = next(value for value in examples if isinstance(value, torch.Tensor) and value.is_floating_point())
-    with torch_compat.fake_mode_of(examples):
+    with fake_mode_of(examples):
         for node in gm.graph.nodes:
             annotation = annotation_of(node)
             if annotation is not None and annotation.kind == "parameter":

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attnres_passes.ranks.stage_layout import StageLayout, StageOrder
-from attnres_passes.ranks.stage_partition import even_cuts
+from attnres_passes.ranks.cuts import even_cuts
+from attnres_passes.ranks.layout import StageLayout, StageOrder
 from attnres_passes.ranks.transfers import OPEN, Key, StagePlan, Transfer, plan_stages
 
 

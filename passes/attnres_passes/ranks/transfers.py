@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from attnres_passes.ranks.stage_layout import StageError, StageLayout
+from attnres_passes.ranks.layout import StageError, StageLayout
 
 OPEN: Final = "open"
 Key = int | Literal["open"]

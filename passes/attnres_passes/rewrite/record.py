@@ -25,32 +25,32 @@ parameters of the reads, and only in a graph that records gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_kernels.operators import statistics
 from attnres_passes.ir import provenance
-from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
+from attnres_passes.ir.read_id import ReadId, WriteId
 from attnres_passes.rewrite.rewrite import Rewritten
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, RewrittenWrite
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source, mark_as_unknown
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a part of the statistics is about.
+    """A part of the statistics.
 
-    index: of the read or of the write in its stream, from 0; start, size: of the part. A read has the sums of its
-    weights, of their entropy and of its mean square, and its tokens; a write has those of the mean squares of its
-    output and of its block, and its tokens. probe: of a write whose gradient is measured, its place among the probes.
+    about: the read or the write that it is of; start, size: of the part. A read has the sums of its weights, of their
+    entropy and of its mean square, and its tokens; a write has those of the mean squares of its output and of its
+    block, and its tokens. probe: of a write whose gradient is measured, its place among the probes.
     """
 
-    kind: Literal["read", "write"]
-    stream: int
-    index: int
+    about: ReadId | WriteId
     start: int
     size: int
     probe: int | None = None
@@ -70,12 +70,17 @@ class Recorded:
 
 
 def record(rewritten: Rewritten, with_gradients: bool) -> Recorded:
-    """A copy of a rewritten graph that records. with_gradients: also the norms of the gradients of its writes."""
+    """A copy of a rewritten graph that records.
+
+    Args:
+        rewritten: of one process; the graph is not changed.
+        with_gradients: record the norms of the gradients of its writes, too.
+    """
     return _Recorder(rewritten, with_gradients).run()
 
 
 class _Recorder:
-    """Copies the graph node by node. written: (stream, number, write) by the node behind which it happens."""
+    """Copies the graph node by node. branches, partials: the writes by the node behind which they happen."""
 
     def __init__(self, rewritten: Rewritten, with_gradients: bool) -> None:
         self.rewritten, self.with_gradients = rewritten, with_gradients
@@ -84,14 +89,14 @@ class _Recorder:
         self.entries: list[Entry] = []
         self.parts: list[Node] = []
         self.probes: Node | None = None
-        self.probed: dict[tuple[int, int], int] = {}
-        self.branches: dict[Node, list[tuple[int, int, RewrittenWrite]]] = {}
-        self.partials: dict[Node, list[tuple[int, int, RewrittenWrite]]] = {}
+        self.probed: dict[WriteId, int] = {}
+        self.branches: dict[Node, list[tuple[WriteId, RewrittenWrite]]] = {}
+        self.partials: dict[Node, list[tuple[WriteId, RewrittenWrite]]] = {}
         for s, stream in enumerate(rewritten.streams):
             for k, write in enumerate(stream.writes):
-                self.branches.setdefault(write.after, []).append((s, k, write))
+                self.branches.setdefault(write.after, []).append((WriteId(s, k), write))
                 if write.partial is not write.branch:
-                    self.partials.setdefault(write.partial, []).append((s, k, write))
+                    self.partials.setdefault(write.partial, []).append((WriteId(s, k), write))
 
     def run(self) -> Recorded:
         for node in self.rewritten.gm.graph.nodes:
@@ -107,10 +112,10 @@ class _Recorder:
             ):
                 self._add_probes()
             self.env[node] = self.graph.node_copy(node, self.env.__getitem__)
-            torch_compat.copy_dynamo_source(node, self.env[node])
+            copy_dynamo_source(node, self.env[node])
             self._record_at(node)
         gm = GraphModule(self.rewritten.gm, self.graph)
-        torch_compat.copy_dynamo_attributes(self.rewritten.gm, gm)
+        copy_dynamo_attributes(self.rewritten.gm, gm)
         streams = tuple(
             RewrittenStream(
                 self.env[stream.root],
@@ -121,60 +126,58 @@ class _Recorder:
             )
             for stream in self.rewritten.streams
         )
-        result = Rewritten(gm, self.rewritten.slots, streams)
+        result = Rewritten(gm, self.rewritten.parameters, streams)
         return Recorded(result, tuple(self.entries), len(self.probed))
 
     def _record_at(self, node: Node) -> None:
-        for s, k, write in self.branches.get(node, ()):
+        for about, write in self.branches.get(node, ()):
             if self.with_gradients:
-                self._probe(s, k, write)
+                self._probe(about, write)
             if write.partial is write.branch:
-                self._record_write(s, k, write)
-        for s, k, write in self.partials.get(node, ()):
-            self._record_write(s, k, write)
+                self._record_write(about, write)
+        for about, write in self.partials.get(node, ()):
+            self._record_write(about, write)
         if is_depth_attention(node):
             self._record_read(node)
 
     def _add_probes(self) -> None:
         self.probes = self.graph.placeholder("attnres_probes")
-        torch_compat.mark_as_unknown(self.probes)
+        mark_as_unknown(self.probes)
         annotate(self.probes, Annotation("probe", 0))
 
-    def _probe(self, s: int, k: int, write: RewrittenWrite) -> None:
+    def _probe(self, about: WriteId, write: RewrittenWrite) -> None:
         """From here on, what reads ``v_k`` reads it through a probe."""
-        annotation = Annotation("probe", s, sublayer=k + 1)
+        annotation = Annotation("probe", about.stream, sublayer=about.index + 1)
         probe = self._call(torch.select, (self.probes, 0, len(self.probed)), write.partial, annotation)
-        self.probed[s, k] = len(self.probed)
+        self.probed[about] = len(self.probed)
         given = self.env[write.branch]
-        node = self._call(statistics.gradient_probe, (given, probe), write.partial, annotation, f"written_{s}_{k + 1}")
-        value = torch_compat.example_value(given)
+        name = f"written_{about.stream}_{about.index + 1}"
+        node = self._call(statistics.gradient_probe, (given, probe), write.partial, annotation, name)
+        value = example_value(given)
         if value is not None:
             node.meta["example_value"] = value
         self.env[write.branch] = node
 
-    def _record_write(self, s: int, k: int, write: RewrittenWrite) -> None:
+    def _record_write(self, about: WriteId, write: RewrittenWrite) -> None:
         arguments = (self.env[write.branch], self.env[write.partial])
-        annotation = Annotation("statistic", s, sublayer=k + 1)
+        annotation = Annotation("statistic", about.stream, sublayer=about.index + 1)
         part = self._call(torch.ops.attnres.write_statistics.default, arguments, write.partial, annotation)
-        self._add_entry(part, "write", s, k, statistics.WRITE_SIZE, self.probed.get((s, k)))
+        self._add_entry(part, about, statistics.WRITE_SIZE, self.probed.get(about))
 
     def _record_read(self, node: Node) -> None:
-        annotation = annotation_of(node)
+        read_id, annotation = read_of(node), annotation_of(node)
         assert annotation is not None
-        assert annotation.read is not None
         copy = self.env[node]
         sources, key, eps, _ = copy.args
         assert isinstance(sources, (list, tuple))
         arguments = (list(sources), key, copy, eps)
-        new_role = Annotation("statistic", annotation.stream, sublayer=annotation.sublayer, read=annotation.read)
-        part = self._call(torch.ops.attnres.read_statistics.default, arguments, node, new_role)
-        self._add_entry(part, "read", annotation.stream, annotation.read, len(sources) + statistics.READ_EXTRA)
+        of_statistic = Annotation("statistic", read_id.stream, sublayer=annotation.sublayer, read=read_id)
+        part = self._call(torch.ops.attnres.read_statistics.default, arguments, node, of_statistic)
+        self._add_entry(part, read_id, len(sources) + statistics.READ_EXTRA)
 
-    def _add_entry(
-        self, part: Node, kind: Literal["read", "write"], s: int, index: int, size: int, probe: int | None = None
-    ) -> None:
+    def _add_entry(self, part: Node, about: ReadId | WriteId, size: int, probe: int | None = None) -> None:
         start = self.entries[-1].start + self.entries[-1].size if self.entries else 0
-        self.entries.append(Entry(kind, s, index, start, size, probe))
+        self.entries.append(Entry(about, start, size, probe))
         self.parts.append(part)
 
     def _add_output(self, node: Node) -> None:

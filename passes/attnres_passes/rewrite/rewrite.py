@@ -22,39 +22,36 @@ the parameters arrive as placeholders appended to its own. What the plan decline
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
+from attnres_passes.ir.read_id import ReadParameter
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
-from attnres_passes.torch_private import torch_compat
-
-
-@dataclass(frozen=True)
-class ParameterSlot:
-    """What an appended placeholder stands for: a parameter of the read with this index among those that own one."""
-
-    stream: int
-    read: int
-    name: Literal["query", "key_weight"]
+from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The rewritten level. slots: what the appended placeholders stand for, in their order.
+    """The rewritten level.
 
-    streams: where the root and the writes of each stream are in ``gm``.
+    parameters: what the appended placeholders stand for, in their order; streams: where the root and the writes of each
+    stream are in ``gm``.
     """
 
     gm: GraphModule
-    slots: tuple[ParameterSlot, ...]
+    parameters: tuple[ReadParameter, ...]
     streams: tuple[RewrittenStream, ...]
 
 
 def rewrite(gm: GraphModule, analysis: Analysis) -> Rewritten:
-    """Build the rewritten graph beside ``gm``, on which ``analysis`` was made."""
+    """Build the rewritten graph beside a captured one (paper equations 1 to 6).
+
+    Args:
+        gm: not changed.
+        analysis: made on ``gm``.
+    """
     return _Rewriter(gm, analysis).run()
 
 
@@ -77,32 +74,28 @@ class _Rewriter:
         self.step_at = {step.node: (stream, step) for stream in self.streams for step in stream.stream_nodes.steps}
 
     def run(self) -> Rewritten:
-        slots: list[ParameterSlot] = []
+        parameters: list[ReadParameter] = []
         last_placeholder = max((k for k, node in enumerate(self.trace.nodes) if node.op == "placeholder"), default=-1)
         if last_placeholder < 0:
-            slots = self._add_parameters()
+            parameters = self._add_parameters()
         for index, node in enumerate(self.trace.nodes):
             self._rewrite_node(index, node)
             if index == last_placeholder:
-                slots = self._add_parameters()
+                parameters = self._add_parameters()
         rewritten = GraphModule(self.gm, self.graph)
-        torch_compat.copy_dynamo_attributes(self.gm, rewritten)
+        copy_dynamo_attributes(self.gm, rewritten)
         streams = tuple(
             RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
             for stream in self.streams
         )
-        return Rewritten(rewritten, tuple(slots), streams)
+        return Rewritten(rewritten, tuple(parameters), streams)
 
-    def _add_parameters(self) -> list[ParameterSlot]:
+    def _add_parameters(self) -> list[ReadParameter]:
         """Appended placeholders of all streams, then the nodes that make key vectors of them."""
-        slots = [
-            ParameterSlot(stream.index, read, name)
-            for stream in self.streams
-            for read, name in stream.add_placeholders()
-        ]
+        parameters = [parameter for stream in self.streams for parameter in stream.add_placeholders()]
         for stream in self.streams:
             stream.add_keys()
-        return slots
+        return parameters
 
     def _rewrite_node(self, index: int, node: Node) -> None:
         if index in self.step_at:
@@ -113,7 +106,7 @@ class _Rewriter:
                 stream.write(step)
         elif not self._is_identity_on_stream(index):
             self.env[node] = self.graph.node_copy(node, lambda argument: self.resolve(index, argument))
-            torch_compat.copy_dynamo_source(node, self.env[node])
+            copy_dynamo_source(node, self.env[node])
         for stream in self.streams:
             if stream.stream_nodes.root == index:
                 stream.begin(self.env[node])

@@ -19,7 +19,10 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.ir.read_id import ParameterName, ReadId, ReadParameter
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import mark_as_added
+from attnres_passes.torch_private.operators import set_grad_enabled
 
 Resolve = Callable[[int, Node], Node]
 
@@ -99,24 +102,25 @@ class StreamRewriter:
 
     # Parameters of the reads
 
-    def add_placeholders(self) -> Iterator[tuple[int, Literal["query", "key_weight"]]]:
+    def add_placeholders(self) -> Iterator[ReadParameter]:
         """Append two placeholders per read with two sources or more; yields what each stands for, in order."""
-        owners = [k for k, read in enumerate(self.stream.reads) if read.num_sources > 1]
-        names: tuple[Literal["query", "key_weight"], ...] = ("query", "key_weight")
-        for slot, k in enumerate(owners):
-            for name in names:
-                node = self.graph.placeholder(f"attnres_{self.index}_{slot}_{name}")
-                torch_compat.mark_as_added(node)
-                annotate(node, Annotation("parameter", self.index, read=k))
+        names: tuple[ParameterName, ...] = ("query", "key_weight")
+        for k, read in enumerate(self.stream.reads):
+            for name in names if read.num_sources > 1 else ():
+                read_id = ReadId(self.index, k)
+                node = self.graph.placeholder(f"{read_id.named('attnres')}_{name}")
+                mark_as_added(node)
+                annotate(node, Annotation("parameter", self.index, read=read_id))
                 self.placeholders.setdefault(k, {})[name] = node
-                yield slot, name
+                yield ReadParameter(read_id, name)
 
     def add_keys(self) -> None:
         """One effective key vector, query times key-norm weight, per read that owns them."""
         for k, parameters in self.placeholders.items():
             arguments = (parameters["query"], parameters["key_weight"])
-            node = self.graph.create_node("call_function", key_vector, arguments, name=f"key_{self.index}_{k}")
-            self.keys[k] = annotate(node, Annotation("key", self.index, read=k))
+            read_id = ReadId(self.index, k)
+            node = self.graph.create_node("call_function", key_vector, arguments, name=read_id.named("key"))
+            self.keys[k] = annotate(node, Annotation("key", self.index, read=read_id))
 
     # Steps of the stream, in graph order
 
@@ -163,7 +167,7 @@ class StreamRewriter:
         if self.is_cut:
             self._map_sources(self._detached)
         if not self.pending:
-            self.example = torch_compat.example_value(node)
+            self.example = example_value(node)
         self.snapshots[value] = _Snapshot(self._sources(), self.pending)
         for k in self.reads_from.get(value, ()):
             self.read_nodes[k] = self._read(k)
@@ -177,21 +181,23 @@ class StreamRewriter:
         sources = self._sources()
         if len(sources) == 1:
             return sources[0]
-        read = self.stream.reads[k]
+        read, read_id = self.stream.reads[k], ReadId(self.index, k)
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
-            self.graph.call_function(torch_compat.set_grad_enabled, (True,))
-        node = self._new(operator, arguments, reader, "read", name=f"read_{self.index}_{k}")
+            self.graph.call_function(set_grad_enabled, (True,))
+        node = self._new(operator, arguments, reader, "read", name=read_id.named("read"))
         if self.is_cut:
-            self.graph.call_function(torch_compat.set_grad_enabled, (False,))
-        return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=k))
+            self.graph.call_function(set_grad_enabled, (False,))
+        return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
 
     def replacement(self, value: int, user: int) -> Node:
-        """What node ``user`` gets in place of ``value`` of the stream.
+        """What a node gets in place of a value of the stream.
 
-        A user that is no read asks for the shape alone (or is dead): any source serves.
+        Args:
+            value: number of the value in the trace.
+            user: index of the node. One that is no read asks for the shape alone (or is dead): any source serves.
         """
         snapshot = self.snapshots[value]
         k = self.read_of_use.get((value, user))
@@ -246,7 +252,7 @@ class StreamRewriter:
     def _cast(self, node: Node, dtype: torch.dtype, origin: Node, kind: Literal["write", "carry"]) -> Node:
         new = self._new("to", (node, dtype), origin, kind)
         new.meta.pop("example_value", None)
-        given = torch_compat.example_value(node)
+        given = example_value(node)
         if given is not None:
             new.meta["example_value"] = given.to(dtype)
         return new

@@ -19,19 +19,21 @@ kernels only: torch calls are fused by the inner compiler. What is not fused sta
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import scheduled
-from attnres_passes.analyses.norms import Norm, NotFused, modes, norms_behind
-from attnres_passes.ir.annotations import annotate, annotation_of
+from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, modes, norms_behind
+from attnres_passes.ir.annotations import annotate, annotation_of, read_of
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.schedule.scheduled_nodes import arguments, call, calls
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copied
 
 _FUSED: dict[Any, Callable[..., Any]] = {
     scheduled.merge: scheduled.fused_merge,
@@ -40,40 +42,47 @@ _FUSED: dict[Any, Callable[..., Any]] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fused:
-    """What was fused, in numbers, and why norms were not: the reasons by (stream, read)."""
+    """A scheduled graph whose reads have taken in their neighbours.
 
-    adds: int = 0
-    norms: int = 0
-    blocks: int = 0
-    not_fused: dict[tuple[int, int], str] = field(default_factory=dict)
+    adds, norms: how many were fused with reads; blocks: adds that complete a block, fused with its logits; not_fused:
+    why the norms behind the other reads are not.
+    """
+
+    gm: GraphModule
+    adds: int
+    norms: int
+    blocks: int
+    not_fused: Mapping[ReadId, str]
 
     def __str__(self) -> str:
         lines = [f"{self.adds} adds and {self.norms} norms fused with reads, {self.blocks} adds with logits"]
-        lines += [f"read {read} of stream {s}: norm not fused, {why}" for (s, read), why in self.not_fused.items()]
+        lines += [f"read {read}: norm not fused, {why}" for read, why in self.not_fused.items()]
         return "\n".join(lines)
 
 
-def fuse(gm: GraphModule, plan: Plan) -> Fused:
-    """Fuse the neighbours of every read of the scheduled graph ``gm``, in place."""
+def fuse(scheduled_gm: GraphModule, plan: Plan) -> Fused:
+    """A copy of a scheduled graph in which every read has taken in its neighbours.
+
+    Args:
+        scheduled_gm: for generated kernels.
+        plan: of the whole model.
+    """
+    gm = copied(scheduled_gm)
     reads = calls(gm, *_FUSED)
     norms = norms_behind(gm, plan, lambda node: node.target in _FUSED)
     of_graph = _Graph(gm)
-    report = Fused()
+    adds, fused_norms, not_fused = 0, 0, {}
     for read in reads:
         norm = norms[read]
         if isinstance(norm, NotFused):
-            annotation = annotation_of(read)
-            assert annotation is not None
-            assert annotation.read is not None
-            report.not_fused[annotation.stream, annotation.read] = norm.reason
-        report.norms += isinstance(norm, Norm)
-        report.adds += of_graph.fuse_read(read, norm if isinstance(norm, Norm) else None)
-    for logits in calls(gm, scheduled.source_logits):
-        report.blocks += of_graph.fuse_block(logits)
+            not_fused[read_of(read)] = norm.reason
+        fused_norms += isinstance(norm, Norm)
+        adds += of_graph.fuse_read(read, norm if isinstance(norm, Norm) else None)
+    blocks = sum(of_graph.fuse_block(logits) for logits in calls(gm, scheduled.source_logits))
     gm.recompile()
-    return report
+    return Fused(gm, adds, fused_norms, blocks, not_fused)
 
 
 class _Graph:
@@ -156,7 +165,7 @@ class _Graph:
             or self.modes[add] != self.modes[node]
         ):
             return False
-        values = [torch_compat.example_value(operand) for operand in add.args if isinstance(operand, Node)]
+        values = [example_value(operand) for operand in add.args if isinstance(operand, Node)]
         if len(values) != 2 or any(value is None for value in values):
             return False
         one, other = values

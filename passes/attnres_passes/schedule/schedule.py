@@ -29,12 +29,14 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import cost, scheduled
-from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
+from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
 from attnres_passes.schedule.group_reads import Group, Inference, ReadGroups, group_reads
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.scheduled_nodes import call
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.example_values import example_value, size_hint
+from attnres_passes.torch_private.graph_copies import copied
 
 
 @dataclass(frozen=True)
@@ -48,31 +50,29 @@ class Scheduled:
         return "\n\n".join(str(grouping) for of_stream in self.groupings for grouping in of_stream)
 
 
-def schedule(
-    rewritten: GraphModule, plan: Plan, joins_blocks: bool, most_in_place: int, most_with_own_logits: int = 0
-) -> Scheduled:
-    """A copy of ``rewritten`` with its reads grouped as ``plan.config.schedule`` says.
+def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Scheduled:
+    """A copy of a rewritten graph with its reads grouped as ``plan.config.schedule`` says.
 
     Args:
-        joins_blocks: whether "auto" looks for the cheapest cut; it is the cut by blocks else, "two_phase".
-        most_in_place: completed blocks that a read may take in place.
-        most_with_own_logits: completed blocks up to which a read may make its own logits under "auto"; 0 where
-            something is differentiated.
+        rewritten: of a model, or of a part of one.
+        plan: of the whole model.
+        choice: what the reads will be bound to. For kernels, "auto" looks for the cheapest cut; for torch calls, it is
+            the cut by blocks, "two_phase".
     """
-    gm = torch_compat.copied(rewritten)
+    gm = copied(rewritten)
     chosen = plan.config.schedule
     if chosen == "naive":
         return Scheduled(gm, ())
-    if chosen == "auto" and not joins_blocks:
+    if chosen == "auto" and choice.provider is Provider.TORCH:
         chosen = "two_phase"
     groupings = []
     for index in range(len(plan.streams)):
         reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
         of_stream = []
         for segment in _segments(reads):
-            inference = _inference(segment[0], plan, most_with_own_logits)
+            inference = _inference(segment[0], plan, choice.most_with_own_logits)
             completed = [len(read.completed) for read in segment]
-            grouping = group_reads(completed, chosen, most_in_place, inference)
+            grouping = group_reads(completed, chosen, choice.most_in_place, inference)
             _Segment(segment, plan).emit(grouping)
             of_stream.append(grouping)
         groupings.append(tuple(of_stream))
@@ -104,15 +104,14 @@ def _is_read_of(node: Node, stream: int) -> bool:
 
 
 def _taken_apart(node: Node, plan: Plan) -> _Read:
-    annotation = annotation_of(node)
+    read_id, annotation = read_of(node), annotation_of(node)
     assert annotation is not None
-    assert annotation.read is not None
-    stream = plan.streams[annotation.stream]
+    stream = plan.streams[read_id.stream]
     sources, key = node.args[0], node.args[1]
     assert isinstance(sources, (list, tuple))
     assert isinstance(key, Node)
     nodes = tuple(source for source in sources if isinstance(source, Node))
-    is_open = stream.reads[annotation.read].state % stream.block_size != 0
+    is_open = stream.reads[read_id.index].state % stream.block_size != 0
     completed, partial = (nodes[:-1], nodes[-1]) if is_open else (nodes, None)
     query, weight = key.args
     assert isinstance(query, Node)
@@ -122,10 +121,10 @@ def _taken_apart(node: Node, plan: Plan) -> _Read:
 
 def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
     """What counts beside bytes for the segment of ``read``; None if that is nothing, or its tokens are not known."""
-    value = torch_compat.example_value(read.node)
+    value = example_value(read.node)
     if most == 0 or value is None:
         return None
-    tokens = torch_compat.size_hint(math.prod(value.shape[:-1]))
+    tokens = size_hint(math.prod(value.shape[:-1]))
     if tokens is None:
         return None
     return Inference(cost.launch(tokens, plan.streams[read.annotation.stream].width, value.dtype.itemsize), most)

@@ -104,9 +104,13 @@ def call(
     annotation: Annotation | None = None,
     name: str | None = None,
 ) -> Node:
-    """A call before a node, with its provenance, and the role of a helper of it or of ``role``.
+    """A new call, with the provenance of the node that it is put before, and the annotation of a helper.
 
-    name: for the reader of the graph's text; nothing depends on it.
+    Args:
+        before: a node of the rewrite.
+        function, args: what is called, on what.
+        annotation: of what the call helps; that of ``before`` without one.
+        name: for the reader of the graph's text; nothing depends on it.
     """
     with before.graph.inserting_before(before):
         node = before.graph.create_node("call_function", function, args, name=name)

@@ -20,7 +20,7 @@ from attnres_compile.pipelines.microbatches import batch_of
 from attnres_compile.pipelines.schedules import KINDS, check_schedule, schedule_kind
 from attnres_compile.pipelines.store import BlockStore, StoreError
 from attnres_passes.ir.text import graph_text
-from attnres_passes.ranks.stage_layout import StageLayout, StageOrder
+from attnres_passes.ranks.layout import StageLayout, StageOrder
 from attnres_passes.ranks.transfers import OPEN
 from tests.attnres_compile.pipelines.models import MODELS, Toy, data
 
@@ -266,7 +266,7 @@ def test_batches_that_cannot_be_split() -> None:
 
 def test_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch_stage.check_torch()
-    monkeypatch.setattr(torch_stage.torch_compat, "torch_version", lambda: (2, 11))
+    monkeypatch.setattr(torch_stage, "torch_version", lambda: (2, 11))
     with pytest.raises(PipelineSupportError, match=r"pipelines were checked with torch 2\.13"):
         torch_stage.check_torch()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from attnres_passes.ranks.stage_layout import StageLayout, StageOrder
+from attnres_passes.ranks.layout import StageLayout, StageOrder
 from attnres_passes.ranks.transfer_cost import transfer_cost
 from attnres_passes.ranks.transfers import StagePlan, plan_stages
 from tests.attnres_compile.pipelines import worker

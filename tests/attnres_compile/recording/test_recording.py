@@ -17,7 +17,7 @@ import attnres_compile as ac
 from attnres_compile.model.errors import ConfigError, NotPreparedError, RecordingError
 from attnres_compile.recording import graph
 from attnres_passes.ir.annotations import annotation_of
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private import inner_compilers
 from tests.end_to_end.models import LAYERS, VOCABULARY, PreNorm, randomize, tokens
 
 
@@ -46,13 +46,13 @@ def all_equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
     """All graphs that reach the inner compiler."""
     graphs: list[torch.fx.GraphModule] = []
-    honest = torch_compat.compile_inner
+    honest = inner_compilers.compile_inner
 
     def look(gm: torch.fx.GraphModule, *rest: Any) -> Any:
         graphs.append(gm)
         return honest(gm, *rest)
 
-    monkeypatch.setattr(torch_compat, "compile_inner", look)
+    monkeypatch.setattr(inner_compilers, "compile_inner", look)
     return graphs
 
 

@@ -25,11 +25,11 @@ from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.gradient_sets import gradient_passes
 from attnres_passes.lower.lower import lower
-from attnres_passes.lower.provider import Provider
-from attnres_passes.ranks.stage_layout import StageLayout
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.group_reads import group_reads
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule
 from tests.attnres_compile.report.models import PreNorm, toy_study
 
@@ -120,10 +120,10 @@ def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: st
     found = study(loaded.model, (), loaded.kwargs, config, Lengths())
     (graph,) = analyse_model(loaded.model, (), loaded.kwargs, config)
     plan = graph.analysis.plan
-    whole = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(64)).gm
-    fuse(whole, plan)
+    kernels = ProviderChoice.of(plan, Provider.TRITON)
+    whole = fuse(schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, kernels).gm, plan).gm
     assert traffic(whole, plan) == found.moved["auto"]
-    lowered = lower(whole, plan, Provider.KERNELS)
+    lowered = lower(whole, plan, Provider.TRITON)
     widths = [
         plan.streams[annotation.stream].width
         for node in lowered.graph.nodes
@@ -165,10 +165,10 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     model, x = PreNorm(width, writes), torch.randn(1, 3, width)
     (graph,) = analyse_model(model, (x,), {}, AttnResConfig(block_size=2, schedule=name))
     plan = graph.analysis.plan
-    gm = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(width)).gm
-    fuse(gm, plan)
+    kernels = ProviderChoice.of(plan, Provider.TRITON)
+    gm = fuse(schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, kernels).gm, plan).gm
     added = [torch.ones(width, requires_grad=True) for _ in range(2 * writes)]
-    outputs = Interpreter(lower(gm, plan, Provider.KERNELS)).run(*graph.captured.inputs, *added)
+    outputs = Interpreter(lower(gm, plan, Provider.TRITON)).run(*graph.captured.inputs, *added)
     forward = len(launches)
     outputs[0].sum().backward()
 
@@ -192,10 +192,10 @@ def test_counted_traffic_of_reads_with_own_logits_is_that_of_their_kernels(monke
     width, writes = 8, 6
     (graph,) = analyse_model(PreNorm(width, writes), (torch.randn(1, 3, width),), {}, AttnResConfig(block_size=2))
     plan = graph.analysis.plan
-    gm = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, 12, most_with_own_logits=31).gm
-    fuse(gm, plan)
+    kernels = ProviderChoice.of(plan, Provider.TRITON, differentiates=False)
+    gm = fuse(schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, kernels).gm, plan).gm
     added = [torch.ones(width) for _ in range(2 * writes)]
-    Interpreter(lower(gm, plan, Provider.KERNELS)).run(*graph.captured.inputs, *added)
+    Interpreter(lower(gm, plan, Provider.TRITON)).run(*graph.captured.inputs, *added)
     assert len(charged) == writes
     assert traffic(gm, plan) == (sum(charged, moved.Moved(1, 1)),), "the norm of the root beside them"
 

@@ -10,7 +10,7 @@ from attnres_kernels.autograd import own
 from attnres_kernels.definition import scheduled
 from attnres_kernels.launch import tuning
 from attnres_kernels.launch.launch_phase_1 import phase_1
-from attnres_passes.torch_private import torch_compat
+from attnres_passes.torch_private.inner_compilers import traced_anew
 from tests.kernels.operators.group_of_reads import EPS, NORM_EPS, Leaves, largest_error, leaves, with_gradients
 
 pytestmark = pytest.mark.gpu
@@ -91,7 +91,7 @@ def test_decoding_under_cuda_graphs() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_tuned_kernels_are_as_exact_and_deterministic(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
-    with torch_compat.traced_anew(True):
+    with traced_anew(True):
         assert largest_error(4096, 2048, 4, compiled, True, "cuda") < TOLERANCE
     by = "inductor" if compiled else "triton"
     names = {kernel["kernel"] for kernel in tuning.tuned_kernels() if kernel["by"] == by and kernel["chosen"]}

@@ -24,9 +24,10 @@ from attnres_passes.ir.levels import (
     is_ours,
 )
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.lower.lower import lower
-from attnres_passes.lower.provider import Provider
 from attnres_passes.rewrite.rewrite import rewrite
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule
 from tests.passes.helpers import analysed
 from tests.passes.rewrite.test_rewrite import tiny
@@ -40,7 +41,7 @@ def graph_of(level: Level) -> tuple[GraphModule, Plan]:
         return found.gm, analysis.plan
     gm = rewrite(found.gm, analysis).gm
     if level in (Level.SCHEDULED, Level.LOWERED):
-        gm = schedule(gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
+        gm = schedule(gm, analysis.plan, ProviderChoice.of(analysis.plan, Provider.TORCH)).gm
     if level is Level.LOWERED:
         gm = lower(gm, analysis.plan, Provider.TORCH)
     return gm, analysis.plan
@@ -99,7 +100,7 @@ def read_left(gm: GraphModule, plan: Plan) -> None:
     source, key = [node for node in gm.graph.nodes if node.op == "placeholder"][:2]
     with gm.graph.inserting_before(first(gm, lambda node: node.op == "output")):
         node = gm.graph.call_function(torch.ops.attnres.depth_attention.default, ([source], key, 1e-6, "mean"))
-    annotate(node, Annotation("read", 0, read=0))
+    annotate(node, Annotation("read", 0, read=ReadId(0, 0)))
 
 
 def missing_scheduled_read(gm: GraphModule, plan: Plan) -> None:

@@ -16,9 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 from attnres_kernels.definition.naive import key_vector
 from attnres_passes.ir.annotations import Annotation, annotate
 from attnres_passes.ir.levels import Level
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.text import graph_text
 from attnres_passes.lower.lower import lower
-from attnres_passes.lower.provider import Provider
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule
 from tests.passes.helpers import WIDTH, Function, captured, line_of, rewritten, sample
 from tests.passes.rewrite.test_rewrite import tiny
@@ -252,9 +253,9 @@ def test_nodes_from_nowhere_get_no_comment_and_end_a_run() -> None:
 @pytest.mark.parametrize(
     ("annotation", "text"),
     [
-        (Annotation("parameter", 1, read=2), "parameter stream=1 read=2"),
+        (Annotation("parameter", 1, read=ReadId(1, 2)), "parameter 1.2"),
         (Annotation("schedule", 0, stage=3), "schedule stream=0 stage=3"),
-        (Annotation("read", 0, block=1, sublayer=2, read=4), "read stream=0 read=4 block=1 sublayer=2"),
+        (Annotation("read", 0, block=1, sublayer=2, read=ReadId(0, 4)), "read 0.4 block=1 sublayer=2"),
     ],
 )
 def test_roles_end_the_line(annotation: Annotation, text: str) -> None:
@@ -272,7 +273,7 @@ def graph_at(level: Level, model: Any) -> GraphModule:
         return found.gm
     if level is Level.REWRITTEN:
         return result.gm
-    scheduled = schedule(result.gm, analysis.plan, joins_blocks=False, most_in_place=12).gm
+    scheduled = schedule(result.gm, analysis.plan, ProviderChoice.of(analysis.plan, Provider.TORCH)).gm
     return scheduled if level is Level.SCHEDULED else lower(scheduled, analysis.plan, Provider.TORCH)
 
 

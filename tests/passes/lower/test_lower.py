@@ -21,8 +21,8 @@ from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level, is_depth_attention
 from attnres_passes.lower.lower import lower
-from attnres_passes.lower.provider import Provider
 from attnres_passes.rewrite.rewrite import Rewritten, rewrite
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule as make_schedule
 from tests.passes.helpers import (
     WIDTH,
@@ -46,11 +46,11 @@ def scheduled_and_lowered(found: Captured, analysis: Analysis, schedule: str) ->
     result = rewrite(found.gm, analysis)
     config = AttnResConfig(**{**analysis.plan.config.to_dict(), "schedule": schedule})
     plan = replace(analysis.plan, config=config)
-    made = make_schedule(result.gm, plan, joins_blocks=False, most_in_place=12).gm
+    made = make_schedule(result.gm, plan, ProviderChoice.of(plan, Provider.TORCH)).gm
     check_level(made, Level.SCHEDULED, plan)
     gm = lower(made, plan, Provider.TORCH)
     check_level(gm, Level.LOWERED, plan)
-    return Rewritten(made, result.slots, result.streams), Rewritten(gm, result.slots, result.streams)
+    return Rewritten(made, result.parameters, result.streams), Rewritten(gm, result.parameters, result.streams)
 
 
 def lowered(found: Captured, analysis: Analysis, schedule: str) -> Rewritten:
@@ -149,7 +149,7 @@ def test_two_phase_works_once_per_block_and_once_per_read() -> None:
     result = lowered(found, analysis, "two_phase")
     (stream,) = analysis.plan.streams
     groups = {
-        len(read.args[0]) - bool(stream.reads[annotation_of(read).read].state % 2)
+        len(read.args[0]) - bool(stream.reads[annotation_of(read).read.index].state % 2)
         for read in reads_of(rewrite(found.gm, analysis))
     }
     assert len(calls(result, two_phase.inter_block)) == len(groups)

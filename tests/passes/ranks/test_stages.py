@@ -17,9 +17,9 @@ from attnres_compile.api.explain import explain
 from attnres_passes.ir.annotations import annotation_of, stages_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
-from attnres_passes.ranks.stage_costs import sublayer_flops
-from attnres_passes.ranks.stage_layout import StageError, StageLayout
-from attnres_passes.ranks.stage_positions import positions_of
+from attnres_passes.ranks.cuts import sublayer_flops
+from attnres_passes.ranks.layout import StageError, StageLayout
+from attnres_passes.ranks.positions import positions_of
 from attnres_passes.ranks.stages import StagedGraph, stage, traced
 from tests.passes.helpers import Function, rewritten, sample
 
@@ -79,7 +79,7 @@ def test_every_node_has_its_chunk_and_edges_rise() -> None:
 def test_the_text_shows_it() -> None:
     result, _ = staged(with_positions, ranks=4, block_size=3)
     text = graph_text(result.gm)
-    assert re.search(r"read_0_2.*# attnres: read stream=0 read=2 block=1 sublayer=2 stage=2", text)
+    assert re.search(r"read_0_2.*# attnres: read 0\.2 block=1 sublayer=2 stage=2", text)
     assert re.search(r"arange.*# attnres: stage=0 copies=1,2,3", text)
     body = [line for line in text.splitlines() if " = " in line or re.match(r"    l_|    attnres_", line)]
     assert all("stage=" in line for line in body), text

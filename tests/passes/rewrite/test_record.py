@@ -8,7 +8,8 @@ from torch import Tensor
 
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import Level, check_level
-from attnres_passes.pipeline import run_later_passes
+from attnres_passes.ir.read_id import ReadId, WriteId
+from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.record import Entry, record
 from tests.passes.helpers import added_parameters, assert_same, fresh_inputs, rewritten, run, run_with_gradients
 
@@ -40,12 +41,12 @@ def test_nodes_stand_behind_what_they_are_about() -> None:
         ("read_statistics", 3),
     ]
     assert found.entries == (
-        Entry("write", 0, 0, 0, 3, 0),
-        Entry("read", 0, 1, 3, 5),
-        Entry("write", 0, 1, 8, 3, 1),
-        Entry("read", 0, 2, 11, 5),
-        Entry("write", 0, 2, 16, 3, 2),
-        Entry("read", 0, 3, 19, 6),
+        Entry(WriteId(0, 0), 0, 3, 0),
+        Entry(ReadId(0, 1), 3, 5),
+        Entry(WriteId(0, 1), 8, 3, 1),
+        Entry(ReadId(0, 2), 11, 5),
+        Entry(WriteId(0, 2), 16, 3, 2),
+        Entry(ReadId(0, 3), 19, 6),
     )
     assert found.num_probes == 3
     assert record(result, with_gradients=False).num_probes == 0
@@ -56,7 +57,7 @@ def test_nodes_stand_behind_what_they_are_about() -> None:
 def test_all_levels_give_the_same_statistics(schedule: str, with_gradients: bool) -> None:
     captured, analysis, result = rewritten(model, block_size=2, schedule=schedule)
     found = record(result, with_gradients)
-    lowered = run_later_passes(found.result, found.result.gm, analysis.plan).lowered
+    lowered = lower_rewritten(found.result.gm, analysis.plan).lowered
     probes = [torch.zeros(found.num_probes)] if with_gradients else []
     inputs = [*captured.inputs, *probes, *added_parameters(result, analysis, seed=1)]
     *outputs, statistics = run(found.result.gm, inputs)

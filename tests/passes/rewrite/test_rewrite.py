@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import Level, check_level, is_depth_attention
+from attnres_passes.ir.read_id import ReadId, ReadParameter
 from attnres_passes.ir.text import graph_text
-from attnres_passes.rewrite.rewrite import ParameterSlot, rewrite
+from attnres_passes.rewrite.rewrite import rewrite
 from tests.passes.helpers import (
     Function,
     analysed,
@@ -97,16 +98,16 @@ def forward(
     linear_2_bias: f64[8],
     norm_3_weight: f64[8],
     norm_3_bias: f64[8],
-    attnres_0_0_query,  # attnres: parameter stream=0 read=1
-    attnres_0_0_key_weight,  # attnres: parameter stream=0 read=1
-    attnres_0_1_query,  # attnres: parameter stream=0 read=2
-    attnres_0_1_key_weight,  # attnres: parameter stream=0 read=2
-    attnres_0_2_query,  # attnres: parameter stream=0 read=3
-    attnres_0_2_key_weight,  # attnres: parameter stream=0 read=3
+    attnres_0_1_query,  # attnres: parameter 0.1
+    attnres_0_1_key_weight,  # attnres: parameter 0.1
+    attnres_0_2_query,  # attnres: parameter 0.2
+    attnres_0_2_key_weight,  # attnres: parameter 0.2
+    attnres_0_3_query,  # attnres: parameter 0.3
+    attnres_0_3_key_weight,  # attnres: parameter 0.3
 ):
-    key_0_1 = key_vector(attnres_0_0_query, attnres_0_0_key_weight)  # attnres: key stream=0 read=1
-    key_0_2 = key_vector(attnres_0_1_query, attnres_0_1_key_weight)  # attnres: key stream=0 read=2
-    key_0_3 = key_vector(attnres_0_2_query, attnres_0_2_key_weight)  # attnres: key stream=0 read=3
+    key_0_1 = key_vector(attnres_0_1_query, attnres_0_1_key_weight)  # attnres: key 0.1
+    key_0_2 = key_vector(attnres_0_2_query, attnres_0_2_key_weight)  # attnres: key 0.2
+    key_0_3 = key_vector(attnres_0_3_query, attnres_0_3_key_weight)  # attnres: key 0.3
     # test_rewrite.py:N
     x: f64[2, 3, 8] = l_args_0_.sinh()
     # norm.0  test_rewrite.py:N
@@ -114,19 +115,19 @@ def forward(
     # linear.0  test_rewrite.py:N
     linear: f64[2, 3, 8] = F.linear(layer_norm, linear_0_weight, linear_0_bias)  # attnres: write stream=0 block=1 sublayer=1
     # norm.1  test_rewrite.py:N
-    read_0_1: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, linear], key_0_1, 1e-06, 'mean')  # attnres: read stream=0 read=1 block=1 sublayer=1
+    read_0_1: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, linear], key_0_1, 1e-06, 'mean')  # attnres: read 0.1 block=1 sublayer=1
     layer_norm_1: f64[2, 3, 8] = F.layer_norm(read_0_1, (8,), norm_1_weight, norm_1_bias, 1e-12)
     # linear.1  test_rewrite.py:N
     linear_1: f64[2, 3, 8] = F.linear(layer_norm_1, linear_1_weight, linear_1_bias)
     # test_rewrite.py:N
     add: f64[2, 3, 8] = torch.add(linear, linear_1)  # attnres: write stream=0 block=1 sublayer=2
     # norm.2  test_rewrite.py:N
-    read_0_2: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add], key_0_2, 1e-06, 'mean')  # attnres: read stream=0 read=2 block=2 sublayer=2
+    read_0_2: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add], key_0_2, 1e-06, 'mean')  # attnres: read 0.2 block=2 sublayer=2
     layer_norm_2: f64[2, 3, 8] = F.layer_norm(read_0_2, (8,), norm_2_weight, norm_2_bias, 1e-12)
     # linear.2  test_rewrite.py:N
     linear_2: f64[2, 3, 8] = F.linear(layer_norm_2, linear_2_weight, linear_2_bias)  # attnres: write stream=0 block=2 sublayer=3
     # norm.3  test_rewrite.py:N
-    read_0_3: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add, linear_2], key_0_3, 1e-06, 'mean')  # attnres: read stream=0 read=3 block=2 sublayer=3
+    read_0_3: f64[2, 3, 8] = torch.ops.attnres.depth_attention([x, add, linear_2], key_0_3, 1e-06, 'mean')  # attnres: read 0.3 block=2 sublayer=3
     layer_norm_3: f64[2, 3, 8] = F.layer_norm(read_0_3, (8,), norm_3_weight, norm_3_bias, 1e-12)
     return (layer_norm_3,)
 """
@@ -187,20 +188,21 @@ def test_roles_of_the_nodes() -> None:
     _, _, result = rewritten(tiny, block_size=2)
     annotations = [annotation for node in result.gm.graph.nodes if (annotation := annotation_of(node)) is not None]
     assert annotations == [
-        *(Annotation("parameter", 0, read=read) for read in (1, 1, 2, 2, 3, 3)),
-        *(Annotation("key", 0, read=read) for read in (1, 2, 3)),
+        *(Annotation("parameter", 0, read=ReadId(0, read)) for read in (1, 1, 2, 2, 3, 3)),
+        *(Annotation("key", 0, read=ReadId(0, read)) for read in (1, 2, 3)),
         Annotation("write", 0, block=1, sublayer=1),
-        Annotation("read", 0, block=1, sublayer=1, read=1),
+        Annotation("read", 0, block=1, sublayer=1, read=ReadId(0, 1)),
         Annotation("write", 0, block=1, sublayer=2),
-        Annotation("read", 0, block=2, sublayer=2, read=2),
+        Annotation("read", 0, block=2, sublayer=2, read=ReadId(0, 2)),
         Annotation("write", 0, block=2, sublayer=3),
-        Annotation("read", 0, block=2, sublayer=3, read=3),
+        Annotation("read", 0, block=2, sublayer=3, read=ReadId(0, 3)),
     ]
 
 
 def test_appended_placeholders_come_in_read_order_after_the_models_own() -> None:
     found, _, result = rewritten(tiny, block_size=2)
-    assert result.slots == tuple(ParameterSlot(0, read, name) for read in range(3) for name in ("query", "key_weight"))
+    expected = tuple(ReadParameter(ReadId(0, k), name) for k in (1, 2, 3) for name in ("query", "key_weight"))
+    assert result.parameters == expected
     old = [node for node in found.gm.graph.nodes if node.op == "placeholder"]
     new = [node for node in result.gm.graph.nodes if node.op == "placeholder"]
     assert [node.name for node in new[: len(old)]] == [node.name for node in old]

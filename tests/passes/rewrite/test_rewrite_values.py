@@ -364,7 +364,7 @@ def test_dynamic_sizes() -> None:
     model = Function(stack(adds_in_a_flat_layout))
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        from attnres_passes.analyses.aten_trace import trace_aten
+        from attnres_passes.analyses.aten_recorder import trace_aten
         from attnres_passes.analyses.streams import find_streams
         from attnres_passes.ir.config import AttnResConfig
 

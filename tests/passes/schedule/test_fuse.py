@@ -13,6 +13,7 @@ from attnres_kernels.definition import scheduled
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import Fused, fuse
+from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule
 from tests.passes.helpers import (
     Function,
@@ -33,15 +34,15 @@ def fused_model(model: Any, layers: int = 6, **options: Any) -> tuple[GraphModul
 
     found, analysis = analysed(single, layers=layers, **options)
     definition = rewrite(found.gm, analysis)
-    made = schedule(definition.gm, analysis.plan, joins_blocks=True, most_in_place=12)
+    made = schedule(definition.gm, analysis.plan, ProviderChoice.of(analysis.plan, Provider.TRITON))
     report = fuse(made.gm, analysis.plan)
-    check_level(made.gm, Level.SCHEDULED, analysis.plan)
+    check_level(report.gm, Level.SCHEDULED, analysis.plan)
     added = [x.float() for x in added_parameters(definition, analysis, seed=3)]
     expected = run_with_gradients(definition.gm, fresh_inputs(found), added)
-    actual = run_with_gradients(made.gm, fresh_inputs(found), added)
+    actual = run_with_gradients(report.gm, fresh_inputs(found), added)
     for values, wanted in zip(actual, expected, strict=True):
         assert_same(values, wanted, 2e-5)
-    return made.gm, report
+    return report.gm, report
 
 
 def sequential(self: Function, x: Tensor) -> Tensor:

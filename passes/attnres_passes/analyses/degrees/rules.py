@@ -1,0 +1,27 @@
+"""The rule table of the degree analysis as one function: each family of operators has its file beside this one.
+
+Adding an operator is adding its name to a rule, or a rule; an operator without one is taken to keep degree 0 and to
+lose any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attnres_passes.analyses.aten_trace import Op
+from attnres_passes.analyses.degrees import arithmetic, homogeneous, normalisation, placement  # noqa: F401  (rules)
+from attnres_passes.analyses.degrees.degree import RULES, UNKNOWN, ZERO, Call, Degree, functional_name, is_shape_only
+
+
+def output_degrees(op: Op, degree_of: Callable[[int], Degree]) -> Sequence[Degree]:
+    """Degrees of the outputs of an operation, one each; called only where some input has a degree other than 0.
+
+    Args:
+        op: the operation.
+        degree_of: from the number of a value to its degree.
+    """
+    if is_shape_only(op):
+        return [ZERO] * len(op.outputs)
+    found = RULES.get(functional_name(op))
+    degrees = UNKNOWN if found is None else found(Call(op, degree_of))
+    return degrees if isinstance(degrees, list) else [degrees] * len(op.outputs)

@@ -1,0 +1,68 @@
+"""Collectives in a graph, and what calls of torch.distributed become in a captured one.
+
+Run with several ranks in tests/end_to_end/test_sequence_shards.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+
+def group_place(name: str) -> tuple[int, int]:
+    """Size of the process group with this name, and the rank of this process in it.
+
+    Raises LookupError if there is no such group here.
+    """
+    from torch.distributed import distributed_c10d
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        raise LookupError("torch.distributed is not initialised")
+    try:
+        group = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]
+    except (ValueError, RuntimeError) as error:
+        raise LookupError(f"no process group has this name ({error})") from error
+    return group.size(), group.rank()
+
+
+def all_gather(part: torch.Tensor, size: int, group: str) -> torch.Tensor:
+    """The parts of all ranks, one behind the other along the first dimension."""
+    operators = torch.ops._c10d_functional
+    return cast(torch.Tensor, operators.wait_tensor(operators.all_gather_into_tensor(part, size, group)))
+
+
+def reduce_scatter(whole: torch.Tensor, size: int, group: str) -> torch.Tensor:
+    """The own part, along the first dimension, of the sum over all ranks."""
+    operators = torch.ops._c10d_functional
+    return cast(torch.Tensor, operators.wait_tensor(operators.reduce_scatter_tensor(whole, "sum", size, group)))
+
+
+@dataclass(frozen=True)
+class AllReduced:
+    """given: what was summed over the ranks; nodes: what does so, from the first one on."""
+
+    given: torch.fx.Node
+    nodes: tuple[torch.fx.Node, ...]
+
+
+def all_reduced(value: torch.fx.Node, group: str) -> AllReduced | None:
+    """How ``value`` is a sum over the ranks of a group, made out of place or in place; None if it is none."""
+    summed = value
+    copy: tuple[torch.fx.Node, ...] = ()
+    for user in value.users:
+        if user.target == "copy_" and user.args[0] is value and isinstance(user.args[1], torch.fx.Node):
+            summed, copy = user.args[1], (user,)
+    reduced = summed.args[0] if _calls(summed, "wait_tensor") else None
+    if not isinstance(reduced, torch.fx.Node) or not _calls(reduced, "all_reduce"):
+        return None
+    given, kind, of_group = reduced.args
+    if (kind, of_group) != ("sum", group) or not isinstance(given, torch.fx.Node) or (copy and given is not value):
+        return None
+    return AllReduced(given, (reduced, summed, *copy))
+
+
+def _calls(node: torch.fx.Node, name: str) -> bool:
+    operator = getattr(torch.ops._c10d_functional, name)
+    return node.op == "call_function" and node.target in (operator, operator.default)

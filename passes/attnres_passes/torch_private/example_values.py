@@ -1,0 +1,66 @@
+"""The values without data that Dynamo recorded for the nodes of a graph, and their sizes, which may be symbols."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, TypeGuard
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+
+def example_value(node: torch.fx.Node) -> Any:
+    """The fake value that Dynamo recorded for a node; None where it recorded none."""
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def fake_mode_of(values: list[Any]) -> FakeTensorMode:
+    """The fake mode that the example values of a captured graph belong to, or a new one.
+
+    The tracing context is no guide: while Dynamo calls a backend, it holds a mode newer than the graph's values.
+    """
+    for value in tree_leaves(values):
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a tensor without data."""
+    return isinstance(value, FakeTensor)
+
+
+def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """A tensor that is not a wrapper of a functorch level (those cannot be inspected from outside the level)."""
+    return isinstance(value, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """A number of the memory that holds a tensor, while a tensor in it is alive.
+
+    Tensors without storage (sparse ones, functional wrappers) share theirs with no other.
+    """
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
+
+
+def size_token(size: Any) -> Any:
+    """A size as an int or a sympy expression: comparing those adds no guard, as comparing symbolic sizes would."""
+    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
+
+
+def size_hint(size: Any) -> int | None:
+    """A size as it is in this call, without a guard on it; None where that is not known before the call."""
+    return size.node.hint if isinstance(size, torch.SymInt) else int(size)
+
+
+@contextlib.contextmanager
+def without_new_guards(fake_mode: FakeTensorMode) -> Iterator[None]:
+    """Run fake tensors of ``fake_mode`` without adding guards or unbacked symbols to the graph being compiled."""
+    shape_env = fake_mode.shape_env
+    if shape_env is None:
+        yield
+        return
+    with shape_env.suppress_guards(), shape_env.ignore_fresh_unbacked_symbols():
+        yield

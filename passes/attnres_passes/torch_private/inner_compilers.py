@@ -1,0 +1,102 @@
+"""The compiler behind the backend: Inductor, AOTAutograd or none.
+
+``compile_inner`` is called while Dynamo hands over a graph; ``compile_later`` while a call of the graph runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from attnres_passes.torch_private.example_values import example_value, fake_mode_of, is_fake, without_new_guards
+
+
+def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode: str | None) -> Callable[..., Any]:
+    """Hand a graph to Inductor, to AOTAutograd without a compiler behind it, or to nothing."""
+    if inner == "eager":
+        return gm.forward
+    if inner == "aot_eager":
+        from functorch.compile import min_cut_rematerialization_partition  # type: ignore[import-untyped]
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._dynamo.backends.debugging import boxed_nop
+
+        compiler = aot_autograd(
+            fw_compiler=boxed_nop,
+            partition_fn=min_cut_rematerialization_partition,
+            keep_inference_input_mutations=True,
+        )
+        compiled: Callable[..., Any] = compiler(gm, inputs)
+        return compiled
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = inductor_mode_options(mode) if mode else None
+    return cast(Callable[..., Any], compile_fx(gm, inputs, config_patches=patches))
+
+
+def inductor_modes() -> tuple[str, ...]:
+    """Names of the modes that Inductor knows."""
+    from torch._inductor import list_mode_options
+
+    return tuple(list_mode_options())
+
+
+def inductor_mode_options(mode: str) -> dict[str, Any]:
+    """What Inductor sets for a mode."""
+    from torch._inductor import list_mode_options
+
+    options: dict[str, Any] = list_mode_options(mode)
+    return options
+
+
+def traced_anew(anew: bool) -> contextlib.AbstractContextManager[Any]:
+    """If ``anew``, graphs that torch knows from an earlier process are traced again.
+
+    Of an operator that a graph calls, the key of AOTAutograd's cache holds the name and not which kernels it launches:
+    a graph whose launches are not tuned would be taken for one whose are. (Graphs of the backend are not in that cache,
+    and the key of Inductor's own has the choices.)
+    """
+    if not anew:
+        return contextlib.nullcontext()
+    import torch._functorch.config as functorch
+
+    return functorch.patch(enable_autograd_cache=False)  # type: ignore[no-any-return]
+
+
+def compile_later(gm: GraphModule, inputs: list[Any], inner: str, mode: str | None) -> Callable[..., Any]:
+    """``compile_inner`` of a copy of a captured graph, during a call of that graph.
+
+    inputs: those of the call. Sizes are dynamic where Dynamo found them to be: the values that it recorded for its
+    placeholders stand for them, and its guards hold. Placeholders without such a value have the sizes of their input.
+    """
+    if inner == "eager":
+        return compile_inner(gm, inputs, inner, mode)
+    recorded = [example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
+    fake_mode = fake_mode_of(recorded)
+    examples = [_as_called(example, value, fake_mode) for example, value in zip(recorded, inputs, strict=True)]
+    with tracing_under(fake_mode), without_new_guards(fake_mode):
+        return compile_inner(gm, examples, inner, mode)
+
+
+def tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
+    """Have compilers take values of ``fake_mode`` for those of the graph that they compile, as while Dynamo calls."""
+    return torch._guards.tracing(torch._guards.TracingContext(fake_mode))
+
+
+def _as_called(example: Any, value: Any, fake_mode: Any) -> Any:
+    """The recorded value of a placeholder; a new one where tracing the graph has changed it, or recorded none."""
+    if not isinstance(value, torch.Tensor):
+        return value if example is None else example
+    if not is_fake(example):
+        return fake_mode.from_tensor(value, static_shapes=True)
+    if example.requires_grad == value.requires_grad and example.is_leaf == value.is_leaf:
+        return example
+    with fake_mode:
+        fresh = torch.empty_strided(
+            example.shape, example.stride(), dtype=example.dtype, device=example.device
+        ).requires_grad_(value.requires_grad)
+        return fresh if value.is_leaf else fresh.view_as(fresh)

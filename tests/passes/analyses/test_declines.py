@@ -1,0 +1,281 @@
+"""Declines of candidate streams: every reason, where it points, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnres_passes.ir.plan import Decline, Reason
+from tests.passes.helpers import WIDTH, Function, analysed, line_of, only_decline, only_stream, sample
+
+# Each model marks the line that its decline has to point at.
+
+
+def post_norm(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x = norm(x + linear(x))  # here
+    return x
+
+
+def unnormed(self: Function, x: Tensor) -> Tensor:
+    x = x + self.linear[0](self.norm[0](x))
+    branch = F.gelu(x)  # here
+    x = x + self.linear[1](branch)
+    return self.norm[-1](x)
+
+
+def unnormed_in_a_module(self: Function, x: Tensor) -> Tensor:
+    x = x + self.linear[0](self.norm[0](x))
+    x = x + self.linear[1](x)  # here
+    return self.norm[-1](x)
+
+
+def channels_first(self: Function, x: Tensor) -> Tensor:
+    x = x * 1.5
+    for _ in range(2):
+        normed = F.group_norm(x, 1)  # here
+        x = x + F.conv1d(normed, self.linear[0].weight[:3, :3, None])
+    return x.mean(-1)
+
+
+def too_few_writes(self: Function, x: Tensor) -> Tensor:
+    x = x + self.linear[0](self.norm[0](x))  # here
+    return self.norm[1](x)
+
+
+def no_residual(self: Function, x: Tensor) -> Tensor:
+    return self.linear[1](self.linear[0](x).relu())
+
+
+def non_floating(self: Function, x: Tensor) -> Tensor:
+    tokens = x.long()
+    for _ in range(3):
+        tokens = tokens + tokens.abs() % 3  # here
+    return tokens
+
+
+def forked(self: Function, x: Tensor) -> Tensor:
+    x = x + self.linear[0](self.norm[0](x))
+    side = x + self.linear[1](self.norm[1](x)).sin()  # here
+    for norm, linear in zip(self.norm[1:], self.linear[1:], strict=False):
+        x = x + linear(norm(x))
+    return self.norm[-1](x) + self.norm[-1](side)
+
+
+def opaque(self: Function, x: Tensor) -> Tensor:
+    x = x * 1.5
+    flat = x.view(-1, WIDTH)  # here
+    x.add_(self.linear[0](self.norm[0](x)))
+    x = x + self.linear[1](self.norm[1](x))
+    return self.norm[-1](x) + self.norm[-1](flat.view(2, 3, WIDTH))
+
+
+def part_of_an_operator(self: Function, x: Tensor) -> Tensor:
+    x = x + self.linear[0](self.norm[0](x))
+    y = self.norm[1](x).view(-1, WIDTH)
+    x = torch.addmm(x.view(-1, WIDTH), y, self.linear[1].weight).view(2, 3, WIDTH)
+    x = x + self.linear[2](self.norm[2](x))
+    return self.norm[-1](x)
+
+
+def changes_input(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x += linear(norm(x))  # here
+    return self.norm[-1](x)
+
+
+DECLINED: list[tuple[Callable[..., Any], Reason, str]] = [
+    (post_norm, Reason.POST_NORM, "PreNorm"),
+    (unnormed, Reason.UNNORMED_READ, "allow_unnormed=True"),
+    (unnormed_in_a_module, Reason.UNNORMED_READ, "allow_unnormed=True"),
+    (channels_first, Reason.CHANNELS_FIRST, "channels-last"),
+    (too_few_writes, Reason.TOO_FEW_WRITES, "2 writes"),
+    (non_floating, Reason.NON_FLOATING, "torch.int64"),
+    (forked, Reason.FORKED, "same state"),
+    (opaque, Reason.OPAQUE, "plain addition"),
+    (changes_input, Reason.OPAQUE, "plain addition"),
+]
+
+
+@pytest.mark.parametrize(("model", "reason", "advice"), DECLINED)
+def test_decline_has_its_reason_and_its_message(model: Callable[..., Any], reason: Reason, advice: str) -> None:
+    decline = only_decline(analysed(model)[1])
+    assert decline.reason is reason
+    assert advice in decline.message
+
+
+@pytest.mark.parametrize(("model", "reason", "advice"), DECLINED)
+def test_decline_points_at_the_line_of_the_model(model: Callable[..., Any], reason: Reason, advice: str) -> None:
+    decline = only_decline(analysed(model)[1])
+    file, line = decline.source.rsplit(":", 1)
+    assert file == __file__
+    assert int(line) == line_of(model, "# here")
+
+
+ADVICE = (
+    "use ",
+    "keep ",
+    "norm ",
+    "pass ",
+    "write ",
+    "turn ",
+    "give ",
+    "make ",
+    "choose ",
+    "leave ",
+    "add ",
+    "return ",
+)
+
+
+@pytest.mark.parametrize(("model", "reason", "advice"), [*DECLINED, (no_residual, Reason.NO_RESIDUAL, "")])
+def test_decline_ends_with_what_to_do(model: Callable[..., Any], reason: Reason, advice: str) -> None:
+    """A person who reads a decline learns how to get her model rewritten, or that nothing can be done."""
+    message = only_decline(analysed(model)[1]).message.lower()
+    last = message.replace(";", ".").rstrip(".").rsplit(". ", 1)[-1].strip()
+    assert last.startswith(ADVICE), message
+
+
+def test_every_reason_is_produced() -> None:
+    produced = {reason for _, reason, _ in DECLINED} | {Reason.NO_RESIDUAL, Reason.NOT_SELECTED}
+    assert produced == set(Reason)
+
+
+def test_model_without_any_residual_says_so() -> None:
+    decline = only_decline(analysed(no_residual)[1])
+    assert decline.reason is Reason.NO_RESIDUAL
+    assert decline.writes == 0
+
+
+def test_model_hidden_in_an_opaque_operator_says_so() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y.sin(), lambda y: y.cos(), (x,))  # here
+
+    decline = only_decline(analysed(model)[1])
+    assert decline.reason is Reason.OPAQUE
+    assert "cond hides part of the model" in decline.message
+    assert decline.source == f"{__file__}:{line_of(model, '# here')}"
+
+
+def test_decline_counts_the_additions() -> None:
+    assert only_decline(analysed(unnormed)[1]).writes == 2
+    assert only_decline(analysed(non_floating)[1]).writes == 3
+
+
+def test_single_additions_of_one_reason_are_reported_together() -> None:
+    decline = only_decline(analysed(post_norm)[1])
+    assert decline.writes == 3
+    assert "(3 such additions)" in decline.message
+
+
+def test_matrix_product_that_adds_is_not_rewritten_wrongly() -> None:
+    """addmm is an addition inside a larger operator; the stream may not be rewritten across it."""
+    _, analysis = analysed(part_of_an_operator)
+    assert analysis.plan.streams == ()
+
+
+def test_chains_of_polynomials_are_not_reported_beside_a_stream() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            y = linear(norm(x))
+            x = x + (y + 0.04 * y**3 + 0.1 * y**5)
+        return self.norm[-1](x)
+
+    assert analysed(model)[1].plan.declined == ()
+
+
+def test_declined_stream_is_reported_beside_an_accepted_one() -> None:
+    def model(self: Function, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            x = x + linear(norm(x))
+        for linear in self.linear:
+            y = y + linear(y)
+        return self.norm[-1](x), self.norm[-1](y)
+
+    plan = analysed(model, sample(), sample(seed=2))[1].plan
+    assert len(plan.streams) == 1
+    assert [(decline.reason, decline.writes) for decline in plan.declined] == [(Reason.UNNORMED_READ, 3)]
+
+
+def test_decline_of_a_nested_module_carries_its_path() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(x)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleList(Inner() for _ in range(3))
+            self.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for inner in self.inner:
+                x = inner(x)
+            return x
+
+    decline: Decline = only_decline(analysed(Outer())[1])
+    assert decline.reason is Reason.UNNORMED_READ
+    assert decline.module == "inner.1.linear"
+    assert decline.source == f"{__file__}:{line_of(Inner.forward, 'return x + self.linear(x)')}"
+
+
+def test_allow_unnormed_accepts_reads_that_feed_a_write() -> None:
+    stream = only_stream(analysed(unnormed, allow_unnormed=True)[1])
+    assert [(read.state, read.normed) for read in stream.reads] == [(0, True), (1, False), (2, True)]
+
+
+def test_unnormed_read_of_the_root_alone_is_accepted() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x + self.linear[0](x)
+        x = x + self.linear[1](self.norm[1](x))
+        return self.norm[-1](x)
+
+    stream = only_stream(analysed(model)[1])
+    assert [(read.state, read.normed) for read in stream.reads] == [(0, False), (1, True), (2, True)]
+
+
+# Streams that look rewritable and whose rewrite would not compute the same.
+
+
+def test_in_place_addition_to_a_view_of_an_input_is_declined() -> None:
+    """The caller sees the change of its tensor, and the rewrite would take it out."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x.view(-1, WIDTH)
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            x += linear(norm(x))
+        return self.norm[-1](x)
+
+    assert only_decline(analysed(model)[1]).reason is Reason.OPAQUE
+
+
+def test_large_eps_is_declined() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for linear in self.linear:
+            x = x + linear(F.layer_norm(x, (WIDTH,), eps=10.0))
+        return self.norm[-1](x)
+
+    assert only_decline(analysed(model)[1]).reason is Reason.UNNORMED_READ
+
+
+def test_attention_bias_made_of_the_raw_state_is_declined() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            heads = norm(x).float().unsqueeze(1)
+            bias = (x @ x.transpose(1, 2)).float().unsqueeze(1)
+            attended = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=bias)
+            x = x + linear(attended.squeeze(1).double())
+        return self.norm[-1](x)
+
+    # The fused kernels are taken for masks that need no gradient.
+    frozen = Function(model).requires_grad_(False)
+    assert only_decline(analysed(frozen)[1]).reason is Reason.UNNORMED_READ
