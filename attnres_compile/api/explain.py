@@ -24,6 +24,7 @@ from attnres_passes.ir.text import graph_text
 # Pages and pictures are loaded by the methods that make them, so that no other verb pays for them.
 if TYPE_CHECKING:
     from attnres_compile.inspection.facts.facts import Inspection
+    from attnres_compile.inspection.fold.folding import FoldedInspection
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Explanation:
     def _levels(self) -> Mapping[Level, GraphModule]:
         return next((graph for graph in self.graphs if graph.levels is not None), self.graphs[0]).by_level()
 
+    def _folded(self, expand: Collection[str]) -> FoldedInspection:
+        from attnres_compile.inspection.fold.folding import fold_streams
+
+        return fold_streams(self.inspection, expand)
+
     def text(self, level: str) -> str:
         """The graphs of a level ("captured", "rewritten", "scheduled", "lowered") as Python text."""
         texts = [graph_text(graph.by_level()[Level(level)]) for graph in self.graphs]
@@ -82,25 +88,25 @@ class Explanation:
         """
         from attnres_compile.inspection.text.inspection_text import inspection_text
 
-        return inspection_text(self.inspection, expand)
+        return inspection_text(self._folded(expand))
 
     def diff(self, expand: Collection[str] = ()) -> str:
         """The residual streams before and after, as a unified diff. Raises ExpandError."""
         from attnres_compile.inspection.text.skeleton import skeleton_diff
 
-        return skeleton_diff(self.inspection, expand)
+        return skeleton_diff(self._folded(expand))
 
     def to_svg(self, expand: Collection[str] = ()) -> str:
         """The residual streams before and after, side by side, as an SVG document. Raises ExpandError."""
         from attnres_compile.inspection.pictures.picture import svg
 
-        return svg(self.inspection, expand)
+        return svg(self._folded(expand))
 
     def to_dot(self, expand: Collection[str] = ()) -> str:
         """The rewritten streams as Graphviz text. Raises ExpandError."""
         from attnres_compile.inspection.text.dot import dot
 
-        return dot(self.inspection, expand)
+        return dot(self._folded(expand))
 
     def to_html(self, path: str | Path | None = None, expand: Collection[str] = ()) -> str:
         """A page with pictures, tables and graphs that needs no other file.
@@ -114,7 +120,7 @@ class Explanation:
         """
         from attnres_compile.inspection.pictures.page import page
 
-        text = page(self.name, self.inspection, {level.value: self.text(level.value) for level in Level}, expand)
+        text = page(self.name, self._folded(expand), {level.value: self.text(level.value) for level in Level})
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text

@@ -156,19 +156,19 @@ def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> Iterato
     """Every schedule with random queries and key weights equals the definition, read by read."""
     for schedule in SCHEDULES:
         bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
-        passed = run_passes_under(graph, bound, keeps_values=True)
-        yield _random_query_check(graph, passed, f"schedule={schedule}")
-    if passed.choice.provider is Provider.TRITON:
+        levels = run_passes_under(graph, bound, keeps_values=True)
+        yield _random_query_check(graph, levels, f"schedule={schedule}")
+    if levels.choice.provider is Provider.TRITON:
         # Without gradients, kernels have a form of their own: reads that make their own logits.
         bound = dataclasses.replace(config, schedule="auto")
-        passed = run_passes_under(graph, bound, keeps_values=True, differentiates=False)
-        yield _random_query_check(graph, passed, "schedule=auto, no gradients")
+        levels = run_passes_under(graph, bound, keeps_values=True, differentiates=False)
+        yield _random_query_check(graph, levels, "schedule=auto, no gradients")
 
 
-def _random_query_check(graph: AnalysedGraph, passed: GraphLevels, name: str) -> Check:
-    parameters = random_parameters(passed.rewritten, graph)
-    expected = run(passed.rewritten, graph, read_nodes(passed.rewritten), parameters)
-    found = run(passed.lowered, graph, read_nodes(passed.lowered), parameters)
+def _random_query_check(graph: AnalysedGraph, levels: GraphLevels, name: str) -> Check:
+    parameters = random_parameters(levels.rewritten, graph)
+    expected = run(levels.rewritten, graph, read_nodes(levels.rewritten), parameters)
+    found = run(levels.lowered, graph, read_nodes(levels.lowered), parameters)
     return _compare(f"random queries, {name} = definition", graph, expected, found)
 
 

@@ -82,11 +82,11 @@ def _compile(
     _check_mode(mode, config)
     _check_inference(config)
     end = graph_end()
-    stages = LevelDump()
+    dump = LevelDump()
     # Decide first, on frozen data.
     analysis = find_streams(trace_aten(gm), config)
-    stages(gm, Level.CAPTURED, analysis.plan)
-    stages.plan(analysis.plan)
+    dump(gm, Level.CAPTURED, analysis.plan)
+    dump.plan(analysis.plan)
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error
     if isinstance(owner, NoOwner) or not analysis.plan.streams:
@@ -95,8 +95,8 @@ def _compile(
         check_not_cut(stream, end)
     matched = _matched(owner, analysis, end)
     # Then build the new graph beside the old one.
-    levels = run_passes(gm, analysis, stages, differentiates=torch.is_grad_enabled())
-    stages.schedule(levels.schedule_text())
+    levels = run_passes(gm, analysis, dump, differentiates=torch.is_grad_enabled())
+    dump.schedule(levels.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
     planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:

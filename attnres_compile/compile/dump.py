@@ -1,4 +1,4 @@
-"""What is kept of a compilation: files under ``ATTNRES_DUMP``, artifacts in torch's trace; and checks of each level."""
+"""What is kept of a compilation: files under ``ATTNRES_DUMP``, artifacts in torch's trace, and checks of levels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 
 class LevelDump:
-    """Called with the graph of each level of one compilation: checks it and, if asked, keeps its text."""
+    """Called with the graph behind every pass of one compilation: checks its level and, if asked, keeps its text."""
 
     def __init__(self) -> None:
         directory = os.environ.get(DUMP_VARIABLE)
@@ -33,10 +33,8 @@ class LevelDump:
         check_level(gm, level, plan)
         trace_graph(f"attnres_{level.value}", lambda: graph_text(gm))
         seconds = time.perf_counter() - self.began
-        self._write(
-            f"{level.value}.py",
-            f"# {level.value} graph, {seconds:.2f} s after the compilation began\n{graph_text(gm)}",
-        )
+        head = f"# {level.value} graph, {seconds:.2f} s after the compilation began"
+        self._write(f"{level.value}.py", f"{head}\n{graph_text(gm)}")
 
     def plan(self, plan: Plan) -> None:
         """Keep the plan, as a table in a file and as JSON in torch's trace."""

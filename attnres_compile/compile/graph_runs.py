@@ -26,7 +26,7 @@ class Run:
     reads: dict[ReadId, Tensor]
 
 
-class _Keeping(Interpreter):
+class _ValueKeeper(Interpreter):
     """Runs a graph and keeps the values of some nodes, as they are when the node has run."""
 
     def __init__(self, gm: GraphModule, wanted: Mapping[Node, list[ReadId]]) -> None:
@@ -56,7 +56,7 @@ def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId
         for value in graph.captured.inputs
     ]
     torch.manual_seed(SEED)
-    interpreter = _Keeping(gm, wanted)
+    interpreter = _ValueKeeper(gm, wanted)
     result = interpreter.run(*inputs, *added)
     outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return Run(outputs, interpreter.kept)

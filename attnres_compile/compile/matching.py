@@ -21,9 +21,19 @@ from attnres_passes.torch_private.dynamo import GraphEnd
 def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: str = "") -> PlannedReads:
     """Match the streams of one graph with those of the plan of its model.
 
-    within: path, in that model, of the module that the graph was captured of. A graph that has nothing to do with
-    the plan (a loss after a graph break) gives an empty match. Raises StalePlanError, or GraphBreakError where a break
-    ends the graph, if it holds a planned stream only in part, or with reads that the plan does not know.
+    Args:
+        found: the graph's own plan.
+        planned: the model's.
+        trace: of the graph.
+        end: how the graph ends.
+        within: path, in the model, of the module that the graph was captured of.
+
+    Returns:
+        Nothing planned for a graph that has nothing to do with the plan, such as a loss after a graph break.
+
+    Raises:
+        StalePlanError: it holds a planned stream in part, or with reads that the plan does not know.
+        GraphBreakError: so, where a break ends the graph.
     """
     reads: dict[ReadId, ReadId] = {}
     taken: set[int] = set()
@@ -40,7 +50,7 @@ def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: s
 
 
 def _same(found: Stream, planned: Stream) -> bool:
-    """The same writes in the same modules, up to the path of the module that was compiled."""
+    """Whether both have their writes in equal modules, up to the path of the module that was compiled."""
     ours, theirs = _write_modules(found), _write_modules(planned)
     if found.width != planned.width or len(ours) != len(theirs):
         return False

@@ -25,6 +25,6 @@ class PlannedReads:
         return ReadParameter(self.planned[of_graph.read], of_graph.name)
 
     def write(self, of_graph: WriteId) -> WriteId:
-        """A write of the graph in the plan: a stream is there as a whole, so its place in the stream is the same."""
+        """A write of the graph in the plan: a stream is there as a whole, so its index stays."""
         stream = next(planned.stream for read, planned in self.planned.items() if read.stream == of_graph.stream)
         return WriteId(stream, of_graph.index)

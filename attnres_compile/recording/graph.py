@@ -23,7 +23,9 @@ from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 
 @dataclass(frozen=True)
-class _Built:
+class _RecordingGraph:
+    """What was compiled, which gives statistics behind its outputs, and what those are about."""
+
     compiled: Callable[..., Any]
     layout: Layout
 
@@ -36,7 +38,7 @@ class GraphRecorder:
 
     def __init__(self, rewritten: Rewritten, plan: Plan, mode: str | None, matched: PlannedReads) -> None:
         self.rewritten, self.plan, self.mode, self.matched = rewritten, plan, mode, matched
-        self.built: dict[bool, _Built] = {}
+        self.built: dict[bool, _RecordingGraph] = {}
         self.sublayers: dict[ReadId | WriteId, Sublayer] = {}
 
     def __call__(
@@ -57,17 +59,15 @@ class GraphRecorder:
         recording.add(built.layout, statistics)
         return tuple(outputs)
 
-    def _build(self, with_gradients: bool, args: Sequence[Any], added: Sequence[Tensor]) -> _Built:
+    def _build(self, with_gradients: bool, args: Sequence[Any], added: Sequence[Tensor]) -> _RecordingGraph:
         recorded = record(self.rewritten, with_gradients)
         levels = lower_rewritten(recorded.result.gm, self.plan)
         planned = tuple(self._planned(entry.about) for entry in recorded.entries)
         layout = Layout(recorded.entries, planned, recorded.num_probes)
-        probes = (
-            [torch.zeros(recorded.num_probes, device=added[0].device, requires_grad=True)] if with_gradients else []
-        )
-        inner = self.plan.config.inner
+        device, inner = added[0].device, self.plan.config.inner
+        probes = [torch.zeros(recorded.num_probes, device=device, requires_grad=True)] if with_gradients else []
         compiled = compile_later(levels.lowered, [*args, *probes, *added], inner, self.mode)
-        return _Built(compiled, layout)
+        return _RecordingGraph(compiled, layout)
 
     def _sublayers(self, args: Sequence[Any], added: Sequence[Tensor]) -> Mapping[ReadId | WriteId, Sublayer]:
         """What the sublayers are, found out once: at the first call with more than one token."""

@@ -41,7 +41,7 @@ class Layout:
 
 
 @dataclass
-class _Total:
+class _GraphTotal:
     """What one graph has given so far. sums: of its statistics; norms: of its gradients, in ``backwards`` passes."""
 
     sums: Tensor | None = None
@@ -50,7 +50,7 @@ class _Total:
 
 
 @dataclass
-class _Sum:
+class _EntryTotal:
     """The statistics of one read or write, over all graphs."""
 
     values: list[float] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Recording(Views):
     def __init__(self, name: str, plan: Plan, every: int) -> None:
         self.name, self.plan, self.every = name, plan, every
         self.is_open = True
-        self._totals: dict[Layout, _Total] = {}
+        self._totals: dict[Layout, _GraphTotal] = {}
         self._passes = 0
         self._seen: frozenset[int] = frozenset()
         self._sublayers: dict[ReadId | WriteId, Sublayer] = {}
@@ -127,8 +127,8 @@ class Recording(Views):
     def note_sublayers(self, found: Mapping[ReadId | WriteId, Sublayer]) -> None:
         self._sublayers.update(found)
 
-    def _total(self, layout: Layout) -> _Total:
-        return self._totals.setdefault(layout, _Total())
+    def _total(self, layout: Layout) -> _GraphTotal:
+        return self._totals.setdefault(layout, _GraphTotal())
 
     def _add_gradients(self, layout: Layout, squares: Tensor) -> None:
         if not self.is_open:
@@ -164,13 +164,13 @@ class Recording(Views):
             tuple(self._write(write, sums[write]) for write in sorted(one for one in sums if isinstance(one, WriteId))),
         )
 
-    def _sums(self) -> dict[ReadId | WriteId, _Sum]:
-        sums: dict[ReadId | WriteId, _Sum] = {}
+    def _sums(self) -> dict[ReadId | WriteId, _EntryTotal]:
+        sums: dict[ReadId | WriteId, _EntryTotal] = {}
         for layout, total in self._totals.items():
             values = None if total.sums is None else total.sums.tolist()
             norms = None if total.norms is None else total.norms.tolist()
             for entry, about in zip(layout.entries, layout.planned, strict=True):
-                found = sums.setdefault(about, _Sum([0.0] * entry.size))
+                found = sums.setdefault(about, _EntryTotal([0.0] * entry.size))
                 if values is not None:
                     part = values[entry.start : entry.start + entry.size]
                     found.values = [old + new for old, new in zip(found.values, part, strict=True)]
@@ -179,7 +179,7 @@ class Recording(Views):
                     found.backwards += total.backwards
         return sums
 
-    def _read(self, about: ReadId, found: _Sum) -> RecordedRead:
+    def _read(self, about: ReadId, found: _EntryTotal) -> RecordedRead:
         stream = self.plan.streams[about.stream]
         read = stream.reads[about.index]
         *weights, entropy, square, tokens = found.values
@@ -198,7 +198,7 @@ class Recording(Views):
             magnitude=math.sqrt(_mean(square, tokens)),
         )
 
-    def _write(self, about: WriteId, found: _Sum) -> RecordedWrite:
+    def _write(self, about: WriteId, found: _EntryTotal) -> RecordedWrite:
         stream = self.plan.streams[about.stream]
         write = stream.writes[about.index]
         own, block, tokens = found.values

@@ -84,17 +84,17 @@ def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
     )
 
 
-def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: GraphLevels) -> Iterator[StreamFacts]:
+def _streams(planned: Sequence[Stream], graph: AnalysedGraph, levels: GraphLevels) -> Iterator[StreamFacts]:
     annotations = {
         annotation.read: (name, annotation)
-        for name, annotation in _scheduled_reads(passed.scheduled.gm)
+        for name, annotation in _scheduled_reads(levels.scheduled.gm)
         if annotation.read is not None
     }
-    stages = _stages_of_writes(passed.rewritten)
+    stages = _stages_of_writes(levels.rewritten)
     trace = graph.analysis.trace
-    for index, (stream, sites) in enumerate(zip(planned, graph.analysis.stream_nodes, strict=True)):
-        root = trace.nodes[sites.root]
-        value = trace.values[trace.node_output[sites.root]]  # type: ignore[index]
+    for index, (stream, nodes) in enumerate(zip(planned, graph.analysis.stream_nodes, strict=True)):
+        root = trace.nodes[nodes.root]
+        value = trace.values[trace.node_output[nodes.root]]  # type: ignore[index]
         yield StreamFacts(
             stream.name,
             stream.width,
@@ -106,7 +106,7 @@ def _streams(planned: Sequence[Stream], graph: AnalysedGraph, passed: GraphLevel
             len(stream.reads),
             provenance.module_path(root) or str(root.name),
             provenance.source_line(root),
-            tuple(_sites(index, stream, sites, graph, annotations, stages)),
+            tuple(_sites(index, stream, nodes, graph, annotations, stages)),
         )
 
 
@@ -122,25 +122,21 @@ def _scheduled_reads(gm: GraphModule) -> Iterator[tuple[str, Annotation]]:
 
 def _stages_of_writes(gm: GraphModule) -> dict[tuple[int, int | None], int | None]:
     """The pipeline stage of each write, by stream and number; None without stages."""
-    annotations = (
-        annotation
-        for node in gm.graph.nodes
-        if (annotation := annotation_of(node)) is not None and annotation.kind == "write"
-    )
+    annotations = [one for one in map(annotation_of, gm.graph.nodes) if one is not None and one.kind == "write"]
     return {(annotation.stream, annotation.sublayer): annotation.stage for annotation in annotations}
 
 
 def _sites(
     index: int,
     stream: Stream,
-    sites: StreamNodes,
+    nodes: StreamNodes,
     graph: AnalysedGraph,
     annotations: Mapping[ReadId, tuple[str, Annotation]],
     stages: Mapping[tuple[int, int | None], int | None],
 ) -> Iterator[Site]:
     """Reads of the root, then each write and the reads of the state that it makes."""
     values = graph.analysis.trace.values
-    written = [values[step.after] for step in sites.steps if isinstance(step, WriteNode)]
+    written = [values[step.after] for step in nodes.steps if isinstance(step, WriteNode)]
     reads: dict[int, list[int]] = {}
     for k, read in enumerate(stream.reads):
         reads.setdefault(read.state, []).append(k)
@@ -150,7 +146,7 @@ def _sites(
             shape, stage = tensor_text(value.shape, value.dtype), stages.get((index, state))
             yield Site("write", write.module, write.source, write.block, state, shape, stage=stage)
         for k in reads.get(state, ()):
-            read, value = stream.reads[k], values[sites.reads[k].uses[0][0]]
+            read, value = stream.reads[k], values[nodes.reads[k].uses[0][0]]
             schedule, annotation = annotations.get(ReadId(index, k), (None, None))
             yield Site(
                 "read",

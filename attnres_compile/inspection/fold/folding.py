@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from attnres_compile.inspection.facts.facts import Site
+from attnres_compile.inspection.facts.facts import Inspection, Site, StreamFacts
 from attnres_compile.inspection.fold.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
 from attnres_kernels.errors import AttnResError
 
@@ -22,6 +23,37 @@ LONGEST_UNIT = 256
 
 class ExpandError(AttnResError, ValueError):
     """No stream has a layer of this name."""
+
+
+@dataclass(frozen=True)
+class FoldedStream:
+    """A stream, and its sites as layers."""
+
+    facts: StreamFacts
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class FoldedInspection:
+    """The facts of a model, and its streams folded."""
+
+    facts: Inspection
+    streams: tuple[FoldedStream, ...]
+
+
+def fold_streams(inspection: Inspection, expand: Collection[str] = ()) -> FoldedInspection:
+    """Fold the repeated layers of all streams.
+
+    Args:
+        inspection: of the model.
+        expand: layers that are not folded into their neighbours: their paths, numbers, or "all".
+
+    Raises:
+        ExpandError: no stream has such a layer.
+    """
+    check_expand([stream.sites for stream in inspection.streams], expand)
+    streams = tuple(FoldedStream(stream, fold(stream.sites, expand)) for stream in inspection.streams)
+    return FoldedInspection(inspection, streams)
 
 
 def fold(sites: Sequence[Site], expand: Collection[str] = ()) -> tuple[Layer, ...]:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from attnres_compile.inspection.facts.facts import Inspection, StreamFacts, Verdict
-from attnres_compile.inspection.fold.folding import check_expand
+from attnres_compile.inspection.facts.facts import Verdict
+from attnres_compile.inspection.fold.folding import FoldedInspection, FoldedStream
 from attnres_compile.inspection.pictures.picture import style
 from attnres_compile.inspection.pictures.strips import LayerStrips, Strip, strips_of
 from attnres_compile.inspection.text.inspection_text import (
@@ -23,30 +23,26 @@ from attnres_compile.inspection.text.skeleton import skeleton_diff
 from attnres_passes.ir.plan import short_source
 
 
-def page(name: str, inspection: Inspection, graphs: Mapping[str, str], expand: Collection[str] = ()) -> str:
+def page(name: str, inspection: FoldedInspection, graphs: Mapping[str, str]) -> str:
     """The page of a model.
 
     Args:
         name: of the model.
         inspection: its facts.
         graphs: their text, by level.
-        expand: layers that are shown unfolded.
-
-    Raises:
-        ExpandError: no stream has such a layer.
     """
-    check_expand([stream.sites for stream in inspection.streams], expand)
+    facts = inspection.facts
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["short"] = short_source
     return environment.from_string(style("page.html.jinja")).render(
         name=name,
-        inspection=inspection,
-        tone={Verdict.ALL: "all", Verdict.PARTLY: "partly", Verdict.NOTHING: "nothing"}[inspection.verdict],
-        streams=[_stream(stream, expand) for stream in inspection.streams],
-        parameters=parameter_table(inspection.parameters),
-        added=added_elements(inspection),
-        kernels=kernel_table(inspection.kernels),
-        diff=skeleton_diff(inspection, expand).splitlines(),
+        inspection=facts,
+        tone={Verdict.ALL: "all", Verdict.PARTLY: "partly", Verdict.NOTHING: "nothing"}[facts.verdict],
+        streams=[_stream(stream) for stream in inspection.streams],
+        parameters=parameter_table(facts.parameters),
+        added=added_elements(facts),
+        kernels=kernel_table(facts.kernels),
+        diff=skeleton_diff(inspection).splitlines(),
         graphs=graphs,
         pairs=pairs,
         css=Markup(style("picture.css") + style("page.css")),
@@ -54,16 +50,16 @@ def page(name: str, inspection: Inspection, graphs: Mapping[str, str], expand: C
     )
 
 
-def _stream(stream: StreamFacts, expand: Collection[str]) -> dict[str, object]:
+def _stream(stream: FoldedStream) -> dict[str, object]:
     """What the template shows of a stream; strips are SVG that escapes what it is given."""
-    drawn = strips_of(stream, expand)
+    drawn = strips_of(stream)
     return {
-        "name": stream.name,
-        "line": stream_line(stream),
+        "name": stream.facts.name,
+        "line": stream_line(stream.facts),
         "width": drawn.width,
         "head": _joined((drawn.head,), drawn.width),
         "layers": [_layer(layer, drawn.width) for layer in drawn.layers],
-        "sites": site_table(stream, expand),
+        "sites": site_table(stream),
     }
 
 

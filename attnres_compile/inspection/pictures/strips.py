@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from attnres_compile.inspection.facts.facts import Site, StreamFacts
-from attnres_compile.inspection.fold.folding import fold
+from attnres_compile.inspection.fold.folding import FoldedStream
 from attnres_compile.inspection.fold.layers import Layer, Row
 from attnres_compile.inspection.pictures.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
 from attnres_passes.ir.plan import short_source
@@ -50,17 +50,16 @@ class StreamStrips:
     layers: tuple[LayerStrips, ...]
 
 
-def strips_of(stream: StreamFacts, expand: Collection[str] = (), unfolds: bool = True) -> StreamStrips:
+def strips_of(stream: FoldedStream, unfolds: bool = True) -> StreamStrips:
     """Draw a stream.
 
     Args:
         stream: what is drawn.
-        expand: layers that are not folded into their neighbours.
         unfolds: also draw each repetition of folded layers.
     """
-    layers = fold(stream.sites, expand)
+    layers = stream.layers
     labels = [_relative(layer, row) for layer in layers for row in layer.rows] + [layer.label for layer in layers]
-    drawing = _Drawing(stream, Geometry.of(stream, labels))
+    drawing = _Drawing(stream.facts, Geometry.of(stream.facts, labels))
     return StreamStrips(drawing.at.width, drawing.head(), tuple(drawing.layer(layer, unfolds) for layer in layers))
 
 

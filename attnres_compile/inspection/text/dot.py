@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from attnres_compile.inspection.facts.facts import Inspection, StreamFacts
-from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.folding import FoldedInspection, FoldedStream
 from attnres_compile.inspection.fold.layers import Row
 
 
-def dot(inspection: Inspection, expand: Collection[str] = ()) -> str:
-    """A digraph with a cluster per stream. An edge that only some of the folded layers have is dashed.
-
-    Args:
-        inspection: of the model.
-        expand: layers that are not folded into their neighbours.
-
-    Raises:
-        ExpandError: no stream has such a layer.
-    """
-    check_expand([stream.sites for stream in inspection.streams], expand)
+def dot(inspection: FoldedInspection) -> str:
+    """A digraph with a cluster per stream. An edge that only some of the folded layers have is dashed."""
     lines = ["digraph attnres {", "  rankdir=LR;", "  node [fontname=monospace, fontsize=10];"]
-    lines.append(f"  label={_quoted(inspection.headline)};")
+    lines.append(f"  label={_quoted(inspection.facts.headline)};")
     for index, stream in enumerate(inspection.streams):
-        lines.extend(_cluster(index, stream, expand))
+        lines.extend(_cluster(index, stream))
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _cluster(index: int, stream: StreamFacts, expand: Collection[str]) -> Iterator[str]:
+def _cluster(index: int, stream: FoldedStream) -> Iterator[str]:
     yield f"  subgraph cluster_{index} {{"
-    yield f"    label={_quoted(stream.name)};"
-    for block in range(stream.num_blocks + 1):
-        name = stream.root if block == 0 else f"block {block}"
+    yield f"    label={_quoted(stream.facts.name)};"
+    for block in range(stream.facts.num_blocks + 1):
+        name = stream.facts.root if block == 0 else f"block {block}"
         yield f"    s{index}_b{block} [shape=ellipse, label={_quoted(name)}];"
     number = 0
-    for layer in fold(stream.sites, expand):
+    for layer in stream.layers:
         for row in layer.rows:
             times = f"\\nx{layer.repeats}" if layer.is_folded else ""
             shape = "box, style=rounded" if row.first.kind == "read" else "box"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
 from attnres_compile.inspection.facts.facts import AddedParameter, GraphBreak, Inspection, Kernel, StreamFacts
-from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.folding import FoldedInspection, FoldedStream
 from attnres_compile.inspection.fold.layers import Layer
 from attnres_passes.ir.plan import short_source
 
@@ -15,24 +15,15 @@ Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""
 
 
-def inspection_text(inspection: Inspection, expand: Collection[str] = ()) -> str:
-    """Verdict, streams, sites, declines, graph breaks, parameters, kernels, environment.
-
-    Args:
-        inspection: of the model.
-        expand: layers that are not folded into their neighbours.
-
-    Raises:
-        ExpandError: no stream has such a layer.
-    """
-    check_expand([stream.sites for stream in inspection.streams], expand)
-    return "\n\n".join(_sections(inspection, expand))
+def inspection_text(inspection: FoldedInspection) -> str:
+    """Verdict, streams, sites, declines, graph breaks, parameters, kernels, environment."""
+    return "\n\n".join(_sections(inspection.facts, inspection.streams))
 
 
-def _sections(inspection: Inspection, expand: Collection[str]) -> Iterator[str]:
+def _sections(inspection: Inspection, streams: Sequence[FoldedStream]) -> Iterator[str]:
     yield inspection.headline
-    for stream in inspection.streams:
-        yield f"stream {stream.name}: {stream_line(stream)}\n{_table(site_table(stream, expand))}"
+    for stream in streams:
+        yield f"stream {stream.facts.name}: {stream_line(stream.facts)}\n{_table(site_table(stream))}"
     if inspection.plan.declined:
         yield "declined\n" + "\n".join(f"  - {decline}" for decline in inspection.plan.declined)
     if inspection.breaks:
@@ -52,15 +43,10 @@ def stream_line(stream: StreamFacts) -> str:
     return f"width {stream.width}, {counts}; {stream.shape} from {root}"
 
 
-def site_table(stream: StreamFacts, expand: Collection[str] = ()) -> Table:
-    """One row per site, repeated layers folded; the last column only if some site has a pipeline stage.
-
-    Args:
-        stream: whose sites are shown.
-        expand: layers that are not folded into their neighbours.
-    """
+def site_table(stream: FoldedStream) -> Table:
+    """One row per site, repeated layers folded; the last column only if some site has a pipeline stage."""
     headers = ["", "module", "source", "", "block", "sources", "normed", "schedule", "stage"]
-    rows = [row for layer in fold(stream.sites, expand) for row in _layer_rows(layer)]
+    rows = [row for layer in stream.layers for row in _layer_rows(layer)]
     if not any(row[-1] for row in rows):
         headers, rows = headers[:-1], [row[:-1] for row in rows]
     return headers, rows

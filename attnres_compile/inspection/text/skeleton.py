@@ -6,20 +6,19 @@ over those there are. Layers are folded, so that a model of a hundred layers is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from attnres_compile.inspection.facts.facts import Inspection, StreamFacts
-from attnres_compile.inspection.fold.folding import check_expand, fold
+from attnres_compile.inspection.fold.folding import FoldedInspection, FoldedStream
 from attnres_compile.inspection.fold.layers import Row
 
 Pair = tuple[str, str]
 """A line before and after the rewrite."""
 
 
-def _pairs(stream: StreamFacts, expand: Collection[str] = ()) -> Iterator[Pair]:
+def _pairs(stream: FoldedStream) -> Iterator[Pair]:
     """The lines of one stream."""
-    yield f"x = {stream.root}", f"b0 = {stream.root}"
-    for layer in fold(stream.sites, expand):
+    yield f"x = {stream.facts.root}", f"b0 = {stream.facts.root}"
+    for layer in stream.layers:
         if layer.is_folded:
             line = f"# {layer.label}: {layer.repeats} times"
             yield line, line
@@ -42,25 +41,18 @@ def _block(number: str) -> str:
     return f"b[{number}]" if "-" in number else f"b{number}"
 
 
-def skeleton_diff(inspection: Inspection, expand: Collection[str] = ()) -> str:
+def skeleton_diff(inspection: FoldedInspection) -> str:
     """A unified diff of the residual streams; '' if nothing is rewritten.
 
     Lines that replace each other stand together, which a unified diff allows.
-
-    Args:
-        inspection: of the model.
-        expand: layers that are not folded into their neighbours.
-
-    Raises:
-        ExpandError: no stream has such a layer.
     """
-    check_expand([stream.sites for stream in inspection.streams], expand)
     parts = []
     for stream in inspection.streams:
-        pairs = list(_pairs(stream, expand))
+        pairs = list(_pairs(stream))
         lines = []
         for before, after in pairs:
             lines.extend([f" {before}"] if before == after else [f"-{before}", f"+{after}"])
-        head = f"--- {stream.name} as it was\n+++ {stream.name} rewritten\n@@ -1,{len(pairs)} +1,{len(pairs)} @@"
+        name, count = stream.facts.name, len(pairs)
+        head = f"--- {name} as it was\n+++ {name} rewritten\n@@ -1,{count} +1,{count} @@"
         parts.append("\n".join([head, *lines]))
     return "\n".join(parts)

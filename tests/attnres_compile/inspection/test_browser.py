@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attnres_compile.inspection.fold.folding import fold_streams
 from attnres_compile.inspection.pictures.page import page as page_text
 from tests.attnres_compile.inspection.models import explained
 from tests.browsing import Opened
@@ -163,7 +164,7 @@ def test_graphs_of_ten_thousand_nodes(browser: Any, tmp_path: Path) -> None:
     text = "\n".join(lines[k % len(lines)] for k in range(10_000))
     file = tmp_path / "large.html"
     graphs = dict.fromkeys(explanation.inspection.nodes, text)
-    file.write_text(page_text("large", explanation.inspection, graphs), encoding="utf-8")
+    file.write_text(page_text("large", fold_streams(explanation.inspection), graphs), encoding="utf-8")
     opened = Opened(browser, file, "light")
     opened.page.get_by_text("captured: ").click()
     assert opened.page.locator("#graphs details[open] pre").bounding_box()["height"] > 300

@@ -10,6 +10,7 @@ import pytest
 import attnres_compile as ac
 from attnres_compile.inspection.facts.build import inspection_of
 from attnres_compile.inspection.facts.facts import Inspection, Verdict
+from attnres_compile.inspection.fold.folding import fold_streams
 from attnres_compile.inspection.text.inspection_text import inspection_text
 from attnres_passes.ir.annotations import annotate, annotation_of
 from attnres_passes.ir.levels import SCHEDULED_READS, is_ours
@@ -62,7 +63,7 @@ def test_pipeline_stages_are_those_of_the_nodes() -> None:
     found = inspection_of(explanation.plan, explanation.graphs, ())
     placed = [(site.state, site.stage) for site in found.streams[0].sites if site.state]
     assert placed == [(state, state // 2) for state, _ in placed]
-    lines = inspection_text(found).splitlines()
+    lines = inspection_text(fold_streams(found)).splitlines()
     assert [line.split()[-1] for line in lines if line.startswith("write")] == ["0", "1"], (
         "the last two layers are folded"
     )

@@ -14,6 +14,7 @@ import pytest
 
 import attnres_compile.inspection.facts
 from attnres_compile.inspection.facts.build import inspection_of
+from attnres_compile.inspection.fold.folding import fold_streams
 from attnres_compile.inspection.pictures.page import page
 from attnres_compile.inspection.pictures.picture import svg
 from attnres_compile.inspection.text.dot import dot
@@ -157,7 +158,7 @@ def test_dot_quotes_what_users_name() -> None:
     site = dataclasses.replace(stream.sites[0], module='a"b\\c')
     renamed = dataclasses.replace(stream, name='say "x"', sites=(site, *stream.sites[1:]))
     inspection = dataclasses.replace(explained("deep_6").inspection, streams=(renamed,))
-    [graph] = pydot.graph_from_dot_data(dot(inspection))
+    [graph] = pydot.graph_from_dot_data(dot(fold_streams(inspection)))
     [cluster] = graph.get_subgraphs()
     assert cluster.get_label() == '"say \\"x\\""'
     assert '"a\\"b\\\\c"' in [node.get_label() for node in cluster.get_nodes()]
@@ -181,9 +182,9 @@ def _calls(name: str) -> int:
     sys.setprofile(counted)
     try:
         found = inspection_of(explanation.plan, explanation.graphs, ())
-        inspection_text(found)
-        svg(found)
-        page(name, found, dict.fromkeys(found.nodes, ""))
+        inspection_text(fold_streams(found))
+        svg(fold_streams(found))
+        page(name, fold_streams(found), dict.fromkeys(found.nodes, ""))
     finally:
         sys.setprofile(None)
     return count
