@@ -29,7 +29,7 @@ def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads
         candidate: the chain of additions whose states are read.
         reads: those that ``find_reads`` gives.
     """
-    from networkx.utils import UnionFind  # with it comes all of networkx
+    from networkx.utils import UnionFind  # loaded here, since networkx loads all that it can draw
 
     bare: dict[int, list[int]] = {}
     for index, group in enumerate(reads.groups):

@@ -77,7 +77,7 @@ def locate_stream(
         return changed
     steps: list[CarryNode | WriteNode] = []
     for addition in candidate.additions:
-        for found in (*_carry_sites(trace, addition.carried), _write_site(trace, addition)):
+        for found in (*_carry_nodes(trace, addition.carried), _write_node(trace, addition)):
             if isinstance(found, NotReplaceable):
                 return found
             steps.append(found)
@@ -135,7 +135,7 @@ def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:
     return next((argument for argument, number in trace.node_inputs[node].items() if number == value), None)
 
 
-def _write_site(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplaceable:
+def _write_node(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplaceable:
     node = trace.ops[addition.op].node
     branch = _argument_with(trace, node, addition.branch)
     is_plain = (
@@ -148,18 +148,18 @@ def _write_site(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplacea
     return WriteNode(node, branch, addition.after)
 
 
-def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNode | NotReplaceable]:
-    """One site per node; a node may run several carrying operations (a reshape that copies)."""
+def _carry_nodes(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNode | NotReplaceable]:
+    """One for each node; a node may run several carrying operations (a reshape that copies)."""
     per_node: dict[int, list[CarryStep]] = {}
     for step in steps:
         per_node.setdefault(trace.ops[step.op].node, []).append(step)
-    stream_nodes: list[CarryNode | NotReplaceable] = []
+    carries: list[CarryNode | NotReplaceable] = []
     for node, members in per_node.items():
         stream = _argument_with(trace, node, members[0].before)
         if stream is None or trace.node_output[node] != members[-1].after:
             return [NotReplaceable(node, "the stream is carried on inside a larger operation of the captured graph")]
-        stream_nodes.append(CarryNode(node, _kind(members), stream, members[-1].after))
-    return stream_nodes
+        carries.append(CarryNode(node, _kind(members), stream, members[-1].after))
+    return carries
 
 
 def _kind(steps: list[CarryStep]) -> Carry:

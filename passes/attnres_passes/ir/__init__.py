@@ -1,5 +1,4 @@
-"""The representation: what every pass reads and none owns.
+"""What passes share and no pass is: plan and options, who a node is, how a graph reads, what its levels allow.
 
-``config.py`` and ``plan.py`` say what is asked for and what is found; ``annotations.py`` what a node means;
-``levels.py`` which rules a graph of each level keeps; ``text.py`` and ``provenance.py`` show a graph and its places.
+Begin with ``plan`` (what is decided), ``read_id`` and ``annotations`` (what a node is for), ``levels`` (the rules).
 """

@@ -1,4 +1,4 @@
-"""Scheduled to lowered: ``lower.py`` binds every node of ours to torch calls or to generated kernels.
+"""Scheduled -> lowered: ``lower`` binds every read, by ``bind_torch`` or by ``bind_kernels``.
 
-``bind_torch.py`` and ``bind_kernels.py`` do so, one node each; ``gradient_sets.py`` says which reads share a backward.
+``gradient_sets`` decides which reads give completed blocks their gradients in one pass of the backward.
 """

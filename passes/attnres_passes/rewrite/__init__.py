@@ -1,4 +1,3 @@
-"""Captured to rewritten: ``rewrite.py`` copies the graph, ``rewrite_stream.py`` follows one stream through it.
-
-``record.py`` adds, to a rewritten graph, the outputs that a recording of depth weights asks for.
+"""Captured -> rewritten: ``rewrite`` copies the graph, ``rewrite_stream`` follows one stream; ``record`` adds
+statistics to a copy.
 """

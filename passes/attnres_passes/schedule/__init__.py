@@ -1,5 +1,4 @@
-"""Rewritten to scheduled: ``schedule.py`` puts reads into the groups that ``group_reads.py`` finds cheapest.
+"""Rewritten -> scheduled: ``schedule`` emits what ``group_reads`` decided, for the provider that ``provider`` chose.
 
-``fuse.py`` then takes the neighbours of each read into its kernel; it and later passes look at scheduled nodes through
-``scheduled_nodes.py``.
+``fuse`` lets reads take in their neighbours; ``scheduled_nodes`` is how later passes read the nodes.
 """

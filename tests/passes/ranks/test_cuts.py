@@ -16,7 +16,7 @@ from attnres_passes.ir.plan import Read, Stream, Write
 from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, even_cuts, possible_cuts, sublayer_flops
 from attnres_passes.ranks.layout import StageError
 from attnres_passes.ranks.positions import positions_of
-from attnres_passes.ranks.stages import traced
+from attnres_passes.ranks.stages import trace_rewritten
 from tests.passes.helpers import rewritten
 
 
@@ -121,7 +121,7 @@ def test_flops_of_all_sublayers_are_those_of_the_counter() -> None:
 
     _, analysis, result = rewritten(Model(), torch.randn(2, 6, 8), block_size=2)
     positions = positions_of(result.gm, analysis.plan)
-    trace = traced(result.gm, analysis.plan)
+    trace = trace_rewritten(result.gm, analysis.plan)
     flops = sublayer_flops(trace, positions.of, list(result.gm.graph.nodes), 4)
     with FlopCounterMode(display=False) as counter:
         Model().to("meta")(torch.randn(2, 6, 8, device="meta"))
