@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Addition, Candidate, Carry, CarryStep
-from attnres_passes.analyses.reads import ReadGroup, Trunk
+from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,12 @@ class NotReplaceable:
     message: str
 
 
-def locate_stream(
-    trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
-) -> StreamNodes | NotReplaceable:
+def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup, ...]) -> StreamNodes | NotReplaceable:
     """The nodes of a stream, or the first obstacle.
 
     Args:
         trace: of the captured graph.
         candidate: the chain of additions.
-        trunk: its values and operations.
         reads: its reads.
     """
     for read in reads:
@@ -72,6 +69,7 @@ def locate_stream(
                 read.uses[0][1],
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
+    trunk = trunk_of(candidate)
     changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
     if changed is not None:
         return changed
