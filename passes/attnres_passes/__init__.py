@@ -1,4 +1,17 @@
-"""From a captured graph to a rewritten one: analyses, the rewrite, the schedule and the lowering.
+"""From a captured graph to a lowered one. Knows FX and torch, never Triton and never the environment.
 
-Knows FX and torch, never Triton and never the environment.
+The way of a graph is ``pipeline.py``, one straight function; every level has its folder, every folder a file to begin
+with:
+
+captured   what Dynamo hands over. ``analyses/`` run it once on fake tensors (``aten_recorder.py``), find the residual
+           streams and their reads, choose the blocks, and give a plan (``streams.py``).
+rewritten  ``rewrite/``: each read becomes a depth attention over the sources of the plan (``rewrite.py``).
+           ``ranks/`` cut such a graph into pipeline chunks (``stages.py``) or its tokens into shards
+           (``shard_sequence.py``).
+scheduled  ``schedule/``: consecutive reads share one pass over completed blocks (``schedule.py``), and take the add
+           before them and the norm behind them into their kernels (``fuse.py``).
+lowered    ``lower/``: what is left of ours is bound to torch calls or to generated kernels (``lower.py``).
+
+Beside the way: ``ir/`` says what a level is and what its nodes mean (``levels.py``), ``cost/`` counts what the
+residual mechanism moves (``traffic.py``), ``torch_private/`` holds every private name of torch.
 """

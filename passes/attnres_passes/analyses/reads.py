@@ -125,10 +125,10 @@ class _Reader:
 
 
 class _Reads:
-    """readers: in graph order; together: those of one read, by their positions there."""
+    """One search. readers: in graph order; together: which of them are one read, by their positions there."""
 
     def __init__(self, trace: AtenTrace, candidate: Candidate, other_additions: frozenset[int]) -> None:
-        from networkx.utils import UnionFind  # with it comes all of networkx
+        from networkx.utils import UnionFind  # loaded here, since networkx loads all that it can draw
 
         self.trace = trace
         self.trunk = trunk_of(candidate)

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Addition, Candidate, Carry, CarryStep
-from attnres_passes.analyses.reads import ReadGroup, Trunk
+from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,12 @@ class NotReplaceable:
     message: str
 
 
-def locate_stream(
-    trace: AtenTrace, candidate: Candidate, trunk: Trunk, reads: tuple[ReadGroup, ...]
-) -> StreamNodes | NotReplaceable:
+def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup, ...]) -> StreamNodes | NotReplaceable:
     """The nodes of a stream, or the first obstacle.
 
     Args:
         trace: of the captured graph.
         candidate: the chain of additions.
-        trunk: its values and operations.
         reads: its reads.
     """
     for read in reads:
@@ -72,12 +69,13 @@ def locate_stream(
                 read.uses[0][1],
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
+    trunk = trunk_of(candidate)
     changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
     if changed is not None:
         return changed
     steps: list[CarryNode | WriteNode] = []
     for addition in candidate.additions:
-        for found in (*_carry_sites(trace, addition.carried), _write_site(trace, addition)):
+        for found in (*_carry_nodes(trace, addition.carried), _write_node(trace, addition)):
             if isinstance(found, NotReplaceable):
                 return found
             steps.append(found)
@@ -135,7 +133,7 @@ def _argument_with(trace: AtenTrace, node: int, value: int) -> Node | None:
     return next((argument for argument, number in trace.node_inputs[node].items() if number == value), None)
 
 
-def _write_site(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplaceable:
+def _write_node(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplaceable:
     node = trace.ops[addition.op].node
     branch = _argument_with(trace, node, addition.branch)
     is_plain = (
@@ -148,18 +146,18 @@ def _write_site(trace: AtenTrace, addition: Addition) -> WriteNode | NotReplacea
     return WriteNode(node, branch, addition.after)
 
 
-def _carry_sites(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNode | NotReplaceable]:
-    """One site per node; a node may run several carrying operations (a reshape that copies)."""
+def _carry_nodes(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNode | NotReplaceable]:
+    """One for each node; a node may run several carrying operations (a reshape that copies)."""
     per_node: dict[int, list[CarryStep]] = {}
     for step in steps:
         per_node.setdefault(trace.ops[step.op].node, []).append(step)
-    stream_nodes: list[CarryNode | NotReplaceable] = []
+    carries: list[CarryNode | NotReplaceable] = []
     for node, members in per_node.items():
         stream = _argument_with(trace, node, members[0].before)
         if stream is None or trace.node_output[node] != members[-1].after:
             return [NotReplaceable(node, "the stream is carried on inside a larger operation of the captured graph")]
-        stream_nodes.append(CarryNode(node, _kind(members), stream, members[-1].after))
-    return stream_nodes
+        carries.append(CarryNode(node, _kind(members), stream, members[-1].after))
+    return carries
 
 
 def _kind(steps: list[CarryStep]) -> Carry:

@@ -16,7 +16,7 @@ from attnres_passes.analyses.declines import (
     declines_of_unselected,
     worth_reporting,
 )
-from attnres_passes.analyses.reads import ReadGroup, StreamReads, find_reads, trunk_of
+from attnres_passes.analyses.reads import ReadGroup, StreamReads, find_reads
 from attnres_passes.analyses.shared_reads import join_shared_reads
 from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, locate_stream
 from attnres_passes.ir import provenance
@@ -72,7 +72,7 @@ def _judge(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: A
     decline = decline_of(trace, candidate, reads, config)
     if decline is not None:
         return decline
-    stream_nodes = locate_stream(trace, candidate, trunk_of(candidate), reads.groups)
+    stream_nodes = locate_stream(trace, candidate, reads.groups)
     if isinstance(stream_nodes, NotReplaceable):
         return decline_as_opaque(trace, candidate, stream_nodes)
     return _stream(trace, candidate, reads, config), stream_nodes

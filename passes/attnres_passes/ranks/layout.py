@@ -21,16 +21,7 @@ class StageOrder(StrEnum):
 
 @dataclass(frozen=True)
 class StageLayout:
-    """Ranks, their chunks and their order.
-
-    Args:
-        ranks: P.
-        virtual: V, chunks per rank.
-        order: in which the ranks run their chunks.
-
-    Raises:
-        StageError: a value is out of range.
-    """
+    """P ranks with V = ``virtual`` chunks each. Raises StageError for values out of range."""
 
     ranks: int
     virtual: int = 1

@@ -28,7 +28,7 @@ class Positions:
     sources: dict[int, tuple[Node, ...]]
 
 
-def the_stream(plan: Plan) -> Stream:
+def single_stream(plan: Plan) -> Stream:
     """The stream that a pipeline is cut along.
 
     Raises:
@@ -53,7 +53,7 @@ def positions_of(gm: GraphModule, plan: Plan) -> Positions:
     Raises:
         StageError: there is none, or there are several.
     """
-    stream = the_stream(plan)
+    stream = single_stream(plan)
     sources: dict[int, tuple[Node, ...]] = {}
     for node in gm.graph.nodes:
         annotation = annotation_of(node)

@@ -31,7 +31,7 @@ from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ranks.chunks import Chunks, chunks_of_nodes, described
 from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, sublayer_flops
 from attnres_passes.ranks.layout import StageError, StageLayout
-from attnres_passes.ranks.positions import Positions, positions_of, the_stream
+from attnres_passes.ranks.positions import Positions, positions_of, single_stream
 from attnres_passes.ranks.transfers import Key, StagePlan, Transfer, plan_stages
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of
 from attnres_passes.torch_private.graph_copies import copied
@@ -67,9 +67,9 @@ def stage(
     Raises:
         StageError: the graph cannot be cut so.
     """
-    stream = the_stream(plan)
+    stream = single_stream(plan)
     gm = copied(rewritten)
-    trace = traced(rewritten, plan)
+    trace = trace_rewritten(rewritten, plan)
     positions = positions_of(gm, plan)
     if cuts is not None:
         cuts = tuple(cuts)
@@ -99,7 +99,7 @@ def _labels(stream: Stream) -> list[str]:
     ]
 
 
-def traced(rewritten: GraphModule, plan: Plan) -> AtenTrace:
+def trace_rewritten(rewritten: GraphModule, plan: Plan) -> AtenTrace:
     """The operations behind a copy of a rewritten graph, whose own placeholders have no example values.
 
     Args:

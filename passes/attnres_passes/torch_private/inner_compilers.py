@@ -41,23 +41,16 @@ def compile_inner(gm: torch.fx.GraphModule, inputs: list[Any], inner: str, mode:
         return compiled
     from torch._inductor.compile_fx import compile_fx
 
-    patches = inductor_mode_options(mode) if mode else None
+    patches = inductor_modes()[mode] if mode else None
     return cast(Callable[..., Any], compile_fx(gm, inputs, config_patches=patches))
 
 
-def inductor_modes() -> tuple[str, ...]:
-    """Names of the modes that Inductor knows."""
+def inductor_modes() -> dict[str, dict[str, Any]]:
+    """What Inductor sets for each mode that it knows."""
     from torch._inductor import list_mode_options
 
-    return tuple(list_mode_options())
-
-
-def inductor_mode_options(mode: str) -> dict[str, Any]:
-    """What Inductor sets for a mode."""
-    from torch._inductor import list_mode_options
-
-    options: dict[str, Any] = list_mode_options(mode)
-    return options
+    modes: dict[str, dict[str, Any]] = list_mode_options()
+    return modes
 
 
 def traced_anew(anew: bool) -> contextlib.AbstractContextManager[Any]:

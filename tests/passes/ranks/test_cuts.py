@@ -1,16 +1,23 @@
-"""Cuts of a stream into chunks: evenly, by cost against all possibilities, and at named modules."""
+"""Cuts of a stream into chunks: evenly, by cost against all possibilities, and at named modules; and FLOPs."""
 
 from __future__ import annotations
 
 from itertools import combinations, pairwise
 
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from attnres_passes.ir.plan import Read, Stream, Write
-from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, even_cuts, possible_cuts
+from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, even_cuts, possible_cuts, sublayer_flops
 from attnres_passes.ranks.layout import StageError
+from attnres_passes.ranks.positions import positions_of
+from attnres_passes.ranks.stages import trace_rewritten
+from tests.passes.helpers import rewritten
 
 
 def stream_of(modules: list[str], read_states: list[int] | None = None) -> Stream:
@@ -91,3 +98,37 @@ def test_more_chunks_than_sublayers() -> None:
     for attempt in (lambda: even_cuts(3, 4), lambda: balanced_cuts(stream_of(GPT), 9, [1] * 8)):
         with pytest.raises(StageError, match="every chunk needs one, so take fewer stages or fewer virtual stages"):
             attempt()
+
+
+def test_flops_of_all_sublayers_are_those_of_the_counter() -> None:
+    """Balanced by what torch counts on meta, attention included, with an expensive sublayer and an expensive head."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.ModuleList(nn.LayerNorm(8) for _ in range(5))
+            self.up = nn.ModuleList(nn.Linear(8, size) for size in (8, 8, 64, 8))
+            self.down = nn.ModuleList(nn.Linear(size, 8) for size in (8, 8, 64, 8))
+            self.head = nn.Linear(8, 100)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for k in range(4):
+                inner = self.up[k](self.norm[k](x))
+                if k == 1:
+                    inner = F.scaled_dot_product_attention(inner[:, None], inner[:, None], inner[:, None])[:, 0]
+                x = x + self.down[k](inner)
+            return self.head(self.norm[4](x))
+
+    _, analysis, result = rewritten(Model(), torch.randn(2, 6, 8), block_size=2)
+    positions = positions_of(result.gm, analysis.plan)
+    trace = trace_rewritten(result.gm, analysis.plan)
+    flops = sublayer_flops(trace, positions.of, list(result.gm.graph.nodes), 4)
+    with FlopCounterMode(display=False) as counter:
+        Model().to("meta")(torch.randn(2, 6, 8, device="meta"))
+    tokens, read = 12, lambda sources: 3 * 2 * sources * 12 * 8
+    reads = read(2) + read(2) + read(3) + read(3)  # after write 1, .. 4; none is made of the root alone
+    assert sum(flops) == counter.get_total_flops() + reads
+    assert flops[0] == 2 * 2 * tokens * 8 * 8
+    assert flops[1] == flops[0] + 2 * 2 * 2 * 6 * 6 * 8 + read(2)
+    assert flops[2] == 2 * 2 * tokens * 8 * 64 + read(2)
+    assert flops[3] == 2 * 2 * tokens * 8 * 8 + 2 * tokens * 8 * 100 + read(3) + read(3)

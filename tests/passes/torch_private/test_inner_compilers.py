@@ -14,7 +14,6 @@ from attnres_passes.torch_private import inner_compilers
 from attnres_passes.torch_private.graph_copies import copied, mark_as_unknown
 from attnres_passes.torch_private.inner_compilers import (
     compile_later,
-    inductor_mode_options,
     inductor_modes,
     traced_anew,
 )
@@ -47,8 +46,8 @@ def test_mode_reaches_inductor(monkeypatch: pytest.MonkeyPatch, mode: str | None
 def test_modes_of_inductor() -> None:
     modes = inductor_modes()
     assert {"default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"} <= set(modes)
-    assert inductor_mode_options("max-autotune-no-cudagraphs")["max_autotune"] is True
-    options = {name for mode in modes for name in inductor_mode_options(mode)}
+    assert modes["max-autotune-no-cudagraphs"]["max_autotune"] is True
+    options = {name for mode in modes for name in modes[mode]}
     assert options <= set(torch._inductor.config.get_config_copy())
 
 

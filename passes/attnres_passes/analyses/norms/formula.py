@@ -44,14 +44,7 @@ _WIDER: Mapping[Any, Any] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """A norm by its numbers.
-
-    Args:
-        kind: "rms" or "layer".
-        eps: what is added to the mean square or to the variance.
-        weight: position among the vectors of a region.
-        bias: position among the vectors of a region.
-    """
+    """A norm by its numbers. weight, bias: positions among the vectors of a region."""
 
     kind: Kind
     eps: float
@@ -67,13 +60,9 @@ class Formula:
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes that lead from a read to a value that may be its norm.
+    """Nodes, in graph order, that lead from the value ``read`` to the last of them.
 
-    Args:
-        read: the value that they begin with, ``[.., width]``.
-        nodes: in graph order; the last one gives the value.
-        vectors: what else they compute with, ``[width]`` each.
-        templates: tensors of which they read the dtype and nothing else.
+    vectors: what else they compute with; templates: tensors of which they read the dtype and nothing else.
     """
 
     read: Node

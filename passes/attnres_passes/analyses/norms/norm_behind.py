@@ -53,15 +53,10 @@ _READ_DTYPE_OF_OTHERS = ("type_as", "to")
 class Norm:
     """A norm that reads one depth attention, and nothing else but vectors.
 
-    Args:
-        kind: "rms" or "layer".
-        eps: what is added to the mean square or to the variance.
-        weight: of the width of the read. If it stands behind the read in the graph, it is made of what stands before
-            the read through vectors alone, so that it can be moved there.
-        bias: like the weight.
-        output: the node that gives the normed value.
-        inner: all nodes of the norm in graph order, the output among them.
-        value_is_used: whether anything else reads the depth attention.
+    weight, bias: vectors of the width of the read. Those that stand behind it in the graph are made of what stands
+    before it through vectors alone, so that they can be moved there;
+    inner: all nodes of the norm in graph order, the output among them; value_is_used: whether anything else reads
+    the depth attention.
     """
 
     kind: Kind

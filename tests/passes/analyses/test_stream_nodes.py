@@ -1,0 +1,56 @@
+"""The nodes of a stream: which they are, and streams whose nodes cannot be replaced."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnres_passes.analyses.chains import Carry
+from attnres_passes.analyses.stream_nodes import CarryNode
+from attnres_passes.ir.plan import Reason
+from tests.passes.helpers import WIDTH, Function, analysed, only_decline
+
+
+def test_steps_and_reads_are_nodes_of_the_graph() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            x = (x + linear(norm(x))).view(-1, WIDTH)
+        return self.norm[-1](x)
+
+    found, analysis = analysed(model)
+    (stream,), nodes = analysis.stream_nodes, list(found.gm.graph.nodes)
+    views = [step for step in stream.steps if isinstance(step, CarryNode)]
+    assert [step.kind for step in views] == [Carry.RESHAPE] * 2
+    assert {nodes[step.node].target for step in views} == {"view"}
+    assert [nodes[step.node].op for step in stream.steps] == ["call_function", "call_method"] * 2 + ["call_function"]
+    assert nodes[stream.root].op == "placeholder"
+    # The last view leads to no addition, so that it is a reader and no step.
+    readers = [nodes[user].target for read in stream.reads for _, user in read.uses]
+    assert readers == [F.layer_norm, F.layer_norm, F.layer_norm, "view"]
+
+
+def part_of_an_operator(self: Function, x: Tensor) -> Tensor:
+    x = x + self.linear[0](self.norm[0](x))
+    y = self.norm[1](x).view(-1, WIDTH)
+    x = torch.addmm(x.view(-1, WIDTH), y, self.linear[1].weight).view(2, 3, WIDTH)
+    x = x + self.linear[2](self.norm[2](x))
+    return self.norm[-1](x)
+
+
+def test_matrix_product_that_adds_is_not_rewritten_wrongly() -> None:
+    """addmm is an addition inside a larger operator; the stream may not be rewritten across it."""
+    _, analysis = analysed(part_of_an_operator)
+    assert analysis.plan.streams == ()
+
+
+def test_in_place_addition_to_a_view_of_an_input_is_declined() -> None:
+    """The caller sees the change of its tensor, and the rewrite would take it out."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x.view(-1, WIDTH)
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            x += linear(norm(x))
+        return self.norm[-1](x)
+
+    assert only_decline(analysed(model)[1]).reason is Reason.OPAQUE
