@@ -140,6 +140,11 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         model._compiled_call_impl = compiled_in_place
 
 
+def copied_input(value: Any) -> Any:
+    """An input for a run that may write to it (caches, statistics); parameters are not written to."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) else value
+
+
 @contextlib.contextmanager
 def buffers_restored(model: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]

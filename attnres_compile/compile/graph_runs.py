@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from attnres_compile.capture.analysis import AnalysedGraph
+from attnres_compile.capture.capture import copied_input
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.read_id import ReadId
 
@@ -50,11 +51,7 @@ def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId
         wanted: nodes whose values are kept, with the reads that they give.
         added: values of the parameters that the rewrite added, in the order of their placeholders.
     """
-    # A graph may write to its inputs (caches, statistics), and draws random numbers in training mode.
-    inputs = [
-        value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
-        for value in graph.captured.inputs
-    ]
+    inputs = map(copied_input, graph.captured.inputs)
     torch.manual_seed(SEED)
     interpreter = _ValueKeeper(gm, wanted)
     result = interpreter.run(*inputs, *added)

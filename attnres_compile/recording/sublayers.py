@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from attnres_compile.capture.capture import copied_input
 from attnres_compile.recording.recorded import Sublayer
 from attnres_passes.ir.annotations import read_of
 from attnres_passes.ir.levels import is_depth_attention
@@ -47,7 +48,7 @@ def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> dict[ReadId | W
     devices = {value.device.index for value in args if isinstance(value, Tensor) and value.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(sorted(devices)), restored_torch_state():
-            spread.run(*map(_copied, args))
+            spread.run(*map(copied_input, args))
     except Exception as error:
         log.warning("attnres: sublayers are not told apart, since the model does not run on NaN: %s", error)
         return {}
@@ -55,11 +56,6 @@ def find_sublayers(rewritten: Rewritten, args: Sequence[Any]) -> dict[ReadId | W
         return {}
     writes = {write: Sublayer.MIXER if reach > 1 else Sublayer.CHANNEL for write, reach in spread.reach.items()}
     return dict(itertools.chain(_before_reads(rewritten, writes).items(), writes.items()))
-
-
-def _copied(value: Any) -> Any:
-    """A graph may write to its inputs: caches, statistics."""
-    return value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
 
 
 def _talks(node: Node) -> bool:
