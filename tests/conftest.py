@@ -20,6 +20,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.browsing import browser  # noqa: F401  (a fixture)
+from tests.golden_text import (  # noqa: F401  (hooks)
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.zoo.torchvision_shim import ensure_torchvision_imports
 
 ensure_torchvision_imports()

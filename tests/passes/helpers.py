@@ -17,8 +17,13 @@ from attnres_passes.analyses.chains import Candidate, find_chains
 from attnres_passes.analyses.reads import StreamReads, find_reads
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.levels import Level
 from attnres_passes.ir.plan import Decline, Stream
+from attnres_passes.lower.lower import lower
 from attnres_passes.rewrite.rewrite import Rewritten, rewrite
+from attnres_passes.schedule.fuse import fuse
+from attnres_passes.schedule.provider import Provider, ProviderChoice
+from attnres_passes.schedule.schedule import schedule
 
 WIDTH = 8
 
@@ -104,6 +109,17 @@ def rewritten(
     found, analysis = analysed(function, *args, layers=layers, **options)
     assert analysis.plan.streams, analysis.plan
     return found, analysis, rewrite(found.gm, analysis)
+
+
+def levels_of(gm: GraphModule, analysis: Analysis, provider: Provider = Provider.TORCH) -> dict[Level, GraphModule]:
+    """The graph of each level, from a captured one."""
+    plan = analysis.plan
+    result = rewrite(gm, analysis).gm
+    scheduled = schedule(result, plan, ProviderChoice.of(plan, provider)).gm
+    if provider is Provider.TRITON:
+        scheduled = fuse(scheduled, plan).gm
+    lowered = lower(scheduled, plan, provider)
+    return {Level.CAPTURED: gm, Level.REWRITTEN: result, Level.SCHEDULED: scheduled, Level.LOWERED: lowered}
 
 
 def added_parameters(result: Rewritten, analysis: Analysis, seed: int | None = None) -> list[Tensor]:

@@ -1,8 +1,13 @@
-"""A graph as Python text: one line per node, its shape as an annotation, what it is for as a comment."""
+"""A graph as Python text: one line per node, its shape as an annotation, what it is for as a comment.
+
+The text can be executed (``tests/passes/ir/text_graph.py`` does). ``self`` is the module of the graph, ``F`` is
+``torch.nn.functional``, a function of attnres_kernels goes by the name of its file (``naive.key_vector``), other
+functions by their paths, and ``device``, ``inf`` and ``nan`` are names that FX keeps free for such values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +26,8 @@ _DTYPES = {
     torch.float16: "f16",
     torch.int64: "i64",
 }
+_SHORT = {"_operator": "operator", "torch._C._nn": "F", "torch.nn.functional": "F"}
+"""What the text calls modules."""
 
 
 def graph_text(gm: GraphModule) -> str:
@@ -28,6 +35,7 @@ def graph_text(gm: GraphModule) -> str:
     lines: list[str] = []
     place = None
     placeholders = []
+    names = {node.name for node in gm.graph.nodes}
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             placeholders.append(f"    {node.name}{_type(node)},{_annotation_comment(node)}")
@@ -39,7 +47,7 @@ def graph_text(gm: GraphModule) -> str:
         if here != place and here:
             lines.append(f"    # {here}")
         place = here
-        lines.append(f"    {node.name}{_type(node)} = {_expression(node)}{_annotation_comment(node)}")
+        lines.append(f"    {node.name}{_type(node)} = {_expression(node, names)}{_annotation_comment(node)}")
     return "\n".join(["def forward(", "    self,", *placeholders, "):", *lines]) + "\n"
 
 
@@ -72,28 +80,29 @@ def _annotation_comment(node: Node) -> str:
     return f"  # attnres: {annotation}" if annotation is not None else ""
 
 
-def _expression(node: Node) -> str:
+def _expression(node: Node, names: Collection[str]) -> str:
     if node.op == "get_attr":
         return f"self.{node.target}"
     keywords = [f"{name}={_argument(value)}" for name, value in node.kwargs.items()]
     if node.op == "call_method":
         receiver, *rest = (_argument(argument) for argument in node.args)
         return f"{receiver}.{node.target}({', '.join([*rest, *keywords])})"
-    callee = f"self.{node.target}" if node.op == "call_module" else _callee(node.target)
+    callee = f"self.{node.target}" if node.op == "call_module" else _callee(node.target, names)
     return f"{callee}({', '.join([*(_argument(argument) for argument in node.args), *keywords])})"
 
 
-def _callee(target: Any) -> str:
+def _callee(target: Any, names: Collection[str]) -> str:
+    """A function by a short name of its module, or, where a value of the graph has that name, by the whole one."""
     if is_operator(target):
         return f"torch.ops.{target}".removesuffix(".default")
     module = getattr(target, "__module__", None) or ""
     name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))
-    module = {"_operator": "operator", "torch._C._nn": "F", "torch.nn.functional": "F"}.get(module, module)
-    if module.startswith("attnres_kernels"):
-        return str(name)
+    if "<locals>" in name:
+        name = target.__name__  # torch makes some functions, such as max_pool2d, inside of others and names them so
     if not module or module.startswith("torch._VariableFunctions") or name.startswith("_VariableFunctions"):
         return f"torch.{name.rsplit('.', 1)[-1]}"
-    return f"{module}.{name}"
+    short = module.rpartition(".")[2] if module.startswith("attnres_kernels") else _SHORT.get(module, module)
+    return f"{module if short in names else short}.{name}"
 
 
 def _argument(value: Any) -> str:

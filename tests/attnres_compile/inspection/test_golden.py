@@ -1,6 +1,7 @@
 """The whole text of an inspection and of a rewritten graph, as it was accepted.
 
-ATTNRES_ACCEPT=1 python -m pytest tests/attnres_compile/inspection/test_golden.py accepts what there is now.
+ATTNRES_ACCEPT='inspection_*,rewritten_*' python -m pytest tests/attnres_compile/inspection/test_golden.py accepts what
+there is now.
 """
 
 from __future__ import annotations

@@ -18,10 +18,8 @@ from attnres_passes.ir.annotations import Annotation, annotate
 from attnres_passes.ir.levels import Level
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.text import graph_text
-from attnres_passes.lower.lower import lower
-from attnres_passes.schedule.provider import Provider, ProviderChoice
-from attnres_passes.schedule.schedule import schedule
-from tests.passes.helpers import WIDTH, Function, captured, line_of, rewritten, sample
+from tests.passes.helpers import WIDTH, Function, captured, levels_of, line_of, rewritten, sample
+from tests.passes.ir.text_graph import argument_names, assigned_names
 from tests.passes.rewrite.test_rewrite import tiny
 from tests.passes.rewrite.test_rewrite_values import checkpointed, stack
 
@@ -119,7 +117,7 @@ def test_dynamic_sizes_are_shown_as_symbols() -> None:
         (torch.ops.aten.add.Tensor, "torch.ops.aten.add.Tensor"),
         (torch.ops.attnres.depth_attention.default, "torch.ops.attnres.depth_attention"),
         (torch.ops.higher_order.tag_activation_checkpoint, "torch.ops.higher_order.tag_activation_checkpoint"),
-        (key_vector, "key_vector"),
+        (key_vector, "naive.key_vector"),
         (operator.getitem, "operator.getitem"),
         (operator.iadd, "operator.iadd"),
         (getattr, "builtins.getattr"),
@@ -268,30 +266,18 @@ def test_roles_end_the_line(annotation: Annotation, text: str) -> None:
 
 
 def graph_at(level: Level, model: Any) -> GraphModule:
-    found, analysis, result = rewritten(model, block_size=2)
-    if level is Level.CAPTURED:
-        return found.gm
-    if level is Level.REWRITTEN:
-        return result.gm
-    scheduled = schedule(result.gm, analysis.plan, ProviderChoice.of(analysis.plan, Provider.TORCH)).gm
-    return scheduled if level is Level.SCHEDULED else lower(scheduled, analysis.plan, Provider.TORCH)
-
-
-def names_in(text: str) -> list[str]:
-    """Names that the text defines, in order: those of the arguments, then of the assignments."""
-    (function,) = ast.parse(text).body
-    assert isinstance(function, ast.FunctionDef)
-    *assignments, last = function.body
-    assert isinstance(last, ast.Return)
-    targets = [line.target if isinstance(line, ast.AnnAssign) else line.targets[0] for line in assignments]
-    return [*(argument.arg for argument in function.args.args[1:]), *(target.id for target in targets)]
+    found, analysis, _ = rewritten(model, block_size=2)
+    return levels_of(found.gm, analysis)[level]
 
 
 @pytest.mark.parametrize("model", [tiny, stack(checkpointed)], ids=["tiny", "checkpointed"])
 @pytest.mark.parametrize("level", list(Level))
 def test_each_node_stands_once_and_in_order_at_every_level(level: Level, model: Any) -> None:
     gm = graph_at(level, model)
-    assert names_in(graph_text(gm)) == [node.name for node in gm.graph.nodes if node.op != "output"]
+    text = graph_text(gm)
+    assert [*argument_names(text), *assigned_names(text)] == [
+        node.name for node in gm.graph.nodes if node.op != "output"
+    ]
 
 
 @pytest.mark.parametrize("level", list(Level))
@@ -312,7 +298,6 @@ def test_each_line_uses_the_nodes_that_its_node_takes() -> None:
     assert len(lines) == len([node for node in nodes.values() if node.op not in ("placeholder", "output")])
     for line in lines:
         call = ast.parse(line).body[0].value
-        skipped = {id(part) for part in ast.walk(call.func) if isinstance(call.func, ast.Name)}
-        used = {part.id for part in ast.walk(call) if isinstance(part, ast.Name) and id(part) not in skipped}
+        used = {part.id for part in ast.walk(call) if isinstance(part, ast.Name)}
         node = nodes[re.match(r"\w+", line)[0]]
         assert used & set(nodes) == {source.name for source in node.all_input_nodes}, line

@@ -105,9 +105,9 @@ def forward(
     attnres_0_3_query,  # attnres: parameter 0.3
     attnres_0_3_key_weight,  # attnres: parameter 0.3
 ):
-    key_0_1 = key_vector(attnres_0_1_query, attnres_0_1_key_weight)  # attnres: key 0.1
-    key_0_2 = key_vector(attnres_0_2_query, attnres_0_2_key_weight)  # attnres: key 0.2
-    key_0_3 = key_vector(attnres_0_3_query, attnres_0_3_key_weight)  # attnres: key 0.3
+    key_0_1 = naive.key_vector(attnres_0_1_query, attnres_0_1_key_weight)  # attnres: key 0.1
+    key_0_2 = naive.key_vector(attnres_0_2_query, attnres_0_2_key_weight)  # attnres: key 0.2
+    key_0_3 = naive.key_vector(attnres_0_3_query, attnres_0_3_key_weight)  # attnres: key 0.3
     # test_rewrite.py:N
     x: f64[2, 3, 8] = l_args_0_.sinh()
     # norm.0  test_rewrite.py:N
