@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from attnres_compile.api.preparation import prepare, unprepare
     from attnres_compile.api.save_load import load, save
     from attnres_compile.api.verification import Verification, verify
+    from attnres_compile.measure.overhead import OverheadReport, overhead
     from attnres_compile.pipelines.pipeline import Pipeline, pipeline
     from attnres_compile.recording.live import Recording, depth_weights
     from attnres_compile.recording.record import DepthWeights
-    from attnres_compile.report.overhead import OverheadReport, overhead
     from attnres_kernels.errors import AttnResError
     from attnres_passes.ir.config import AttnResConfig
     from attnres_passes.ir.plan import Plan
@@ -32,7 +32,7 @@ _HOMES = {
     "AttnResError": "attnres_kernels.errors",
     "DepthWeights": "attnres_compile.recording.record",
     "Explanation": "attnres_compile.api.explanation",
-    "OverheadReport": "attnres_compile.report.overhead",
+    "OverheadReport": "attnres_compile.measure.overhead",
     "Pipeline": "attnres_compile.pipelines.pipeline",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
@@ -41,7 +41,7 @@ _HOMES = {
     "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.api.explanation",
     "load": "attnres_compile.api.save_load",
-    "overhead": "attnres_compile.report.overhead",
+    "overhead": "attnres_compile.measure.overhead",
     "param_groups": "attnres_compile.api.optimizers",
     "pipeline": "attnres_compile.pipelines.pipeline",
     "prepare": "attnres_compile.api.preparation",

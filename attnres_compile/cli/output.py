@@ -1,4 +1,4 @@
-"""Where the command line writes its results: standard output, or a file that the user names."""
+"""What the command line writes, to standard output or to a file that the user names, and the records it reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from attnres_kernels.errors import AttnResError
+
+KERNEL_KINDS = ("bench kernels", "bench offline")
+"""Of records that ``python -m kernels.benchmarks`` keeps; it is no part of what is installed."""
 
 
 class OutputError(AttnResError, OSError):
@@ -43,7 +46,15 @@ def check_writable(path: str | None) -> None:
 
 
 def write_text(text: str, path: str | None) -> None:
-    """Write ``text`` and a final newline to ``path``, or to standard output. Raises OutputError."""
+    """Write a text and a final newline.
+
+    Args:
+        text: with or without its last newline.
+        path: of the file; None for standard output.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     text = text if text.endswith("\n") else text + "\n"
     if path is None:
         print(text, end="")
@@ -55,8 +66,14 @@ def write_text(text: str, path: str | None) -> None:
 
 
 def keep_record(record: Any, path: str | None) -> None:
-    """Write ``record`` as JSON to ``path``, if one is given: a whole one put in place of the one before, so that a run
-    which is killed while it writes keeps what it had. Raises OutputError.
+    """Put a whole record in place of the one before, so that a run which is killed while it writes keeps what it had.
+
+    Args:
+        record: plain data.
+        path: of the JSON file; None to keep nothing.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     if path is None:
         return
@@ -81,8 +98,39 @@ def read_record(path: str) -> Any:
         ) from error
 
 
+def record_kind(record: Any) -> str | None:
+    """What a record or a recording says that it is."""
+    return record.get("kind", record.get("content")) if isinstance(record, dict) else None
+
+
+def refuse_kernel_record(record: Any, verb: str, path: str) -> None:
+    """Say which command reads a record of kernels.
+
+    Args:
+        record: what was read from ``path``.
+        verb: that was asked for.
+        path: of the record.
+
+    Raises:
+        OutputError: it is a record of kernels.
+    """
+    if record_kind(record) in KERNEL_KINDS:
+        raise OutputError(
+            f"{path} is a record of kernels (its kind is {record_kind(record)!r}), which the repository reads and not "
+            f"the installed package: run `python -m kernels.benchmarks {verb} {path}` at its root"
+        )
+
+
 def write_bytes(content: bytes, path: str) -> None:
-    """Write ``content`` to ``path``. Raises OutputError."""
+    """Write the bytes of a picture.
+
+    Args:
+        content: of the file.
+        path: of the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         Path(path).write_bytes(content)
     except OSError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from attnres_compile.models.errors import ConfigSourceError
 from attnres_compile.models.transformers_source import explained_imports, find_class, import_transformers
+from attnres_kernels.errors import closest
 
 # In the order they are tried for a configuration that names no architecture.
 _CLASS_MAPPINGS = (
@@ -38,7 +38,7 @@ def load_config(path: Path) -> Any:
     known = import_transformers().CONFIG_MAPPING
     model_type = values.pop("model_type")
     if model_type not in known:
-        near = difflib.get_close_matches(str(model_type), list(known.keys()), n=3)
+        near = closest(str(model_type), known.keys(), most=3, cutoff=0.6)
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ConfigSourceError(
             f"{file} has model_type {model_type!r}, which the installed transformers does not know{hint}: "

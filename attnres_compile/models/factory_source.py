@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +18,7 @@ from typing import Any
 from attnres_compile.models.errors import FactoryError, LoadOptionError
 from attnres_compile.models.example_inputs import first_line
 from attnres_compile.models.load_options import LoadOptions
+from attnres_kernels.errors import closest
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _find(module: ModuleType, module_name: str, function_name: str) -> Callable[
     if found is not None:
         raise FactoryError(f"{module_name}:{function_name} is a {type(found).__name__}: name a function")
     names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-    near = difflib.get_close_matches(function_name, names, n=3, cutoff=0.5)
+    near = closest(function_name, names, most=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "name one of its functions"
     raise FactoryError(f"{module_name} has no {function_name!r}: {hint}")
 

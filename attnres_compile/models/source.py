@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from attnres_compile.models.factory_source import call_factory
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.memory import check_fits
 from attnres_compile.models.presets import PRESETS
+from attnres_kernels.errors import closest
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _shape_of(value: object) -> str:
 def _unknown(text: str) -> str:
     if os.sep in text or text.endswith(".json"):
         return f"there is no configuration at {text}: pass a directory with a config.json, or the file itself"
-    near = difflib.get_close_matches(text, PRESETS, n=3, cutoff=0.5)
+    near = closest(text, PRESETS, most=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return (
         f"{text!r} is not a preset: {hint}Pass one of {', '.join(PRESETS)}, a configuration directory or "

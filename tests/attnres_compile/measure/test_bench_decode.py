@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import attnres_compile as ac
-from attnres_compile.measure import arms as model_arms
+from attnres_compile.measure import model_pair
 from attnres_compile.measure.decode import DecodeError, check_decodable, decode_step
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
@@ -58,7 +58,7 @@ def test_a_rewritten_step_gives_what_the_whole_sequence_gives(name):
 
 def test_zero_queries_and_sums_decode_as_the_plain_model_without_a_cache():
     model, tokens, _ = prepared("llama-tiny", scale="sum")
-    expected = last_logits(model_arms.plain_copy(model), tokens)
+    expected = last_logits(model_pair.plain_copy(model), tokens)
     step = decode_step(model, tokens, graphs=False)
     model.compile(backend="attnres")
     torch.testing.assert_close(step.run().logits[:, -1], expected, rtol=1e-4, atol=1e-5)

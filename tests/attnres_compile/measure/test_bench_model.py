@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from attnres_compile.cli import main as cli
-from attnres_compile.measure import arms as model_arms
 from attnres_compile.measure import model as bench
+from attnres_compile.measure import model_pair
 from attnres_compile.measure.compile_time import PREFILL
 from attnres_compile.measure.decode import GRAPH_MODE
-from attnres_compile.measure.measure import Comparison, MeasureError, compare
-from attnres_compile.measure.model import DECODE, BenchJob, bench_model
-from attnres_compile.measure.model_table import bench_table
+from attnres_compile.measure.model import DECODE, ModelJob, measure_model
+from attnres_compile.measure.model_table import model_table
+from attnres_compile.measure.timing import compare
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
+from attnres_compile.report.comparison import Comparison, MeasureError
 from attnres_kernels.errors import AttnResError
 from attnres_passes.ir.config import AttnResConfig
 
@@ -45,18 +46,18 @@ def test_every_schedule_is_compiled_and_paired_with_a_plain_model_of_its_own(mon
     alive: list[weakref.ref] = []
     compiled: list[str] = []
     kept: list[int] = []
-    original = model_arms.compile_arms
+    original = model_pair.compile_pair
 
-    def spy(arms, mode=None):
+    def spy(pair, mode=None):
         assert not any(ref() for ref in alive), "an earlier pair is still alive"
-        alive.extend(map(weakref.ref, (arms.plain, arms.attnres)))
-        compiled.append(arms.plan.config.schedule)
-        original(arms, mode)
+        alive.extend(map(weakref.ref, (pair.plain, pair.attnres)))
+        compiled.append(pair.plan.config.schedule)
+        original(pair, mode)
 
-    monkeypatch.setattr(model_arms, "compile_arms", spy)
+    monkeypatch.setattr(bench, "compile_pair", spy)
     names = ("auto", "naive", "two_phase")
-    job = BenchJob(gpt2, TINY, (PREFILL,), rounds=2, schedules=names, options=EAGER)
-    record = bench_model(job, keep=lambda partial: kept.append(len(partial["cells"])))
+    job = ModelJob(gpt2, TINY, (PREFILL,), rounds=2, schedules=names, options=EAGER)
+    record = measure_model(job, keep=lambda partial: kept.append(len(partial["cells"])))
     assert tuple(compiled) == names
     assert kept == [1, 2, 3]
     assert [(cell["workload"], cell["schedule"]) for cell in record["cells"]] == [(PREFILL, name) for name in names]
@@ -67,7 +68,7 @@ def test_every_schedule_is_compiled_and_paired_with_a_plain_model_of_its_own(mon
         assert "no allocations on cpu" in cell["memory"]["missing"]
         assert "does not see the kernels" in cell["launches"]["missing"]
     assert record["plan"] == [{"stream": "transformer.h", "writes": 4, "reads": 5, "blocks": 2}]
-    table = bench_table(json.loads(json.dumps(record)))
+    table = model_table(json.loads(json.dumps(record)))
     assert [line.split()[2] for line in table.splitlines() if line.startswith("prefill [ms]")] == list(names)
     assert "4 writes in 2 blocks" in table
     assert row_of(table, "peak memory") == ["peak memory", "all", "n/a", "n/a", "n/a"]
@@ -77,13 +78,13 @@ def test_every_schedule_is_compiled_and_paired_with_a_plain_model_of_its_own(mon
 
 def test_decoding_is_a_workload_with_its_cache(gpt2):
     """Training is one in test_cli.py."""
-    record = bench_model(BenchJob(gpt2, TINY, (DECODE,), rounds=1, options=EAGER))
+    record = measure_model(ModelJob(gpt2, TINY, (DECODE,), rounds=1, options=EAGER))
     (decode,) = record["cells"]
     assert decode["workload"] == DECODE
     assert decode["cuda_graphs"] is False
     # 2 layers, keys and values, batch 2, 4 heads, 12 tokens, 8 wide, fp32.
     assert decode["cache"] == {"tokens": 11, "bytes": 2 * 2 * 2 * 4 * 12 * 8 * 4}
-    table = bench_table(record)
+    table = model_table(record)
     assert len(row_of(table, "decode step [ms]")) == 6
     assert "decode step: one token a row against 11 in a static cache" in table
     assert "without CUDA graphs" in table
@@ -105,14 +106,14 @@ def test_a_model_that_cannot_be_decoded_is_one_line_and_no_failure(capsys, tmp_p
 def test_a_cell_that_runs_out_of_memory_is_missing_and_the_next_is_measured(monkeypatch, gpt2):
     calls: list[object] = []
 
-    def short_of_memory(job, arms):
-        calls.append(arms)
+    def short_of_memory(job, calls_of_pair):
+        calls.append(calls_of_pair)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore advice")
         return timed()
 
     monkeypatch.setattr(bench, "_compare", short_of_memory)
-    record = bench_model(BenchJob(gpt2, TINY, (PREFILL,), schedules=("naive", "auto"), options=EAGER))
+    record = measure_model(ModelJob(gpt2, TINY, (PREFILL,), schedules=("naive", "auto"), options=EAGER))
     first, second = record["cells"]
     assert first["missing"] == "out of memory: CUDA out of memory. Tried to allocate 20.00 GiB."
     assert "latency" in second
@@ -123,23 +124,23 @@ def test_a_rewrite_that_does_not_decode_is_said_and_one_that_does_not_run_at_all
         raise AttnResError("a graph break cuts the stream: take that line out.\nmore")
 
     monkeypatch.setattr(bench, "_compare", refused)
-    (cell,) = bench_model(BenchJob(gpt2, TINY, (DECODE,), options=EAGER))["cells"]
+    (cell,) = measure_model(ModelJob(gpt2, TINY, (DECODE,), options=EAGER))["cells"]
     assert cell["missing"] == "the rewritten model does not decode: a graph break cuts the stream: take that line out."
     with pytest.raises(AttnResError, match="a graph break cuts the stream"):
-        bench_model(BenchJob(gpt2, TINY, (PREFILL,), options=EAGER))
+        measure_model(ModelJob(gpt2, TINY, (PREFILL,), options=EAGER))
 
 
 def test_on_a_gpu_both_sides_decode_under_cuda_graphs(monkeypatch, gpt2):
     """Without one: what is asked of torch, and what is kept, with the runs left out."""
     modes: list[str | None] = []
-    monkeypatch.setattr(model_arms, "compile_arms", lambda arms, mode: modes.append(mode))
+    monkeypatch.setattr(bench, "compile_pair", lambda pair, mode: modes.append(mode))
     monkeypatch.setattr(bench, "_compare", lambda job, steps: timed())
     counted = {"kernels": 3, "copies": 1, "graphs": 1}
     monkeypatch.setattr(bench, "count_launches", lambda *args, **options: counted)
     job = SimpleNamespace(load=SimpleNamespace(torch_device=lambda: CUDA))
     loaded = load_model(gpt2, TINY)
-    arms = model_arms.prepared_arms(loaded.model, (), loaded.kwargs, AttnResConfig(num_blocks=2))
-    cell = bench._decode(job, loaded, arms)
+    pair = model_pair.prepared_pair(loaded.model, (), loaded.kwargs, AttnResConfig(num_blocks=2))
+    cell = bench._decode(job, loaded, pair)
     assert modes == [GRAPH_MODE] == ["reduce-overhead"]
     assert cell["cuda_graphs"] is True
     assert "a CUDA graph allocates" in cell["memory"]["missing"]
@@ -160,7 +161,7 @@ def test_on_a_gpu_both_sides_decode_under_cuda_graphs(monkeypatch, gpt2):
 )
 def test_a_job_that_makes_no_sense(options, message):
     with pytest.raises(MeasureError, match=message):
-        BenchJob("gpt2-tiny", TINY, **options)
+        ModelJob("gpt2-tiny", TINY, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`attnres plot` of records of benchmarks."""
+"""`attnres plot` of records of `attnres bench model`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from attnres_compile.cli import output
 from attnres_compile.measure.compile_time import PREFILL, TRAINING
 from attnres_compile.measure.model import DECODE
 from attnres_compile.measure.model_plot import model_figure
-from attnres_compile.measure.picture import picture
 from attnres_compile.models.errors import MissingExtraError
-from kernels.benchmarks.against_peers.plot import kernels_figure
-from kernels.benchmarks.against_peers.work import BLOCK, DIRECTIONS, FORWARD, OP
 from tests.attnres_compile.cli.command_line import attnres
-from tests.kernels.benchmarks.gpu_records import GPU, GRID, cell, kernel_record, model_cell, model_record
+from tests.kernels.benchmarks.gpu_records import kernel_record, model_cell, model_record
 
 pytest.importorskip("matplotlib")
 
@@ -26,44 +23,9 @@ def words_of(svg: str) -> str:
     return " ".join(re.findall(r">([^<>]*)</(?:text|tspan)>", svg))
 
 
-def kernels() -> dict:
-    cells = [cell(BLOCK, direction, GRID[0]) for direction in DIRECTIONS]
-    spent = {name: cells[0][name] for name in ("level", "tokens", "width", "sources", "reads", "dtype", "direction")}
-    return kernel_record([*cells, spent | {"tokens": 5, "skipped": "the budget of 9 s was spent"}])
-
-
 def models() -> dict:
     away = {"workload": DECODE, "schedule": "naive", "missing": "out of memory: tried 20 GiB"}
     return model_record(cells=[model_cell(PREFILL, 1.01), model_cell(TRAINING, 1.034, "direct"), away])
-
-
-def test_kernels_by_command(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "kernels.json").write_text(json.dumps(kernels()))
-    assert attnres(capsys, "plot", "kernels.json", "-o", "kernels.svg") == (0, "", "")
-    svg = (tmp_path / "kernels.svg").read_text()
-    words = words_of(svg)
-    for word in (GPU, "block, forward, bfloat16", "block, backward, bfloat16", "goal 85%", "goal 75%"):
-        assert word in words
-    for name in ("kernels, direct", "peer", "naive, inductor", "T 8192", "d 2048", "n 2", "S 6"):
-        assert name in words
-    assert "away: unsupported, not installed: pip install" in words
-    assert "block, forward: T 5, d 2048, n 2, S 6, bfloat16: the budget of 9 s was spent" in words
-    assert "dc:date" not in svg
-    assert svg == picture(kernels_figure(kernels()), "svg").decode()
-
-
-def test_marks_are_where_the_record_says():
-    """The share of the backward alone, and a line down to that of the ideal form's bytes."""
-    upper, _ = kernels_figure(kernels()).subfigs
-    forward, backward = upper.axes
-    for axes, share, goal in ((forward, 0.9, 0.85), (backward, 0.8, 0.75)):
-        heights = {line.get_label(): line.get_ydata()[0] for line in axes.lines}
-        assert heights["kernels, direct"] == share
-        assert heights["peer"] == 0.5
-        assert heights[f"goal {goal:.0%}"] == goal
-        (segment,) = axes.collections[0].get_segments()
-        assert segment[:, 1] == pytest.approx([0.9 * share, share])
 
 
 def test_models_by_command(capsys, tmp_path, monkeypatch):
@@ -86,25 +48,23 @@ def test_an_interval_is_drawn_as_far_as_it_reaches():
     assert prefill.containers[0].lines[0].get_ydata() == pytest.approx([1.0])
 
 
-def test_a_picture_of_the_interpreter_says_so():
-    record = kernel_record([cell(OP, FORWARD, GRID[0])], interpreter=True)
-    words = words_of(picture(kernels_figure(record), "svg").decode())
-    assert "Toy GPU in Triton's interpreter: not to be quoted" in words
-
-
 @pytest.mark.parametrize(
     ("record", "target", "message"),
     [
-        ({"kind": "bench offline"}, "a.svg", "its kind is 'bench offline'): pass what w.save(FILE), `attnres bench "),
+        (
+            {"kind": "other"},
+            "a.svg",
+            "its kind is 'other'): pass what w.save(FILE) or `attnres bench model --json FILE`",
+        ),
         (
             {"kind": "bench offline"},
             "a.svg",
-            "`attnres bench kernels --json FILE` or `attnres bench model --json FILE`",
+            "its kind is 'bench offline'), which the repository reads and not the installed package: run `python -m "
+            "kernels.benchmarks plot record.json` at its root",
         ),
         ([1], "a.svg", "its kind is None"),
-        ({"kind": "bench kernels", "schema_version": 9}, "a.svg", "with schema_version 1: measure again"),
+        (kernel_record([]), "a.svg", "run `python -m kernels.benchmarks plot record.json` at its root"),
         ({"kind": "bench model", "schema_version": 9}, "a.svg", "with schema_version 1 or 2: measure again"),
-        (kernel_record([]), "a.svg", "nothing was measured in this record"),
         (model_record(cells=[]), "a.svg", "nothing was measured in this record"),
         (models(), "a.txt", "'txt' is not a form of these pictures: use one of svg, png"),
         (models(), "none/a.svg", "cannot be written"),

@@ -12,13 +12,13 @@ import time
 import pytest
 import torch
 
-from attnres_compile.measure.measure import (
+from attnres_compile.measure.timing import compare
+from attnres_compile.report.comparison import (
     CONFIDENCE,
     Comparison,
     MeasureError,
     Ratio,
     Samples,
-    compare,
     median_interval_rank,
     paired_ratio,
     quantile,

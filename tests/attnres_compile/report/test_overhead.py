@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 import attnres_compile as ac
-from attnres_compile.measure.measure import Comparison, MeasureError, Ratio, Samples
+from attnres_compile.measure.overhead import latency_row, overhead
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
-from attnres_compile.report.latency_rows import latency_row
-from attnres_compile.report.overhead import overhead
-from attnres_compile.report.rows import parameter_rows
+from attnres_compile.report.comparison import Comparison, MeasureError, Ratio, Samples
+from attnres_compile.report.rows.computation import parameter_rows
 from attnres_compile.report.table import HEADERS, OverheadReport, OverheadRow
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan, Read, Stream, Write
@@ -223,18 +222,19 @@ def test_measured_report_leaves_the_model_as_it_was():
     json.dumps(report.to_dict())
 
 
-def test_the_two_arms_really_differ(monkeypatch):
-    """The attnres arm runs the rewritten model: with random queries its output is another one."""
-    from attnres_compile.measure import arms as model_arms
+def test_the_two_models_really_differ(monkeypatch):
+    """The attnres model is the rewritten model: with random queries its output is another one."""
+    from attnres_compile.measure import model_pair
 
     model = PreNormToy()
     x = torch.randn(2, 3, WIDTH)
-    arms = model_arms.compiled_arms(model, (x,), {}, AttnResConfig(inner="eager", block_size=1))
-    for name, parameter in arms.attnres.named_parameters():
+    pair = model_pair.prepared_pair(model, (x,), {}, AttnResConfig(inner="eager", block_size=1))
+    model_pair.compile_pair(pair)
+    for name, parameter in pair.attnres.named_parameters():
         if name.endswith("query"):
             nn.init.normal_(parameter)
-    assert torch.allclose(arms.plain(x), model(x), atol=1e-6)
-    assert not torch.allclose(arms.attnres(x), model(x), atol=1e-2)
+    assert torch.allclose(pair.plain(x), model(x), atol=1e-6)
+    assert not torch.allclose(pair.attnres(x), model(x), atol=1e-2)
 
 
 def test_measuring_a_model_that_returns_nothing_to_train():

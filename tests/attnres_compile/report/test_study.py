@@ -12,11 +12,11 @@ from torch.fx import Interpreter
 from attnres_compile.api.preparation import analyse_model
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
-from attnres_compile.report.execution import count
-from attnres_compile.report.io_rows import io_rows
-from attnres_compile.report.memory_rows import pipeline_rows, prefill_bytes, storage_rows
-from attnres_compile.report.rows import flop_rows, launch_rows, saved_rows
-from attnres_compile.report.study import Lengths, study, total
+from attnres_compile.report.counting.execution import count
+from attnres_compile.report.counting.model_counts import Lengths, count_model, total
+from attnres_compile.report.rows.computation import flop_rows, launch_rows, saved_rows
+from attnres_compile.report.rows.memory import pipeline_rows, prefill_bytes, storage_rows
+from attnres_compile.report.rows.traffic import io_rows
 from attnres_kernels.generation import moved
 from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read, launch_sources_backward, tiling
 from attnres_kernels.launch.cutting import moved_by_launches
@@ -31,7 +31,7 @@ from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.group_reads import group_reads
 from attnres_passes.schedule.schedule import schedule
-from tests.attnres_compile.report.models import PreNorm, toy_study
+from tests.attnres_compile.report.models import PreNorm, toy_counts
 
 # Width, tokens, sublayers, block size.
 SHAPES = [(8, 3, 6, 2), (16, 5, 7, 3), (8, 4, 5, 1), (32, 2, 12, 4), (8, 6, 9, 9)]
@@ -71,7 +71,7 @@ def mechanism_flops(width: int, tokens: int, writes: int, size: int) -> tuple[in
 
 @pytest.mark.parametrize(("width", "tokens", "writes", "size"), SHAPES)
 def test_counted_flops_equal_closed_forms(width: int, tokens: int, writes: int, size: int) -> None:
-    found = toy_study(width, tokens, writes, block_size=size)
+    found = toy_counts(width, tokens, writes, block_size=size)
     forward, training = flop_rows(found)
     products = writes * 2 * tokens * width * width
     assert (forward.plain, training.plain) == (products, 3 * products)
@@ -84,7 +84,7 @@ def test_counted_flops_of_a_decoder_equal_closed_forms() -> None:
     """llama-tiny: 4 layers of width 64, 4 heads of 16 and 2 for keys and values, an MLP of 176, 256 words."""
     tokens, d, kv, mlp, words, layers = 48, 64, 32, 176, 256, 4
     loaded = load_model("llama-tiny", LoadOptions(seq=tokens, weightless=True))
-    forward, training = flop_rows(study(loaded.model, (), loaded.kwargs, AttnResConfig(), Lengths()))
+    forward, training = flop_rows(count_model(loaded.model, (), loaded.kwargs, AttnResConfig(), Lengths()))
     linear = 2 * tokens * (layers * (2 * d * d + 2 * d * kv + 3 * d * mlp) + d * words)
     attention = layers * 2 * 2 * tokens * tokens * d
     assert forward.plain == linear + attention
@@ -95,7 +95,7 @@ def test_a_mixture_and_a_depthwise_convolution_are_counted() -> None:
     """Products of experts by the rows that they are given, and a convolution's backward by its groups."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from attnres_compile.report.formulas import FORMULAS
+    from attnres_compile.report.counting.formulas import FORMULAS
 
     rows, inner, outer, channels, length, kernel = 6, 8, 16, 5, 7, 3
     with torch.device("meta"):
@@ -117,7 +117,7 @@ def test_a_mixture_and_a_depthwise_convolution_are_counted() -> None:
 def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: str) -> None:
     loaded = load_model(name, LoadOptions(seq=16, weightless=True))
     config = AttnResConfig(num_blocks=3)
-    found = study(loaded.model, (), loaded.kwargs, config, Lengths())
+    found = count_model(loaded.model, (), loaded.kwargs, config, Lengths())
     (graph,) = analyse_model(loaded.model, (), loaded.kwargs, config)
     plan = graph.analysis.plan
     whole = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(64)).gm
@@ -172,7 +172,7 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     forward = len(launches)
     outputs[0].sum().backward()
 
-    found = toy_study(width, 3, writes, block_size=2, schedule=name)
+    found = toy_counts(width, 3, writes, block_size=2, schedule=name)
     by_kernels = sum(charged, moved.Moved(0, 0))
     norm_of_root = moved.Moved(1, 1)
     assert by_kernels + norm_of_root == found.moved[name][0]
@@ -202,7 +202,7 @@ def test_counted_traffic_of_reads_with_own_logits_is_that_of_their_kernels(monke
 
 def test_the_papers_table_beside_what_is_counted() -> None:
     """128 sublayers in 8 blocks of 16: 3 d, 5.5 d, 24 d and 34 d, and where the counted numbers differ from them."""
-    found = toy_study(7168, 1, 128, num_blocks=8, schedule="two_phase")
+    found = toy_counts(7168, 1, 128, num_blocks=8, schedule="two_phase")
     rows = {row.metric: row for row in io_rows(found)}
     d = rows["residual I/O per token and sublayer"].unit_size
     block = rows["paper: Block, two-phase, N=8 S=16"]
@@ -226,7 +226,7 @@ def test_the_papers_table_beside_what_is_counted() -> None:
 
 def test_parallel_sublayers_read_one_state_twice() -> None:
     """A second norm of the same state reads it again; the first is fused with the addition."""
-    found = toy_study(8, 2, 4)
+    found = toy_counts(8, 2, 4)
     (stream,) = found.plan.streams
     twice = dataclasses.replace(stream, reads=(*stream.reads, stream.reads[2]))
     assert plain_traffic(twice).total - plain_traffic(stream).total == 2
@@ -235,7 +235,7 @@ def test_parallel_sublayers_read_one_state_twice() -> None:
 def test_saved_activations_by_hand() -> None:
     """6 sublayers in blocks of 2, fp32: every sum and block once, statistics and logits, and no phase 1."""
     width, tokens, writes = 64, 4, 6
-    found = toy_study(width, tokens, writes, block_size=2)
+    found = toy_counts(width, tokens, writes, block_size=2)
     kept, again = saved_rows(found)
     state = width * tokens * 4
     # Layer norms keep their input, the linear map behind each keeps its output; the root is an input of the graph.
@@ -253,7 +253,7 @@ def test_saved_activations_by_hand() -> None:
 def test_what_is_scaled_equals_what_is_counted_at_that_length() -> None:
     def rows(seq: int, lengths: Lengths) -> list[tuple[float | None, ...]]:
         loaded = load_model("llama-tiny", LoadOptions(seq=seq, weightless=True))
-        found = study(loaded.model, (), loaded.kwargs, AttnResConfig(), lengths)
+        found = count_model(loaded.model, (), loaded.kwargs, AttnResConfig(), lengths)
         return [(row.plain, row.attnres) for row in flop_rows(found)]
 
     assert rows(32, Lengths(32, 128)) == rows(128, Lengths())
@@ -263,7 +263,7 @@ def test_what_is_scaled_equals_what_is_counted_at_that_length() -> None:
 def test_a_frozen_model_has_no_training_flops_and_says_so() -> None:
     with torch.device("meta"):
         model, x = PreNorm(8, 4).requires_grad_(False), torch.empty(1, 3, 8)
-    found = study(model, (x,), {}, AttnResConfig(), Lengths())
+    found = count_model(model, (x,), {}, AttnResConfig(), Lengths())
     _, training = flop_rows(found)
     assert (training.how, training.plain) == ("n/a", None)
     assert "wants a gradient" in training.note
@@ -273,7 +273,7 @@ def test_a_frozen_model_has_no_training_flops_and_says_so() -> None:
 def test_what_kernels_cannot_hold_is_no_launch_and_says_why() -> None:
     with torch.device("meta"):
         model, x = PreNorm(8, 4).double(), torch.empty(1, 3, 8, dtype=torch.float64)
-    (row,) = launch_rows(study(model, (x,), {}, AttnResConfig(), Lengths()))
+    (row,) = launch_rows(count_model(model, (x,), {}, AttnResConfig(), Lengths()))
     assert (row.how, row.attnres) == ("n/a", None)
     assert row.note == "no generated kernels: a stream is float64, and the kernels compute in fp32"
 
@@ -284,7 +284,7 @@ class NeedsData(PreNorm):
 
 
 def test_a_model_that_needs_data_is_planned_with_it_and_not_counted() -> None:
-    found = study(NeedsData(8, 4), (torch.randn(1, 3, 8),), {}, AttnResConfig(on_decline="ignore"), Lengths())
+    found = count_model(NeedsData(8, 4), (torch.randn(1, 3, 8),), {}, AttnResConfig(on_decline="ignore"), Lengths())
     forward, _ = flop_rows(found)
     assert forward.how == "n/a"
     assert "not captured without data" in forward.note
@@ -292,7 +292,7 @@ def test_a_model_that_needs_data_is_planned_with_it_and_not_counted() -> None:
 
 
 def test_stored_blocks_and_the_papers_prefill() -> None:
-    (row,) = storage_rows(toy_study(8, 2, 16, block_size=2))
+    (row,) = storage_rows(toy_counts(8, 2, 16, block_size=2))
     assert (row.plain, row.attnres) == (32, 9 * 32), "the embedding and eight blocks"
     # Section 4.2: 128K tokens, 8 blocks, width 7168 in bf16.
     one, eight = (prefill_bytes(128 * 1024, 8, 7168 * 2, ranks) for ranks in (1, 8))
@@ -303,7 +303,7 @@ def test_stored_blocks_and_the_papers_prefill() -> None:
 
 def test_pipeline_of_the_papers_figure() -> None:
     """P=4, V=2, a block per two chunks (Fig. 3): 7 hops with the root, 12 blocks and 4 open partial sums."""
-    found = toy_study(8, 5, 16, num_blocks=4)
+    found = toy_counts(8, 5, 16, num_blocks=4)
     rows = {row.metric: row for row in pipeline_rows(found, StageLayout(4, 2))}
     unit = 8 * 5 * 4
     naive, cached = (rows[f"pipeline, training step, {rule}"] for rule in ("naive", "cached"))

@@ -1,4 +1,4 @@
-"""``attnres bench kernels``: the command, its record and its table, in the interpreter."""
+"""``python -m kernels.benchmarks peers``: the command, its record and its table, in the interpreter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from attnres_compile.cli.output import json_text
-from attnres_compile.measure.measure import MeasureError
+from attnres_compile.report.comparison import MeasureError
 from attnres_kernels.launch import tuning
+from kernels.benchmarks.against_peers import cell as kernel_cell
 from kernels.benchmarks.against_peers import run as kernel_run
-from kernels.benchmarks.against_peers.arms import TORCH
-from kernels.benchmarks.against_peers.run import bench_kernels
+from kernels.benchmarks.against_peers.arms.arm import TORCH
+from kernels.benchmarks.against_peers.run import measure_kernels
 from kernels.benchmarks.against_peers.table import kernels_table
 from kernels.benchmarks.against_peers.work import FORWARD, OP, TRAINING
-from tests.attnres_compile.cli.command_line import attnres
-from tests.kernels.benchmarks.kernel_jobs import arm_of, small
+from tests.kernels.benchmarks.kernel_jobs import arm_of, benchmarks, small
 
 OPTIONS = ("--device", "cpu", "--width", "24", "--sources", "3", "--reads", "3", "--tokens", "5", "--rounds", "2")
 
@@ -24,13 +24,13 @@ OPTIONS = ("--device", "cpu", "--width", "24", "--sources", "3", "--reads", "3",
 @pytest.mark.interpreter
 def test_the_command_keeps_a_record_whose_table_comes_from_it_alone(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ("bench", "kernels", *OPTIONS, "--dtype", "float32", "--level", "block", "--arms", "naive", "liger", "auto")
+    words = ("peers", *OPTIONS, "--dtype", "float32", "--level", "block", "--arms", "naive", "liger", "auto")
     words += ("direct", "--json", "kernels.json")
-    code, table, _ = attnres(capsys, *words)
+    code, table, _ = benchmarks(capsys, *words)
     record = json.loads((tmp_path / "kernels.json").read_text())
     assert code == 0
     assert (record["schema_version"], record["kind"]) == (1, "bench kernels")
-    assert record["command"] == "attnres " + " ".join(words)
+    assert record["command"] == "python -m kernels.benchmarks " + " ".join(words)
     assert set(record["environment"]["versions"]) >= {"torch", "triton", "fla-core", "fast-attnres", "cuda"}
     assert record["job"]["inner"] == "eager"
     forward, training = record["cells"]
@@ -50,7 +50,7 @@ def test_the_command_keeps_a_record_whose_table_comes_from_it_alone(capsys, tmp_
     assert "liger-kernel: unsupported, not installed" in table
     assert "block, training: T 5, d 24, n 3, S 3, float32; copy " in table
     assert "geometric mean of the speed over the fastest torch code" in table
-    assert attnres(capsys, "bench", "show", "kernels.json") == (0, table, "")
+    assert benchmarks(capsys, "show", "kernels.json") == (0, table, "")
     markdown = kernels_table(record, "md")
     assert "| kernels, direct" in markdown
 
@@ -59,11 +59,11 @@ def test_the_command_keeps_a_record_whose_table_comes_from_it_alone(capsys, tmp_
 def test_a_record_of_tuned_kernels_says_so_and_what_was_chosen(monkeypatch):
     monkeypatch.setattr(tuning, "measure", lambda call, quantiles: call() or [1.0] * len(quantiles))
     job = small(level=(OP,), direction=(FORWARD,), tokens=(2,), width=(300,), arms=("kernels",))
-    untuned = bench_kernels(job)
+    untuned = measure_kernels(job)
     assert "tuned" not in untuned
     assert "autotune" not in untuned["environment"]
     monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
-    record = bench_kernels(job)
+    record = measure_kernels(job)
     assert record["environment"]["autotune"] is True
     assert {kernel["kernel"].partition("_n")[0] for kernel in record["tuned"]} >= {
         "logits_plain",
@@ -76,7 +76,7 @@ def test_a_record_of_tuned_kernels_says_so_and_what_was_chosen(monkeypatch):
     assert kernels_table(record) != ""
     monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "on")
     with pytest.raises(tuning.TuningError, match="neither"):
-        bench_kernels(job)
+        measure_kernels(job)
 
 
 def test_the_record_is_kept_after_every_cell_and_a_budget_ends_the_run(monkeypatch):
@@ -84,7 +84,7 @@ def test_the_record_is_kept_after_every_cell_and_a_budget_ends_the_run(monkeypat
     monkeypatch.setattr(kernel_run.time, "monotonic", lambda: now.__setitem__(0, now[0] + 10) or now[0])
     kept = []
     job = small(tokens=(2, 3, 4), direction=(FORWARD,), budget=25)
-    record = bench_kernels(
+    record = measure_kernels(
         job, keep=lambda record: kept.append(len(record["cells"])), arms=lambda shape, device: [arm_of("one")]
     )
     assert kept == [1, 2, 3]
@@ -93,16 +93,16 @@ def test_the_record_is_kept_after_every_cell_and_a_budget_ends_the_run(monkeypat
 
 
 def test_a_shape_without_room_is_skipped_and_the_next_is_measured(monkeypatch):
-    honest = kernel_run.make_inputs
+    honest = kernel_cell.make_inputs
 
     def make_inputs(shape, *rest):
         if shape.tokens == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.")
         return honest(shape, *rest)
 
-    monkeypatch.setattr(kernel_run, "make_inputs", make_inputs)
+    monkeypatch.setattr(kernel_cell, "make_inputs", make_inputs)
     job = small(tokens=(3, 4), direction=(FORWARD,))
-    lacking, measured = bench_kernels(job, arms=lambda shape, device: [arm_of("one")])["cells"]
+    lacking, measured = measure_kernels(job, arms=lambda shape, device: [arm_of("one")])["cells"]
     assert lacking["skipped"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 1 TiB."
     assert measured["arms"][0]["status"] == "measured"
 
@@ -124,16 +124,16 @@ def test_a_shape_without_room_is_skipped_and_the_next_is_measured(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is there")
 def test_bad_options_are_one_line(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    code, out, err = attnres(capsys, "bench", "kernels", *OPTIONS, *words)
+    code, out, err = benchmarks(capsys, "peers", *OPTIONS, *words)
     assert (code, out) == (1, "")
-    assert err.startswith("attnres: error: ")
+    assert err.startswith("python -m kernels.benchmarks: error: ")
     assert message in err
     assert err.count("\n") == 1
 
 
 def test_a_record_read_back_tells_of_errors_that_json_has_no_number_for():
     broken = [arm_of("broken", change=lambda outputs: [float("nan") * x for x in outputs])]
-    record = bench_kernels(small(direction=(TRAINING,)), arms=lambda shape, device: broken)
+    record = measure_kernels(small(direction=(TRAINING,)), arms=lambda shape, device: broken)
     again = json.loads(json_text(record))
     assert again["cells"][0]["arms"][0]["errors"]["outputs"] is None
     assert kernels_table(again) == kernels_table(record)
@@ -142,5 +142,5 @@ def test_a_record_read_back_tells_of_errors_that_json_has_no_number_for():
 
 
 def test_another_record_is_refused():
-    with pytest.raises(MeasureError, match="no record of `attnres bench kernels` with schema_version 1"):
+    with pytest.raises(MeasureError, match=r"no record of `python -m kernels\.benchmarks peers` with schema_version 1"):
         kernels_table({"kind": "bench kernels", "schema_version": 2})

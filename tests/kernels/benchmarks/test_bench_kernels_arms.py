@@ -1,4 +1,4 @@
-"""Our arms of ``attnres bench kernels``, and the bytes that are counted for them, in the interpreter."""
+"""Our arms of kernels against peers, and the bytes that are counted for them, in the interpreter."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 
 from attnres_kernels.definition import cost
 from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read, launch_sources_backward, tiling
-from kernels.benchmarks.against_peers import arms as kernel_arms
 from kernels.benchmarks.against_peers import gate as kernel_gate
-from kernels.benchmarks.against_peers.bytes import Moved, grouping, moved_by_kernels, moved_ideally
-from kernels.benchmarks.against_peers.own_arms import moved_by_own_reads
-from kernels.benchmarks.against_peers.run import bench_kernels
+from kernels.benchmarks.against_peers.arms import generated as kernel_arms
+from kernels.benchmarks.against_peers.arms.own_logits import moved_by_own_reads
+from kernels.benchmarks.against_peers.counted_bytes import Moved, grouping, moved_by_kernels, moved_ideally
+from kernels.benchmarks.against_peers.run import measure_kernels
 from kernels.benchmarks.against_peers.work import BLOCK, FORWARD, OP, TRAINING, Shape, make_inputs
 from tests.kernels.benchmarks.kernel_jobs import CPU, small
 
@@ -21,7 +21,7 @@ from tests.kernels.benchmarks.kernel_jobs import CPU, small
 @pytest.mark.parametrize("direction", [FORWARD, TRAINING])
 def test_all_forms_of_ours_pass_the_gate_and_are_timed(level, dtype, direction):
     job = small(level=(level,), direction=(direction,), dtype=(dtype,), rounds=1, peers=False)
-    (cell,) = bench_kernels(job)["cells"]
+    (cell,) = measure_kernels(job)["cells"]
     arms = {arm["name"]: arm for arm in cell["arms"]}
     direct, two_phase, auto = (arms.pop(f"kernels, {name}") for name in ("direct", "two_phase", "auto"))
     assert auto["status"] == "same", "with so few reads one of the two is the cheaper"

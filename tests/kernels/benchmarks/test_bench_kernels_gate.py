@@ -1,4 +1,4 @@
-"""What ``attnres bench kernels`` lets pass to be timed, and what it lists with a reason."""
+"""What kernels against peers lets pass to be timed, and what it lists with a reason."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from kernels.benchmarks.against_peers import gate as kernel_gate
 from kernels.benchmarks.against_peers import run as kernel_run
-from kernels.benchmarks.against_peers.arms import KERNELS, PEER, Arm
-from kernels.benchmarks.against_peers.run import bench_kernels
+from kernels.benchmarks.against_peers.arms.arm import KERNELS, PEER, Arm
+from kernels.benchmarks.against_peers.run import measure_kernels
 from kernels.benchmarks.against_peers.table import kernels_table
 from kernels.benchmarks.against_peers.work import FORWARD, OP, TRAINING, Shape, definition, make_inputs
 from tests.kernels.benchmarks.kernel_jobs import CPU, arm_of, small
@@ -50,7 +50,7 @@ def test_what_is_wrong_fails_or_cannot_is_listed_with_its_reason_and_not_timed()
         arm_of("raises", raises, PEER),
         arm_of("cannot", raises, PEER, unsupported="takes bfloat16 only"),
     ]
-    record = bench_kernels(small(direction=(TRAINING,)), arms=lambda shape, device: list(map(counted, given)))
+    record = measure_kernels(small(direction=(TRAINING,)), arms=lambda shape, device: list(map(counted, given)))
     arms = {arm["name"]: arm for arm in record["cells"][0]["arms"]}
     assert {name: arm["status"] for name, arm in arms.items()} == {
         "right": "measured",
@@ -80,7 +80,7 @@ def test_an_arm_that_fails_while_it_is_timed_leaves_the_others_alone():
         return raises(outputs) if left["fails"] < 0 else outputs
 
     job = small(direction=(FORWARD,), rounds=4)
-    record = bench_kernels(job, arms=lambda shape, device: [arm_of("fails", fails_later), arm_of("right")])
+    record = measure_kernels(job, arms=lambda shape, device: [arm_of("fails", fails_later), arm_of("right")])
     fails, right = record["cells"][0]["arms"]
     assert fails["status"] == "failed"
     assert fails["reason"] == "while it was timed: RuntimeError: no kernel image is available"

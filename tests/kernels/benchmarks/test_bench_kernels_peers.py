@@ -1,12 +1,12 @@
-"""Peers of ``attnres bench kernels``: without any of them installed."""
+"""Peers of kernels against peers: without any of them installed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from kernels.benchmarks.against_peers import peers as kernel_peers
-from kernels.benchmarks.against_peers.run import bench_kernels
+from kernels.benchmarks.against_peers.arms import peers as kernel_peers
+from kernels.benchmarks.against_peers.run import measure_kernels
 from kernels.benchmarks.against_peers.work import BLOCK, OP, TRAINING, Shape
 from tests.kernels.benchmarks.kernel_jobs import CPU, small
 
@@ -59,7 +59,7 @@ def test_a_peer_runs_per_read_and_one_that_does_not_import_is_kept(monkeypatch, 
     )
     given = kernel_peers.peer_arms(Shape(level, 5, 24, 3, 3, "float32"), torch.device("cuda"), "aot_eager", peers)
     job = small(level=(level,), direction=(TRAINING,), rounds=1)
-    arms = bench_kernels(job, arms=lambda shape, device: given)["cells"][0]["arms"]
+    arms = measure_kernels(job, arms=lambda shape, device: given)["cells"][0]["arms"]
     names = ["plain", "norms", "whole", *(["whole, one graph"] if level == BLOCK else []), "missing"]
     assert [arm["name"] for arm in arms] == names
     assert all(arm["status"] == "measured" for arm in arms[:-1]), arms

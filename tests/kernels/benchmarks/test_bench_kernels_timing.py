@@ -1,13 +1,13 @@
-"""How ``attnres bench kernels`` takes time, and compares."""
+"""How kernels against peers takes time, and compares."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from kernels.benchmarks.against_peers import run as kernel_run
+from kernels.benchmarks.against_peers import cell as kernel_cell
 from kernels.benchmarks.against_peers import timing as kernel_timing
-from kernels.benchmarks.against_peers.arms import KERNELS, PEER, TORCH
+from kernels.benchmarks.against_peers.arms.arm import KERNELS, PEER, TORCH
 from kernels.benchmarks.against_peers.timing import CudaClock, Taken, Timed, time_in_turn
 
 
@@ -92,7 +92,7 @@ def test_ours_is_compared_with_the_fastest_of_each_kind_round_by_round():
     ours = result("ours", KERNELS, [1.0, 2.0, 4.0])
     peers = [result("slow", PEER, [3.0, 6.0, 12.0]), result("fast", PEER, [1.5, 3.0, 8.0])]
     wrong = {"name": "wrong", "kind": TORCH, "status": "wrong"}
-    kernel_run._compare([ours, *peers, wrong], "step")
+    kernel_cell._compare([ours, *peers, wrong], "step")
     assert set(ours["speed_over"]) == {PEER}
     speed = ours["speed_over"][PEER]
     assert (speed["name"], speed["median"], speed["low"], speed["high"]) == ("fast", 1.5, 1.5, 2.0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from attnres_compile.models.errors import MissingExtraError
-from attnres_compile.report.sweep import Sweep, SweepPoint
+from attnres_compile.report.block_sweep import BlockSweep, SweepPoint
 
 WIDTH, HEIGHT = 760, 300
 _PANEL, _TOP, _BOTTOM, _LEFT, _GAP = 320, 56, 250, 50, 60
@@ -25,16 +25,16 @@ PANELS: tuple[tuple[str, Value], ...] = (
 )
 
 
-def sweep_svg(found: Sweep) -> str:
+def sweep_svg(sweep: BlockSweep) -> str:
     """A picture of two panels over the number of blocks, the configured one in red."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
-        f'aria-label="{escape(found.model, quote=True)}: cost over the number of blocks">',
+        f'aria-label="{escape(sweep.model, quote=True)}: cost over the number of blocks">',
         f"<style>{_STYLE}</style>",
-        f'<text class="title" x="{_LEFT}" y="18">{escape(found.model)}</text>',
+        f'<text class="title" x="{_LEFT}" y="18">{escape(sweep.model)}</text>',
     ]
     for index, (title, value) in enumerate(PANELS):
-        parts += _panel(found.points, title, value, _LEFT + index * (_PANEL + _GAP))
+        parts += _panel(sweep.points, title, value, _LEFT + index * (_PANEL + _GAP))
     return "\n".join([*parts, "</svg>"])
 
 
@@ -60,8 +60,8 @@ def _panel(points: Sequence[SweepPoint], title: str, value: Value, left: float) 
     return drawn
 
 
-def sweep_png(found: Sweep) -> bytes:
-    """The same two panels by matplotlib. Raises MissingExtraError if it is not installed."""
+def sweep_png(sweep: BlockSweep) -> bytes:
+    """Two panels drawn by matplotlib. Raises MissingExtraError if it is not installed."""
     try:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError as error:
@@ -70,15 +70,15 @@ def sweep_png(found: Sweep) -> bytes:
             "SVG, which needs nothing"
         ) from error
     figure = figures.Figure(figsize=(10, 4), layout="constrained")
-    labels = [str(point.num_blocks) for point in found.points]
+    labels = [str(point.num_blocks) for point in sweep.points]
     for axes, (title, value) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        heights = [value(point) for point in found.points]
+        heights = [value(point) for point in sweep.points]
         axes.plot(labels, heights, marker="o")
-        for label, height, point in zip(labels, heights, found.points, strict=True):
+        for label, height, point in zip(labels, heights, sweep.points, strict=True):
             if point.is_chosen:
                 axes.plot([label], [height], marker="o", color="tab:red")
         axes.set(title=title, xlabel="blocks", ylim=(0, None))
-    figure.suptitle(found.model)
+    figure.suptitle(sweep.model)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()

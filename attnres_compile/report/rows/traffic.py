@@ -1,18 +1,18 @@
-"""Rows on memory traffic of the residual mechanism: counted from scheduled graphs, beside the paper's Table 1."""
+"""Rows on memory traffic of the residual path: counted from scheduled graphs, beside the paper's Table 1."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnres_compile.report.study import FULL, Study
+from attnres_compile.report.counting.model_counts import FULL, ModelCounts
 from attnres_compile.report.table import RESIDUAL_IO, OverheadRow
 from attnres_kernels.definition import cost
 from attnres_kernels.generation.moved import Moved
 
-MHC_STREAMS = 4
+_MHC_STREAMS = 4
 """Of the reference in the paper's Table 1."""
 
-NAMES = {"naive": "naive", "direct": "direct", "two_phase": "two-phase", "auto": "auto", FULL: "Full, auto"}
+_SCHEDULE_NAMES = {"naive": "naive", "direct": "direct", "two_phase": "two-phase", "auto": "auto", FULL: "Full, auto"}
 _COUNTED = (
     "tensors [tokens, d] that the kernels of the residual path read and write, over all reads, additions and the norms "
     "behind them; plain: each addition fused with the norm behind it, 3 d + 1 d"
@@ -25,45 +25,46 @@ _PAPER = (
 )
 
 
-def io_rows(found: Study) -> list[OverheadRow]:
+def io_rows(counts: ModelCounts) -> list[OverheadRow]:
     """Bytes per token and sublayer: of the schedule in force, and as details of every schedule and by the paper."""
-    if not found.plan.streams:
+    if not counts.plan.streams:
         reason = "nothing was rewritten"
         return [OverheadRow(RESIDUAL_IO, None, None, "B", "n/a", reason)]
-    chosen = found.plan.config.schedule
-    rows = [_counted_row(found, RESIDUAL_IO, found.moved[chosen], False)]
+    chosen = counts.plan.config.schedule
+    rows = [_counted_row(counts, RESIDUAL_IO, counts.moved[chosen], False)]
     rows += [
-        _counted_row(found, f"{RESIDUAL_IO}, {name}", found.moved[schedule], True) for schedule, name in NAMES.items()
+        _counted_row(counts, f"{RESIDUAL_IO}, {name}", counts.moved[schedule], True)
+        for schedule, name in _SCHEDULE_NAMES.items()
     ]
-    return rows + _paper_rows(found)
+    return rows + _paper_rows(counts)
 
 
-def _counted_row(found: Study, metric: str, moved: Sequence[Moved], is_detail: bool) -> OverheadRow:
-    writes = sum(len(stream.writes) for stream in found.plan.streams)
-    plain, attnres = (_bytes(found, side) / writes for side in (found.plain_moved, moved))
-    return OverheadRow(metric, plain, attnres, "B", "counted", _COUNTED, is_detail, _unit(found))
+def _counted_row(counts: ModelCounts, metric: str, moved: Sequence[Moved], is_detail: bool) -> OverheadRow:
+    writes = sum(len(stream.writes) for stream in counts.plan.streams)
+    plain, attnres = (_bytes(counts, side) / writes for side in (counts.plain_moved, moved))
+    return OverheadRow(metric, plain, attnres, "B", "counted", _COUNTED, is_detail, _unit(counts))
 
 
-def _bytes(found: Study, moved: Sequence[Moved]) -> float:
-    return sum(one.total * shape.row_bytes for one, shape in zip(moved, found.shapes, strict=True))
+def _bytes(counts: ModelCounts, moved: Sequence[Moved]) -> float:
+    return sum(one.total * shape.row_bytes for one, shape in zip(moved, counts.shapes, strict=True))
 
 
-def _unit(found: Study) -> float | None:
+def _unit(counts: ModelCounts) -> float | None:
     """Bytes of one ``d``, if all streams have the same."""
-    sizes = {shape.row_bytes for shape in found.shapes}
+    sizes = {shape.row_bytes for shape in counts.shapes}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _paper_rows(found: Study) -> list[OverheadRow]:
+def _paper_rows(counts: ModelCounts) -> list[OverheadRow]:
     """Of each stream; mHC with its four streams for reference."""
     rows = []
-    for stream, shape in zip(found.plan.streams, found.shapes, strict=True):
-        name = f", {stream.name}" if len(found.plan.streams) > 1 else ""
+    for stream, shape in zip(counts.plan.streams, counts.shapes, strict=True):
+        name = f", {stream.name}" if len(counts.plan.streams) > 1 else ""
         blocks, size = stream.num_blocks, stream.block_size
         forms = {
             f"paper: Block, two-phase, N={blocks} S={size}": cost.paper_block(size, blocks),
             f"paper: Full, two-phase, N={blocks} S={size}": cost.paper_full(size, blocks),
-            f"paper: mHC with {MHC_STREAMS} streams": cost.paper_mhc(MHC_STREAMS, stream.width),
+            f"paper: mHC with {_MHC_STREAMS} streams": cost.paper_mhc(_MHC_STREAMS, stream.width),
         }
         plain = cost.paper_standard_residual() * shape.row_bytes
         rows += [

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnres_compile.report import attention
-from attnres_compile.report.formulas import FORMULAS
+from attnres_compile.report.counting import attention
+from attnres_compile.report.counting.formulas import FORMULAS
 from attnres_kernels.operators import flops as _registered  # noqa: F401  (registers the formulas of our operators)
 from attnres_kernels.operators.launches import LAUNCHES
 from attnres_passes.torch_private import torch_compat
@@ -24,24 +24,27 @@ from attnres_passes.torch_private import torch_compat
 
 @dataclass(frozen=True)
 class Counted:
-    """What one execution counted.
-
-    forward, training: FLOPs, and ``training`` of both directions, None where nothing wants a gradient; by operator.
-    saved_bytes: of distinct storages that autograd keeps for the backward, apart from inputs of the graph.
-    uncounted: calls of operators without a formula, both directions. launches: of kernels of ours, forward, and both.
-    """
+    """What one execution counted."""
 
     forward: Counter[str]
+    """FLOPs by operator."""
     training: Counter[str] | None
+    """FLOPs of both directions; None where nothing wants a gradient."""
     saved_bytes: int
+    """Of distinct storages that autograd keeps for the backward, apart from inputs of the graph."""
     uncounted: Counter[str]
+    """Calls of operators without a formula, in both directions."""
     launches: tuple[int, int]
+    """Of kernels of ours, forward, and in both directions."""
 
 
 def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) -> Counted:
-    """Execute ``gm`` on ``inputs``, whose tensors are on the meta device.
+    """Execute a graph forward and, where something wants a gradient, backward.
 
-    keeps_inputs: count inputs that autograd keeps, too, but for vectors, which are parameters.
+    Args:
+        gm: with one output or several.
+        inputs: of its placeholders, tensors on the meta device.
+        keeps_inputs: count inputs that autograd keeps, too, but for vectors, which are parameters.
     """
     runner = _Runner(gm, inputs, keeps_inputs)
     forward, calls = FlopCounterMode(display=False, custom_mapping=FORMULAS), _Calls()
@@ -63,9 +66,12 @@ def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) ->
 
 
 def weightless(gm: GraphModule, dtype: torch.dtype, widths: dict[Node, int]) -> list[Tensor]:
-    """Inputs on the meta device for the placeholders of ``gm``, by their example values.
+    """Inputs on the meta device for the placeholders of a graph, by their example values; floating ones want gradients.
 
-    dtype, widths: of placeholders without an example value, which are vectors; floating inputs want gradients.
+    Args:
+        gm: whose placeholders are read.
+        dtype: of those without an example value, which are vectors.
+        widths: of the same.
     """
     made = []
     for node in gm.graph.nodes:
@@ -88,9 +94,8 @@ def _by_operator(counter: FlopCounterMode) -> Counter[str]:
 
 
 class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the calls of every operator that does something, which views and questions about tensors do not.
-
-    launches: of our kernels by these calls.
+    """Counts the calls of every operator that does something, which views and questions about tensors do not, and the
+    launches of our kernels by these calls.
     """
 
     def __init__(self) -> None:

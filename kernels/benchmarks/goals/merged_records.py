@@ -1,4 +1,4 @@
-"""What was measured on a GPU: of many records the newest measurement of each cell, merged by device.
+"""Records of a GPU, merged: of many records the newest measurement of each cell, merged by device.
 
 A grid takes long, so it may lie in several records, each with a part of it. Merged records have
 the form of their kind, so that tables and plots take them. A record of the CPU, or of Triton's interpreter on whatever

@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from attnres_compile.report.plot import sweep_svg
-from attnres_compile.report.sweep import HEADERS as SWEEP_HEADERS
-from attnres_compile.report.sweep import NOTE, Sweep
+from attnres_compile.report.block_sweep import HEADERS as SWEEP_HEADERS
+from attnres_compile.report.block_sweep import NOTE, BlockSweep
+from attnres_compile.report.pages.sweep_plot import sweep_svg
 from attnres_compile.report.table import HEADERS, OverheadReport, numbered
 
 
@@ -31,17 +31,17 @@ def report_page(report: OverheadReport) -> str:
     )
 
 
-def sweep_page(found: Sweep) -> str:
+def sweep_page(sweep: BlockSweep) -> str:
     """The plot and the table."""
     return _page(
-        title=found.model,
+        title=sweep.model,
         lines=("Cost over the number of blocks",),
         headers=SWEEP_HEADERS,
-        rows=[point.cells() for point in found.points],
+        rows=[point.cells() for point in sweep.points],
         details=[],
         notes=[NOTE],
         uncounted={},
-        picture=Markup(sweep_svg(found)),  # made here, with what is not ours escaped
+        picture=Markup(sweep_svg(sweep)),  # made here, with what is not ours escaped
         config={},
     )
 

@@ -14,9 +14,16 @@ from torch import nn
 
 from attnres_compile.api.preparation import config_from, plan_of
 from attnres_compile.model.errors import NoStreamError
-from attnres_compile.report.memory_rows import sources_alive
+from attnres_compile.report.counting.model_counts import (
+    Lengths,
+    ModelCounts,
+    analysed_under,
+    count_graphs,
+    graphs_without_data,
+    total,
+)
 from attnres_compile.report.quantities import quantity
-from attnres_compile.report.study import Lengths, Study, captured_graphs, study_graphs, total, under
+from attnres_compile.report.rows.memory import sources_alive
 from attnres_passes.analyses.blocks import block_size_for, num_blocks_for
 from attnres_passes.ir.config import AttnResConfig
 
@@ -31,21 +38,21 @@ NOTE = (
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One partition; where a model has several streams, num_blocks and block_size are those of the longest one.
-
-    sources: at the deepest read; parameters, forward_flops: added to the plain model, the last None where the model
-    cannot be executed without data; io_bytes: per token and sublayer; plain_io_bytes: of the plain model;
-    stored_bytes: per token.
-    """
+    """One partition into blocks, that of the longest stream where a model has several."""
 
     num_blocks: int
     block_size: int
     sources: int
+    """At the deepest read."""
     parameters: int
+    """Added to the plain model."""
     forward_flops: float | None
+    """Added to the plain model; None where it cannot be executed without data."""
     io_bytes: float
+    """Per token and sublayer."""
     plain_io_bytes: float
     stored_bytes: int
+    """Per token."""
     is_chosen: bool
 
     def cells(self) -> tuple[str, ...]:
@@ -63,7 +70,7 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class BlockSweep:
     """The points of one model, by rising number of blocks; ``str()`` is the table."""
 
     model: str
@@ -106,10 +113,10 @@ def sweep_blocks(
     lengths: tuple[int, int] | None = None,
     config: AttnResConfig | None = None,
     **options: Any,
-) -> Sweep:
-    """Sweep ``model``, which is captured once; arguments and errors as for ``overhead``."""
+) -> BlockSweep:
+    """BlockSweep ``model``, which is captured once; arguments and errors as for ``overhead``."""
     chosen = config_from(config, options)
-    graphs, not_counted = captured_graphs(model, tuple(args), dict(kwargs or {}), chosen)
+    graphs, not_counted = graphs_without_data(model, tuple(args), dict(kwargs or {}), chosen)
     plan = plan_of(graphs, chosen)
     if not plan.streams:
         raise NoStreamError(plan.declined)
@@ -121,15 +128,15 @@ def sweep_blocks(
         # The number of blocks, so that streams of other lengths are cut alike; or the size, where it is configured.
         partition = (None, size) if size == own and chosen.block_size is not None else (blocks, None)
         changed = dataclasses.replace(chosen, num_blocks=partition[0], block_size=partition[1])
-        found = study_graphs(
-            [under(graph, changed) for graph in graphs],
+        counts = count_graphs(
+            [analysed_under(graph, changed) for graph in graphs],
             changed,
             Lengths(*(lengths or (1, 1))),
             not_counted,
             with_model=False,
         )
-        points.append(_point(found, size == own))
-    return Sweep(name or type(model).__name__, tuple(points))
+        points.append(_point(counts, size == own))
+    return BlockSweep(name or type(model).__name__, tuple(points))
 
 
 def _sizes(writes: int) -> Iterator[int]:
@@ -141,21 +148,21 @@ def _sizes(writes: int) -> Iterator[int]:
     yield 1
 
 
-def _point(found: Study, is_chosen: bool) -> SweepPoint:
-    streams, shapes = found.plan.streams, found.shapes
+def _point(counts: ModelCounts, is_chosen: bool) -> SweepPoint:
+    streams, shapes = counts.plan.streams, counts.shapes
     writes = sum(len(stream.writes) for stream in streams)
-    moved = found.moved[found.plan.config.schedule]
+    moved = counts.moved[counts.plan.config.schedule]
     longest = max(streams, key=lambda stream: len(stream.writes))
-    added = None if found.residual_path is None else found.lengths.flops(total(found.residual_path, "forward"))
+    added = None if counts.residual_path is None else counts.lengths.flops(total(counts.residual_path, "forward"))
     return SweepPoint(
         num_blocks=longest.num_blocks,
         block_size=longest.block_size,
-        sources=max(sources_alive(found)),
+        sources=max(sources_alive(counts)),
         parameters=sum(2 * stream.width * len(stream.parametrized_reads) for stream in streams),
         forward_flops=added,
         io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(moved, shapes, strict=True)) / writes,
-        plain_io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(found.plain_moved, shapes, strict=True))
+        plain_io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(counts.plain_moved, shapes, strict=True))
         / writes,
-        stored_bytes=sum(alive * shape.row_bytes for alive, shape in zip(sources_alive(found), shapes, strict=True)),
+        stored_bytes=sum(alive * shape.row_bytes for alive, shape in zip(sources_alive(counts), shapes, strict=True)),
         is_chosen=is_chosen,
     )

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from attnres_compile.measure.measure import MeasureError
 from attnres_compile.models.errors import MissingExtraError
+from attnres_compile.report.comparison import MeasureError
 
 LINE = 0.17
 """Height of a line of small text, in inches."""
@@ -19,7 +19,15 @@ _UNSAID = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches. Raises MissingExtraError if matplotlib is not installed."""
+    """An empty figure.
+
+    Args:
+        width: in inches.
+        height: in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -29,8 +37,16 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def picture(figure: Any, form: str) -> bytes:
-    """``figure`` as the content of a file; form: ``svg`` or ``png``. Raises MeasureError for another one."""
+def figure_bytes(figure: Any, form: str) -> bytes:
+    """The content of a file with ``figure``.
+
+    Args:
+        figure: of matplotlib.
+        form: ``svg`` or ``png``.
+
+    Raises:
+        MeasureError: another form.
+    """
     from matplotlib import rc_context
 
     if form not in _UNSAID:
@@ -42,12 +58,22 @@ def picture(figure: Any, form: str) -> bytes:
 
 
 def wrapped(notes: Sequence[str], width: float) -> list[str]:
-    """Notes as lines of small text that fit a figure ``width`` inches wide."""
+    """Lines of small text that fit a figure.
+
+    Args:
+        notes: one or more lines each.
+        width: of the figure, in inches.
+    """
     return [line for note in notes for line in textwrap.wrap(note, int(15 * width), subsequent_indent="    ")]
 
 
 def write_notes(figure: Any, lines: Sequence[str]) -> None:
-    """Put ``lines`` into a part of a figure that was made for them."""
+    """Put lines of small text at the top of a figure.
+
+    Args:
+        figure: or a part of one, LINE inches high for each line.
+        lines: as ``wrapped`` gives them.
+    """
     figure.text(0.01, 1.0, "\n".join(lines), va="top", fontsize=7, family="monospace")
 
 

@@ -1,4 +1,4 @@
-"""Arms of ``attnres bench kernels`` whose reads make their own logits: one launch for each read.
+"""Arms whose reads make their own logits: one launch for each read.
 
 At op level that is a read on its own. At block level it is what the pass ``schedule`` takes where nothing is
 differentiated and tokens are few; how many are few, these arms beside the others say.
@@ -13,10 +13,10 @@ from attnres_kernels.generation.moved import of_own_read, of_own_read_backward
 from attnres_kernels.generation.specs import NormKind, ReadSpec
 from attnres_kernels.launch import own_tiling
 
-from .bytes import Moved
-from .work import BLOCK, EPS, Inputs, Shape
+from ..counted_bytes import Moved
+from ..work import BLOCK, EPS, Inputs, Shape
 
-ADD = 3
+_ADD = 3
 """What an addition of its own moves, in units of ``[T, d]``."""
 
 
@@ -38,7 +38,7 @@ def moved_by_own_reads(shape: Shape) -> Moved:
     backward = sum(_backward(shape, spec) for spec in specs)
     if shape.level != BLOCK:
         return Moved(forward, backward)
-    return Moved(forward + ADD, backward + ADD * (shape.sources * (shape.reads - 1) + (shape.reads > 2)))
+    return Moved(forward + _ADD, backward + _ADD * (shape.sources * (shape.reads - 1) + (shape.reads > 2)))
 
 
 def _spec(shape: Shape, number: int) -> ReadSpec:
@@ -55,13 +55,23 @@ def _backward(shape: Shape, spec: ReadSpec) -> int:
 
 
 def own_op(inputs: Inputs, _: list[Tensor]) -> list[Tensor]:
-    """One read."""
+    """One read.
+
+    Args:
+        inputs: of the work.
+        _: nothing, as no logits are given.
+    """
     partial, query, key_weight = inputs.branches[0], inputs.queries[0], inputs.key_weights[0]
     return list(own.own_read(inputs.sources, partial, query, key_weight, 1.0, EPS))
 
 
 def own_block(inputs: Inputs, _: list[Tensor]) -> list[Tensor]:
-    """All reads of a block, each with the add before it and the norm behind it."""
+    """All reads of a block, each with the add before it and the norm behind it.
+
+    Args:
+        inputs: of the work.
+        _: nothing, as no logits are given.
+    """
     normed: list[Tensor] = []
     partial: Tensor | None = None
     for number, norm_weight in enumerate(inputs.norm_weights):

@@ -61,17 +61,15 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 counted_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """In place of ``torch.nn.functional.scaled_dot_product_attention``, with its arguments."""
+def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """Stands for ``torch.nn.functional.scaled_dot_product_attention`` where nothing is computed.
+
+    Args:
+        query: ``[.., heads, queries, d]``.
+        key: ``[.., heads, keys, d]``.
+        value: ``[.., heads, keys, v]``.
+        attn_mask: what autograd would keep of it counts; dropout and scale change no count.
+    """
     output: Tensor = counted_attention(query, key, value, attn_mask)[0]
     return output
 

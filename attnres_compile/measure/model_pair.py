@@ -1,4 +1,4 @@
-"""The two sides of every comparison: the plain compiled model, and the same model compiled with AttnRes."""
+"""What every comparison compares: the plain compiled model, and a copy of it compiled with AttnRes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from attnres_compile.api.preparation import prepare, unprepare
-from attnres_compile.measure.measure import MeasureError
 from attnres_compile.model.parameters import parameters_of
+from attnres_compile.report.comparison import MeasureError
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan
 
@@ -20,7 +20,7 @@ PLAIN, ATTNRES = "plain", "attnres"
 
 
 @dataclass(frozen=True)
-class Arms:
+class ModelPair:
     """Two copies of one model. Neither shares parameters with the other or with the original."""
 
     plain: nn.Module
@@ -36,33 +36,40 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def prepared_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
+def prepared_pair(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
+) -> ModelPair:
     """A plain and a prepared copy of ``model``, neither compiled; ``model`` is not touched.
 
-    Raises what ``attnres_compile.prepare`` raises.
+    Args:
+        model: plain or prepared.
+        args: of the call that ``attnres_compile.prepare`` analyses; what it raises is raised.
+        kwargs: of that call.
+        config: of the rewrite.
     """
     plain, attnres = plain_copy(model), plain_copy(model)
-    return Arms(plain, attnres, prepare(attnres, args, kwargs, config=config))
+    return ModelPair(plain, attnres, prepare(attnres, args, kwargs, config=config))
 
 
-def compile_arms(arms: Arms, mode: str | None = None) -> None:
-    """Compile both in place by the same inner compiler, which happens at the first call of each.
+def compile_pair(pair: ModelPair, mode: str | None = None) -> None:
+    """Compile both in place by one inner compiler, which happens at the first call of each.
 
-    mode: of Inductor, for both.
+    Args:
+        pair: as ``prepared_pair`` made it.
+        mode: of Inductor, for both.
     """
-    arms.plain.compile(backend=arms.plan.config.inner, mode=mode)
-    arms.attnres.compile(backend="attnres", mode=mode)
-
-
-def compiled_arms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig) -> Arms:
-    """``prepared_arms``, compiled. Raises what ``attnres_compile.prepare`` raises."""
-    arms = prepared_arms(model, args, kwargs, config)
-    compile_arms(arms)
-    return arms
+    pair.plain.compile(backend=pair.plan.config.inner, mode=mode)
+    pair.attnres.compile(backend="attnres", mode=mode)
 
 
 def forward_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
-    """Put ``model`` in eval mode; the returned call runs one forward without gradients."""
+    """Put ``model`` in eval mode; the returned call runs one forward without gradients.
+
+    Args:
+        model: plain or prepared, compiled or not.
+        args: of each call.
+        kwargs: of each call.
+    """
     model.eval()
 
     def forward() -> None:
@@ -73,17 +80,23 @@ def forward_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def training_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
-    """Put ``model`` in training mode; the returned call runs forward and backward, from gradients of None."""
+    """Put ``model`` in training mode; the returned call runs forward and backward, from gradients of None.
+
+    Args:
+        model: plain or prepared, compiled or not.
+        args: of each call.
+        kwargs: of each call, with labels where the model computes its own loss from them.
+    """
     model.train()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        scalar_loss(model(*args, **kwargs)).backward()  # type: ignore[no-untyped-call]
+        _scalar_loss(model(*args, **kwargs)).backward()  # type: ignore[no-untyped-call]
 
     return step
 
 
-def scalar_loss(output: Any) -> torch.Tensor:
+def _scalar_loss(output: Any) -> torch.Tensor:
     """The model's own loss, or the mean square of its first floating output.
 
     Raises MeasureError if the output holds no floating tensor.

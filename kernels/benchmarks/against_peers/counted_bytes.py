@@ -35,13 +35,19 @@ SCHEDULES = ("direct", "two_phase")
 
 @dataclass(frozen=True)
 class Moved:
-    """In units of ``[T, d]``. backward: of a training step; its forward moves what ``forward`` says."""
+    """Bytes in units of one ``[T, d]``."""
 
     forward: float
     backward: float
+    """Of a training step, whose forward moves ``forward``."""
 
     def parts(self, shape: Shape, training: bool) -> dict[str, int]:
-        """Bytes of each part that is timed."""
+        """Bytes of each part that is timed.
+
+        Args:
+            shape: of the work.
+            training: whether there is a backward.
+        """
         units = {"forward": self.forward}
         if training:
             units |= {"backward": self.backward, "step": self.forward + self.backward}
@@ -49,12 +55,23 @@ class Moved:
 
 
 def grouping(shape: Shape, schedule: str) -> ReadGroups:
-    """The groups that the pass ``schedule`` cuts this block into."""
+    """The groups that the pass ``schedule`` cuts this block into.
+
+    Args:
+        shape: of the work.
+        schedule: its name.
+    """
     return group_reads([shape.sources] * shape.reads, schedule, tiling.most_in_place(shape.width))
 
 
 def moved_by_kernels(shape: Shape, schedule: str, makes_logits: bool = False) -> Moved:
-    """What the generated kernels move. makes_logits: of all completed blocks, which a model has from before."""
+    """What the generated kernels move.
+
+    Args:
+        shape: of the work.
+        schedule: its name.
+        makes_logits: of all completed blocks, which a model has from before.
+    """
     groups = grouping(shape, schedule).groups
     forward = sum(group.moved for group in groups) - 2 + shape.sources * makes_logits
     forward += sum(_condensed(shape, group) for group in groups)

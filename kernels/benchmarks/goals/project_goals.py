@@ -1,9 +1,9 @@
 """The goals of the project on a GPU, and how far each is, from kept records alone.
 
-Shares of the copy bandwidth are of bytes that are counted by hand (``kernels.bytes``), for bf16 and the shapes of
-``TOKENS``, ``WIDTHS`` and ``SOURCES``, with any number of reads in a block. *Forward* is the one part of a cell of
-direction "forward". *Backward* is neither a difference nor a training step: every sample of a training cell puts one
-event between the forward and the backward call, and the record holds the seconds of each by themselves, with
+Shares of the copy bandwidth are of bytes that are counted by hand (``against_peers.counted_bytes``), for bf16 and the
+shapes of ``TOKENS``, ``WIDTHS`` and ``SOURCES``, with any number of reads in a block. *Forward* is the one part of a
+cell of direction "forward". *Backward* is neither a difference nor a training step: every sample of a training cell
+puts one event between the forward and the backward call, and the record holds the seconds of each by themselves, with
 ``fraction["backward"]`` the bytes of the backward alone over their median. Each goal looks at our fastest arm that does
 all of the work, chosen by the whole step in a training cell, so that no arm lends its forward and another its backward.
 Speeds are over the fastest other people's kernel that the same cell timed: of the forward, or of the whole step.
@@ -18,29 +18,29 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from attnres_compile.measure.arms import ATTNRES, PLAIN
-from attnres_compile.measure.compile_time import PREFILL, TRAINING
+from attnres_compile.measure.compile_time import TRAINING
 from attnres_compile.measure.model import DECODE
+from attnres_compile.measure.model_pair import ATTNRES, PLAIN
+from attnres_compile.measure.model_plot import LATENCY_GOALS
 
 from ..against_peers import work
-from ..against_peers.arms import KERNELS, PEER
-from ..against_peers.peers import NOT_INSTALLED
-from ..against_peers.run import MEASURED, SAME
+from ..against_peers.arms.arm import KERNELS, PEER
+from ..against_peers.arms.peers import NOT_INSTALLED
+from ..against_peers.cell import MEASURED, SAME
+from ..against_peers.plot import BANDWIDTH_GOALS
 from ..against_peers.table import best_arm, shape_text
 from .goal import NO_RECORD, Goal, Value
-from .measured import Record, merged_kernels, merged_models
+from .merged_records import Record, merged_kernels, merged_models
 
 TOKENS, WIDTHS, SOURCES, DTYPE = (8192, 32768), (2048, 4096, 7168), (2, 4, 8), "bfloat16"
 MODELS, INPUT = ("gpt2-2048", "llama-3.2-1b", "qwen3-1.7b"), [4, 2048]
-SHARES = {"forward": 85.0, "backward": 75.0}
-"""Percent of the copy bandwidth, at least."""
-OVERHEADS = {TRAINING: 2.0, PREFILL: 2.0, DECODE: 5.0}
-"""Percent over the plain model, at most."""
 PEAK_MEMORY = 3.0
+"""Percent over the plain model, at most."""
 PEER_SPEED, MEAN_SPEED = 1.0, 1.2
+"""Times the speed of the fastest peer, at least: of each shape, and of their geometric mean."""
 
 
-def goals(records: Iterable[Record]) -> dict[str, list[Goal]]:
+def project_goals(records: Iterable[Record]) -> dict[str, list[Goal]]:
     """Every goal for each GPU that ``records`` know, by its name; without any for "no GPU", none of them measured.
 
     Records of other kinds, of the CPU and of the interpreter count for nothing. Raises MeasureError for a version that
@@ -59,7 +59,7 @@ def _of_kernels(cells: Sequence[Record]) -> Iterator[Goal]:
     for level in (work.BLOCK, work.OP):
         for part, direction in (("forward", work.FORWARD), ("backward", work.TRAINING)):
             found = _values(_chosen(cells, level, direction), functools.partial(_share, part))
-            yield Goal(f"{level}, {part}: share of the copy bandwidth", SHARES[part], "%", True, *found)
+            yield Goal(f"{level}, {part}: share of the copy bandwidth", BANDWIDTH_GOALS[part], "%", True, *found)
         for direction in work.DIRECTIONS:
             found = _values(_chosen(cells, level, direction, anywhere=True), _speed)
             yield Goal(f"{level}, {direction}: speed over the fastest peer", PEER_SPEED, "x", True, *found)
@@ -130,7 +130,7 @@ def _of_models(records: Sequence[Record]) -> Iterator[Goal]:
         for record in sorted(records, key=lambda record: str(record["environment"]["date"])):
             if _is_asked_for(record, model):
                 cells |= {cell["workload"]: cell for cell in record["cells"] if cell["schedule"] == "auto"}
-        for workload, limit in OVERHEADS.items():
+        for workload, limit in LATENCY_GOALS.items():
             found = _latency(cells.get(workload))
             yield _overhead(f"{model}: {workload} over plain", limit, model, found)
         found = _memory(cells.get(TRAINING))

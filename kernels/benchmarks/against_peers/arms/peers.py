@@ -1,4 +1,4 @@
-"""Adapters of other people's kernels for ``attnres bench kernels``; each is imported only when its arm is made.
+"""Adapters of other people's kernels; each is imported only when its arm is made.
 
 A peer runs each read by itself, with the residual add and the RMSNorm around it compiled; ``flash-attn-res``, which has
 two phases, runs them. Peers that are made for it also run with the whole block compiled in one graph. Whatever a peer
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attnres_compile.measure.environment import package_version
+from attnres_compile.report.records import package_version
 
-from .arms import EAGER, PEER, Arm, Call, compiled
-from .bytes import moved_ideally
-from .work import BLOCK, EPS, Inputs, Shape, block_by_reads
+from ..counted_bytes import moved_ideally
+from ..work import BLOCK, EPS, Inputs, Shape, block_by_reads
+from .arm import EAGER, PEER, Arm, Call, compiled
 
 PACKAGES = ("fla-core", "liger-kernel", "flash-attn-res", "fast-attnres")
 NOT_INSTALLED = "not installed: pip install 'attnres-compile[bench]'"
@@ -31,18 +31,18 @@ Loaded = Callable[[list[Tensor], Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Peer:
-    """How to reach the kernels of a package.
-
-    load: imports it and gives its read; limit: why it cannot do this work, or ''; norms: it has the norm behind in its
-    kernel; in_one_graph: it is made to be compiled together with what is around it.
-    """
+    """How to reach the kernels of a package."""
 
     name: str
     package: str
     load: Callable[[], Loaded]
+    """Imports the package and gives its read."""
     limit: Callable[[Shape], str]
+    """Why it cannot do this work, or ''."""
     norms: bool = False
+    """Whether the norm behind a read is in its kernel."""
     in_one_graph: bool = False
+    """Whether it is made to be compiled together with what is around it."""
     note: str = ""
     build: Callable[[Loaded, Shape, str], Call] | None = None
 
@@ -210,12 +210,19 @@ PEERS = (
 
 
 def peer_arms(shape: Shape, device: torch.device, inner: str, peers: tuple[Peer, ...] = PEERS) -> list[Arm]:
-    """An arm per peer, and one more for those that run in one graph too; what cannot run says why."""
+    """An arm per peer, and one more for those that run in one graph too; what cannot run says why.
+
+    Args:
+        shape: of the work.
+        device: that it runs on.
+        inner: the compiler around the kernels.
+        peers: whose kernels run.
+    """
     arms = []
     for peer in peers:
         arms.append(_arm(peer, shape, device, inner))
         if peer.in_one_graph and shape.level == BLOCK and inner != EAGER and not arms[-1].unsupported:
-            whole = peer_call(peer, shape, inner, one_graph=True)
+            whole = _peer_call(peer, shape, inner, one_graph=True)
             arms.append(replace(arms[-1], name=f"{peer.name}, one graph", call=whole))
     return arms
 
@@ -227,11 +234,18 @@ def _arm(peer: Peer, shape: Shape, device: torch.device, inner: str) -> Arm:
     if device.type != "cuda":
         return replace(arm, unsupported=f"runs on a GPU only, not on {device.type}")
     limit = peer.limit(shape)
-    return replace(arm, unsupported=limit) if limit else replace(arm, call=peer_call(peer, shape, inner))
+    return replace(arm, unsupported=limit) if limit else replace(arm, call=_peer_call(peer, shape, inner))
 
 
-def peer_call(peer: Peer, shape: Shape, inner: str, one_graph: bool = False) -> Call:
-    """The work on ``peer``, which is imported at the first call: what that raises is the arm's error."""
+def _peer_call(peer: Peer, shape: Shape, inner: str, one_graph: bool = False) -> Call:
+    """The work on a peer, which is imported at the first call: what that raises is the arm's error.
+
+    Args:
+        peer: whose kernels run.
+        shape: of the work.
+        inner: the compiler around the kernels.
+        one_graph: compile kernels and what is around them together.
+    """
     made: list[Call] = []
 
     def call(inputs: Inputs, given: list[Tensor]) -> list[Tensor]:

@@ -1,26 +1,28 @@
-"""What the report needs to know of a model: its plan, and what executing and scheduling its graphs counts.
+"""What the report needs to know of a model: its plan, and the counts of executing and scheduling its graphs.
 
 The model is captured without data, on the meta device, so that its size does not matter. Its graphs are executed once
-as they were captured, and the residual mechanism, taken out of the rewritten graph, once on its own: what the sublayers
+as they were captured, and the residual path, taken out of the rewritten graph, once on its own: what the sublayers
 do is the same on both sides.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from attnres_compile.api.preparation import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.weightless import weightless_copy, weightless_inputs
 from attnres_compile.model.errors import CaptureError, GraphBreakError
-from attnres_compile.report.execution import Counted, count, weightless
-from attnres_compile.report.formulas import ATTENTION
+from attnres_compile.report.counting.execution import Counted, count, weightless
+from attnres_compile.report.counting.formulas import ATTENTION
 from attnres_kernels.generation.moved import Moved
 from attnres_kernels.launch import tensors, tiling
 from attnres_passes.analyses.aten_trace import AtenTrace
@@ -63,7 +65,7 @@ _OF_PAIRS = {str(operator) for operator in ATTENTION}
 
 @dataclass(frozen=True)
 class StreamShape:
-    """Of one stream of the plan. rows: tokens of all rows of the batch; element_bytes: of one number of ``dtype``."""
+    """The shape ``[rows, width]`` of the states of one stream, rows being the tokens of the whole batch."""
 
     width: int
     rows: int
@@ -76,77 +78,106 @@ class StreamShape:
 
 
 @dataclass(frozen=True)
-class Study:
-    """plan: of the whole model; shapes, plain_moved, moved: of its streams, the last by schedule.
-
-    plain, mechanism: what executing counted, one per graph, or None and ``not_counted`` says why.
-    kernels: why the reads are not on generated kernels; '' where they are.
-    """
+class ModelCounts:
+    """The plan of a model, and what was counted of its streams and its graphs."""
 
     plan: Plan
     shapes: tuple[StreamShape, ...]
     plain_moved: tuple[Moved, ...]
+    """Of each stream of the plain model, in units of ``[T, d]``."""
     moved: Mapping[str, tuple[Moved, ...]]
+    """Of each stream with AttnRes, by schedule."""
     plain: tuple[Counted, ...] | None
+    """Of each graph as it was captured, or None: ``not_counted`` says why."""
     residual_path: tuple[Counted, ...] | None
+    """Of what the rewrite put into each graph, or None."""
     not_counted: str
-    kernels: str
+    without_kernels: str
+    """Why the reads are not on generated kernels; '' where they are."""
     lengths: Lengths
 
 
-def study(
+def count_model(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig, lengths: Lengths
-) -> Study:
-    """Study ``model(*args, **kwargs)``; changes nothing. Raises what ``explain`` raises."""
-    graphs, not_counted = captured_graphs(model, args, kwargs, config)
-    return study_graphs(graphs, config, lengths, not_counted)
+) -> ModelCounts:
+    """Count ``model(*args, **kwargs)``, which is not changed.
+
+    Args:
+        model: plain, with data or on the meta device.
+        args: of its call.
+        kwargs: of its call.
+        config: of the rewrite.
+        lengths: that the numbers are scaled by.
+
+    Raises:
+        AttnResError: what ``attnres_compile.explain`` raises.
+    """
+    graphs, not_counted = graphs_without_data(model, args, kwargs, config)
+    return count_graphs(graphs, config, lengths, not_counted)
 
 
-def study_graphs(
+def count_graphs(
     graphs: Sequence[AnalysedGraph],
     config: AttnResConfig,
     lengths: Lengths,
     not_counted: str = "",
     with_model: bool = True,
-) -> Study:
-    """Study captured graphs, analysed under ``config``.
+) -> ModelCounts:
+    """Count captured graphs.
 
-    not_counted: why they cannot be executed; '' if they can. with_model: else the mechanism alone is studied, under its
-    own schedule alone.
+    Args:
+        graphs: analysed under ``config``.
+        config: of the rewrite.
+        lengths: that the numbers are scaled by.
+        not_counted: why the graphs cannot be executed; '' if they can.
+        with_model: else the residual path alone is counted, under its own schedule alone.
+
+    Raises:
+        NoStreamError: nothing can be rewritten, and the config calls that an error.
     """
     plan = plan_of(graphs, config)
     if not plan.streams:
         apply_on_decline(plan)
-    rewritten = [_Rewritten(graph) for graph in graphs if graph.analysis.plan.streams]
+    paths = [_ResidualPath(graph) for graph in graphs if graph.analysis.plan.streams]
     schedules = SCHEDULES if with_model else (config.schedule,)
-    moved = {name: tuple(x for one in rewritten for x in one.moved(name)) for name in schedules}
+    moved = {name: tuple(x for one in paths for x in one.moved(name)) for name in schedules}
     if with_model:
-        full = [_Rewritten(under(graph, _full(config))) for graph in graphs if graph.analysis.plan.streams]
+        full = [_ResidualPath(analysed_under(graph, _full(config))) for graph in graphs if graph.analysis.plan.streams]
         moved[FULL] = tuple(x for one in full for x in one.moved("auto"))
     plain, residual_path = None, None
     if not not_counted:
         try:
             plain = tuple(count(one.captured.gm, one.captured.inputs) for one in graphs) if with_model else None
-            residual_path = tuple(one.counted() for one in rewritten)
+            residual_path = tuple(one.counted() for one in paths)
         except NotImplementedError as error:  # how torch says that an operator has no shapes without data
             not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"
-    return Study(
+    return ModelCounts(
         plan=plan,
-        shapes=tuple(shape for one in rewritten for shape in one.shapes()),
+        shapes=tuple(shape for one in paths for shape in one.shapes()),
         plain_moved=tuple(plain_traffic(stream) for stream in plan.streams),
         moved=moved,
         plain=plain,
         residual_path=residual_path,
         not_counted=not_counted,
-        kernels=next((reason for one in rewritten if (reason := one.without_kernels())), ""),
+        without_kernels=next((reason for one in paths if (reason := one.without_kernels())), ""),
         lengths=lengths,
     )
 
 
-def captured_graphs(
+def graphs_without_data(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
 ) -> tuple[tuple[AnalysedGraph, ...], str]:
-    """The graphs of the model without data; of the model itself, and why, where it needs data to be captured."""
+    """The graphs of the model without data; of the model itself, and why, where it needs data to be captured.
+
+    Args:
+        model: plain.
+        args: of its call.
+        kwargs: of its call.
+        config: of the rewrite.
+
+    Raises:
+        CaptureError: the model has no data, and cannot be captured.
+    """
     try:
         inputs, named = weightless_inputs((args, dict(kwargs)))
         return analyse_model(weightless_copy(model), inputs, named, config), ""
@@ -158,8 +189,13 @@ def captured_graphs(
         return graphs, f"the model is not captured without data, on the meta device, where this is counted: {first}"
 
 
-def under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
-    """The same graph, analysed under another config."""
+def analysed_under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
+    """A graph with the analysis that another config gives.
+
+    Args:
+        graph: captured and analysed.
+        config: of the rewrite.
+    """
     return AnalysedGraph(graph.captured, find_streams(graph.analysis.trace, config))
 
 
@@ -167,8 +203,8 @@ def _full(config: AttnResConfig) -> AttnResConfig:
     return dataclasses.replace(config, num_blocks=None, block_size=1)
 
 
-class _Rewritten:
-    """One graph with its mechanism, scheduled in several ways."""
+class _ResidualPath:
+    """What the rewrite put into one graph, scheduled in several ways."""
 
     def __init__(self, graph: AnalysedGraph) -> None:
         self.plan = graph.analysis.plan
@@ -185,11 +221,8 @@ class _Rewritten:
         found = []
         for index, stream in enumerate(self.plan.streams):
             value = self._root_value(index)
-            rows = 1
-            for size in value.shape[:-1]:
-                rows *= int(size)
-            dtype = str(value.dtype).removeprefix("torch.")
-            found.append(StreamShape(stream.width, rows, value.dtype.itemsize, dtype))
+            rows = math.prod(int(size) for size in value.shape[:-1])
+            found.append(StreamShape(stream.width, rows, value.dtype.itemsize, _dtype_name(value.dtype)))
         return found
 
     def without_kernels(self) -> str:
@@ -197,7 +230,7 @@ class _Rewritten:
         for index, stream in enumerate(self.plan.streams):
             dtype = self._root_value(index).dtype
             if dtype not in tensors.DTYPES:
-                return f"a stream is {str(dtype).removeprefix('torch.')}, and the kernels compute in fp32"
+                return f"a stream is {_dtype_name(dtype)}, and the kernels compute in fp32"
             if stream.width > tiling.WIDEST:
                 return f"a stream is {stream.width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
         if self.plan.config.schedule == "naive":
@@ -205,7 +238,7 @@ class _Rewritten:
         return ""
 
     def scheduled(self, name: str) -> GraphModule:
-        """The mechanism under a schedule, fused as for kernels."""
+        """The residual path under a schedule, fused as for kernels."""
         config = dataclasses.replace(self.plan.config, schedule=name)  # type: ignore[arg-type]
         plan = dataclasses.replace(self.plan, config=config)
         widest = max(stream.width for stream in plan.streams)
@@ -218,7 +251,7 @@ class _Rewritten:
         return traffic(self.scheduled(name), self.plan)
 
     def counted(self) -> Counted:
-        """Of the mechanism, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
+        """Of the path, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
         on_kernels = not self.without_kernels()
         if on_kernels:
             lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.KERNELS)
@@ -226,6 +259,10 @@ class _Rewritten:
             lowered = lower(schedule(self.gm, self.plan, False, 0).gm, self.plan, Provider.TORCH)
         widths = _added_widths(lowered, self.plan)
         return count(lowered, weightless(lowered, self._root_value(0).dtype, widths), keeps_inputs=True)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _added_widths(gm: GraphModule, plan: Plan) -> dict[Node, int]:
@@ -239,5 +276,10 @@ def _added_widths(gm: GraphModule, plan: Plan) -> dict[Node, int]:
 
 
 def total(counted: Sequence[Counted], field: str) -> Counter[str]:
-    """The sum of a counter over graphs."""
+    """The sum of a counter over graphs.
+
+    Args:
+        counted: of each graph.
+        field: of ``Counted``: forward, training or uncounted.
+    """
     return sum((getattr(one, field) for one in counted), Counter())
