@@ -107,10 +107,7 @@ def _add_bench(benchmarks: Any) -> None:
     )
     add_bench_model_options(model)
     analysis = add_verb(
-        benchmarks,
-        "analysis",
-        cli_verbs.run_bench_analysis,
-        "seconds of capture, analysis and rewrite by depth",
+        benchmarks, "analysis", cli_verbs.run_bench_analysis, "seconds of capture, analysis and rewrite by depth"
     )
     analysis.add_argument("--layers", type=int, nargs="+", default=[25, 50, 100, 200], help="depths to time")
     analysis.add_argument("--rounds", type=int, default=3, help="samples per depth, of which the median counts")

@@ -9,16 +9,7 @@ from attnres_compile.models.load_options import DTYPES, LoadOptions
 from attnres_passes.ir.config import CHOICES, DEFAULT_NUM_BLOCKS
 
 # Option of the command line -> field of AttnResConfig.
-_CONFIG_FIELDS = (
-    "num_blocks",
-    "block_size",
-    "scale",
-    "schedule",
-    "inner",
-    "on_decline",
-    "allow_unnormed",
-    "eps",
-)
+_CONFIG_FIELDS = ("num_blocks", "block_size", "scale", "schedule", "inner", "on_decline", "allow_unnormed", "eps")
 
 REPORT_SEQ = 4096
 MEASURED_SEQ = 512
@@ -57,11 +48,7 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
         "--allow-unnormed", action="store_const", const=True, help="also rewrite streams read without a norm"
     )
     group.add_argument(
-        "--stream",
-        action="append",
-        metavar="NAME",
-        dest="streams",
-        help="rewrite this stream only; may repeat",
+        "--stream", action="append", metavar="NAME", dest="streams", help="rewrite this stream only; may repeat"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,12 @@ def check_writable(path: str | None) -> None:
     """Fail before a long run rather than after it. Raises OutputError; an existing file keeps its content."""
     if path is None:
         return
-    try:
+    with _explained(path):
         existed = Path(path).exists()
         with open(path, "a", encoding="utf-8"):
             pass
         if not existed:
             Path(path).unlink()
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
 
 
 def write_text(text: str, path: str | None) -> None:
@@ -59,10 +59,8 @@ def write_text(text: str, path: str | None) -> None:
     if path is None:
         print(text, end="")
         return
-    try:
+    with _explained(path):
         Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
 
 
 def keep_record(record: Any, path: str | None) -> None:
@@ -82,10 +80,8 @@ def keep_record(record: Any, path: str | None) -> None:
         return
     temporary = f"{path}.part"
     write_text(json_text(record), temporary)
-    try:
+    with _explained(path):
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
 
 
 def read_record(path: str) -> Any:
@@ -131,11 +127,15 @@ def write_bytes(content: bytes, path: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    try:
+    with _explained(path):
         Path(path).write_bytes(content)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
-
-
-def _cannot_write(path: str, error: OSError) -> str:
-    return f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"
+        ) from error

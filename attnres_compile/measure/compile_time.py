@@ -143,9 +143,9 @@ def _time_side(job: CompileJob, side: str) -> CompileTimes:
         model.compile(backend="attnres")
     else:
         model.compile(backend=inner)
-    build = model_pair.training_call if job.workload == TRAINING else model_pair.forward_call
-    kwargs = loaded.training_kwargs if job.workload == TRAINING else loaded.kwargs
-    call = build(model, loaded.args, kwargs)
+    is_training = job.workload == TRAINING
+    kwargs = loaded.training_kwargs if is_training else loaded.kwargs
+    call = model_pair.model_call(model, loaded.args, kwargs, is_training)
     first = _seconds(call)
     later = min(_seconds(call) for _ in range(3))
     return CompileTimes(compile=first - later, prepare=prepare_seconds)

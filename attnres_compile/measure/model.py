@@ -23,10 +23,9 @@ from attnres_compile.measure.model_pair import (
     PLAIN,
     ModelPair,
     compile_pair,
-    forward_call,
+    model_call,
     prepared_pair,
     switch_dropout_off,
-    training_call,
 )
 from attnres_compile.measure.timing import DEFAULT_ROUNDS, compare
 from attnres_compile.models.example_inputs import first_line
@@ -163,12 +162,11 @@ def _cell(
 def _forward(job: ModelJob, loaded: LoadedModel, pair: ModelPair, workload: str) -> dict[str, Any]:
     """Prefill or training: calls with all tokens."""
     is_training = workload == TRAINING
-    build = training_call if is_training else forward_call
     kwargs = loaded.training_kwargs if is_training else loaded.kwargs
     device = job.load.torch_device()
     compile_pair(pair)
     models = {PLAIN: pair.plain, ATTNRES: pair.attnres}
-    calls = {name: build(model, loaded.args, kwargs) for name, model in models.items()}
+    calls = {name: model_call(model, loaded.args, kwargs, is_training) for name, model in models.items()}
     timed = _compare(job, calls)
     memory = {name: peak_memory(call, models[name], 0, device) for name, call in calls.items()}
     launches = {name: count_launches(call, device) for name, call in calls.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from attnres_compile.api.preparation import prepare, unprepare
 from attnres_compile.model.parameters import parameters_of
@@ -62,38 +63,28 @@ def compile_pair(pair: ModelPair, mode: str | None = None) -> None:
     pair.attnres.compile(backend="attnres", mode=mode)
 
 
-def forward_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
-    """Put ``model`` in eval mode; the returned call runs one forward without gradients.
+def model_call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_training: bool
+) -> Callable[[], None]:
+    """Put a model in its mode; the returned call runs one forward without gradients, or one training step.
 
     Args:
         model: plain or prepared, compiled or not.
         args: of each call.
-        kwargs: of each call.
+        kwargs: of each call; for training with labels, where the model computes its own loss from them.
+        is_training: forward and backward, from gradients of None.
     """
-    model.eval()
+    model.train(is_training)
 
     def forward() -> None:
         with torch.no_grad():
             model(*args, **kwargs)
 
-    return forward
-
-
-def training_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], None]:
-    """Put ``model`` in training mode; the returned call runs forward and backward, from gradients of None.
-
-    Args:
-        model: plain or prepared, compiled or not.
-        args: of each call.
-        kwargs: of each call, with labels where the model computes its own loss from them.
-    """
-    model.train()
-
     def step() -> None:
         model.zero_grad(set_to_none=True)
         _scalar_loss(model(*args, **kwargs)).backward()  # type: ignore[no-untyped-call]
 
-    return step
+    return step if is_training else forward
 
 
 def _scalar_loss(output: Any) -> torch.Tensor:
@@ -104,20 +95,14 @@ def _scalar_loss(output: Any) -> torch.Tensor:
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, torch.Tensor):
         return own
-    first = _first_floating(output)
+    tensors = (leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     if first is None:
         raise MeasureError(
             f"the model returns no floating tensor ({type(output).__name__}), so there is nothing to train: "
             "wrap it in a module that returns a loss"
         )
     return first.float().square().mean()
-
-
-def _first_floating(value: Any) -> torch.Tensor | None:
-    if isinstance(value, torch.Tensor):
-        return value if value.is_floating_point() else None
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return next((found for found in map(_first_floating, items) if found is not None), None)
 
 
 def switch_dropout_off(model: nn.Module) -> None:

@@ -13,14 +13,7 @@ from attnres_compile.measure.model_pair import ATTNRES, PLAIN
 from attnres_compile.report.comparison import Comparison
 from attnres_compile.report.records import check_record
 
-HEADERS = (
-    "median (p20 to p80)",
-    "schedule",
-    "plain",
-    "attnres",
-    "attnres / plain [95 % interval]",
-    "rounds",
-)
+HEADERS = ("median (p20 to p80)", "schedule", "plain", "attnres", "attnres / plain [95 % interval]", "rounds")
 _MIB = 1 << 20
 _NOTHING = ("n/a", "n/a", "n/a", "")
 _FIRST_SCHEMA = 1

@@ -14,21 +14,13 @@ from torch import nn
 
 from attnres_compile.api.preparation import config_from
 from attnres_compile.measure.device_cost import peak_memory
-from attnres_compile.measure.model_pair import (
-    ATTNRES,
-    PLAIN,
-    compile_pair,
-    forward_call,
-    plain_copy,
-    prepared_pair,
-    training_call,
-)
+from attnres_compile.measure.model_pair import ATTNRES, PLAIN, compile_pair, model_call, plain_copy, prepared_pair
 from attnres_compile.measure.timing import DEFAULT_ROUNDS, compare
 from attnres_compile.model.parameters import parameters_of
 from attnres_compile.report.comparison import Comparison, MeasureError
-from attnres_compile.report.counted import counted_rows, shape_lines, uncounted_calls
-from attnres_compile.report.counting.model_counts import Lengths, count_model
+from attnres_compile.report.counting.model_counts import Lengths, model_graphs
 from attnres_compile.report.records import describe_environment, device_name
+from attnres_compile.report.rows.overhead_rows import counted_rows, shape_lines, uncounted_calls
 from attnres_compile.report.table import OverheadReport, OverheadRow
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ranks.stage_layout import StageLayout
@@ -87,7 +79,7 @@ def overhead(
     if measure and is_weightless:
         raise MeasureError("a model without data cannot be timed: build it with its weights, or leave measure out")
     bare = model if prepared is None else plain_copy(model)
-    counts = count_model(bare, tuple(args), kwargs, chosen, Lengths(*(lengths or (1, 1))))
+    counts = model_graphs(bare, tuple(args), kwargs, chosen).count(Lengths(*(lengths or (1, 1))))
     parameters = sum(parameter.numel() for parameter in bare.parameters())
     rows = counted_rows(counts, parameters, None if pipeline is None else StageLayout(*pipeline))
     if measure:
@@ -122,8 +114,8 @@ def _measured_rows(
     compile_pair(pair)
     device = next(model.parameters()).device
     rows = []
-    for name, build, inputs in ((FORWARD, forward_call, kwargs), (TRAINING, training_call, training_kwargs)):
-        plain, attnres = build(pair.plain, args, inputs), build(pair.attnres, args, inputs)
+    for name, inputs in ((FORWARD, kwargs), (TRAINING, training_kwargs)):
+        plain, attnres = (model_call(one, args, inputs, name == TRAINING) for one in (pair.plain, pair.attnres))
         timed = compare(plain, attnres, rounds=rounds, device=device, names=(PLAIN, ATTNRES))
         rows.append(latency_row(_latency(name), timed))
         rows.append(_memory_row(name, (plain, attnres), (pair.plain, pair.attnres), device))

@@ -53,9 +53,14 @@ def load_config(path: Path) -> Any:
 
 
 def model_from_config(config: Any, name: str) -> Any:
-    """A model of ``config`` with random weights, of the architecture it names or of the likeliest one.
+    """A model with random weights, of the architecture that the configuration names or of the likeliest one.
 
-    Raises ConfigSourceError if transformers has not that class, or none for this configuration.
+    Args:
+        config: of transformers.
+        name: of where it comes from, for messages.
+
+    Raises:
+        ConfigSourceError: transformers has not that class, or none for this configuration.
     """
     named = tuple(config.architectures or ())
     found = [model_class for model_class in map(find_class, named) if model_class is not None]

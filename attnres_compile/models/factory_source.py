@@ -29,16 +29,29 @@ class FactoryResult:
     taken: frozenset[str]
 
     def require_honoured(self, text: str, options: LoadOptions) -> None:
-        """Raise LoadOptionError if a batch or length was asked of a factory that takes none."""
+        """Refuse a batch or length that was asked of a factory that takes none.
+
+        Args:
+            text: MODEL.
+            options: that were asked for.
+
+        Raises:
+            LoadOptionError: the factory has no such parameter.
+        """
         asked = {"batch": options.batch != 1, "seq": options.seq is not None}
         for name in (name for name, was_asked in asked.items() if was_asked and name not in self.taken):
             raise LoadOptionError(f"{text} has no parameter {name!r}: add one to the factory, or leave --{name} out")
 
 
 def call_factory(text: str, options: LoadOptions) -> FactoryResult:
-    """Import and call the factory, with those of ``batch, seq, dtype, device`` that it has parameters for.
+    """Import and call a factory, with those of ``batch, seq, dtype, device`` that it has parameters for.
 
-    Raises FactoryError.
+    Args:
+        text: ``module:function`` or ``file.py:function``.
+        options: that are offered to it.
+
+    Raises:
+        FactoryError: it cannot be imported, or raises.
     """
     module_name, _, function_name = text.rpartition(":")
     factory = _find(_import(text, module_name), module_name, function_name)

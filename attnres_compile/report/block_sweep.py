@@ -14,14 +14,7 @@ from torch import nn
 
 from attnres_compile.api.preparation import config_from, plan_of
 from attnres_compile.model.errors import NoStreamError
-from attnres_compile.report.counting.model_counts import (
-    Lengths,
-    ModelCounts,
-    analysed_under,
-    count_graphs,
-    graphs_without_data,
-    total,
-)
+from attnres_compile.report.counting.model_counts import Lengths, ModelCounts, model_graphs, total
 from attnres_compile.report.quantities import quantity
 from attnres_compile.report.rows.memory import sources_alive
 from attnres_passes.analyses.blocks import block_size_for, num_blocks_for
@@ -114,10 +107,23 @@ def sweep_blocks(
     config: AttnResConfig | None = None,
     **options: Any,
 ) -> BlockSweep:
-    """BlockSweep ``model``, which is captured once; arguments and errors as for ``overhead``."""
+    """Count ``model`` at 1, 2, 4, .. blocks, at a block for each write, and as configured; it is captured once.
+
+    Args:
+        model: plain, with data or on the meta device.
+        args: of its call.
+        kwargs: of its call.
+        name: of the model in the table, else its class.
+        lengths: tokens per row that the call has, and those that the numbers are scaled to.
+        config: of the rewrite.
+        options: fields of the config in its place.
+
+    Raises:
+        AttnResError: the model cannot be rewritten.
+    """
     chosen = config_from(config, options)
-    graphs, not_counted = graphs_without_data(model, tuple(args), dict(kwargs or {}), chosen)
-    plan = plan_of(graphs, chosen)
+    graphs = model_graphs(model, tuple(args), dict(kwargs or {}), chosen)
+    plan = plan_of(graphs.graphs, chosen)
     if not plan.streams:
         raise NoStreamError(plan.declined)
     longest = max(plan.streams, key=lambda stream: len(stream.writes))
@@ -128,13 +134,7 @@ def sweep_blocks(
         # The number of blocks, so that streams of other lengths are cut alike; or the size, where it is configured.
         partition = (None, size) if size == own and chosen.block_size is not None else (blocks, None)
         changed = dataclasses.replace(chosen, num_blocks=partition[0], block_size=partition[1])
-        counts = count_graphs(
-            [analysed_under(graph, changed) for graph in graphs],
-            changed,
-            Lengths(*(lengths or (1, 1))),
-            not_counted,
-            with_model=False,
-        )
+        counts = graphs.under(changed).count(Lengths(*(lengths or (1, 1))), with_model=False)
         points.append(_point(counts, size == own))
     return BlockSweep(name or type(model).__name__, tuple(points))
 

@@ -8,39 +8,33 @@ counter gives such a kernel.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Shape = Sequence[int]
-PAIR = 2
-"""A multiplication and an addition."""
-
 
 @torch.library.custom_op("attnres::counted_attention", mutates_args=())
-def counted_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _counted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output ``[.., heads, queries, v]`` and log-sum-exps ``[.., heads, queries]``."""
     raise NotImplementedError("attnres::counted_attention counts, it does not compute: give it tensors on meta")
 
 
-@counted_attention.register_fake
+@_counted.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     output = query.new_empty((*query.shape[:-1], value.shape[-1]))
     return output, query.new_empty(query.shape[:-1], dtype=torch.float32)
 
 
 @torch.library.custom_op("attnres::counted_attention_backward", mutates_args=())
-def counted_attention_backward(
+def _counted_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, output: Tensor, log_sum: Tensor
 ) -> list[Tensor]:
     """Gradients of query, key, value and, if there is one, the mask."""
     raise NotImplementedError("attnres::counted_attention counts, it does not compute: give it tensors on meta")
 
 
-@counted_attention_backward.register_fake
+@_counted_backward.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, output: Tensor, log_sum: Tensor
 ) -> list[Tensor]:
@@ -53,12 +47,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, mask, output, log_sum = ctx.saved_tensors
-    grads = list(counted_attention_backward(grad, query, key, value, mask, output, log_sum))
+    grads = list(_counted_backward(grad, query, key, value, mask, output, log_sum))
     to_mask = grads[3] if mask is not None and mask.is_floating_point() else None
     return grads[0], grads[1], grads[2], to_mask
 
 
-counted_attention.register_autograd(_backward, setup_context=_setup_context)
+_counted.register_autograd(_backward, setup_context=_setup_context)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
@@ -70,17 +64,5 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None =
         value: ``[.., heads, keys, v]``.
         attn_mask: what autograd would keep of it counts; dropout and scale change no count.
     """
-    output: Tensor = counted_attention(query, key, value, attn_mask)[0]
+    output: Tensor = _counted(query, key, value, attn_mask)[0]
     return output
-
-
-def attention_flops(query_shape: Shape, key_shape: Shape, value_shape: Shape, *args: Any, **kwargs: Any) -> int:
-    """Two matrix products over all pairs of a query and a key, also where a mask hides some."""
-    return PAIR * math.prod(query_shape[:-1]) * key_shape[-2] * (query_shape[-1] + value_shape[-1])
-
-
-def attention_backward_flops(
-    grad_shape: Shape, query_shape: Shape, key_shape: Shape, value_shape: Shape, *args: Any, **kwargs: Any
-) -> int:
-    """The scores again, and the gradients of queries, keys, values and scores."""
-    return PAIR * math.prod(query_shape[:-1]) * key_shape[-2] * (3 * query_shape[-1] + 2 * value_shape[-1])

@@ -8,10 +8,24 @@ from typing import Any
 
 import torch
 
-from attnres_compile.report.counting.attention import PAIR, attention_backward_flops, attention_flops
+from attnres_compile.report.counting import attention as _attention  # noqa: F401  (registers its operators)
 from attnres_passes.torch_private import torch_compat
 
 Shape = Sequence[int]
+_PAIR = 2
+"""A multiplication and an addition."""
+
+
+def _attention_flops(query_shape: Shape, key_shape: Shape, value_shape: Shape, *args: Any, **kwargs: Any) -> int:
+    """Two matrix products over all pairs of a query and a key, also where a mask hides some."""
+    return _PAIR * math.prod(query_shape[:-1]) * key_shape[-2] * (query_shape[-1] + value_shape[-1])
+
+
+def _attention_backward_flops(
+    grad_shape: Shape, query_shape: Shape, key_shape: Shape, value_shape: Shape, *args: Any, **kwargs: Any
+) -> int:
+    """The scores again, and the gradients of queries, keys, values and scores."""
+    return _PAIR * math.prod(query_shape[:-1]) * key_shape[-2] * (3 * query_shape[-1] + 2 * value_shape[-1])
 
 
 def _grouped_product_flops(first_shape: Shape, second_shape: Shape, *args: Any, **kwargs: Any) -> int:
@@ -20,8 +34,8 @@ def _grouped_product_flops(first_shape: Shape, second_shape: Shape, *args: Any, 
     Two matrices, where the groups cut the dimension that is summed over, or a stack of them on either side.
     """
     if len(first_shape) == 2:
-        return PAIR * math.prod(first_shape) * second_shape[-1]
-    return PAIR * math.prod(first_shape[-2:]) * second_shape[-1] * (first_shape[0] if len(second_shape) == 3 else 1)
+        return _PAIR * math.prod(first_shape) * second_shape[-1]
+    return _PAIR * math.prod(first_shape[-2:]) * second_shape[-1] * (first_shape[0] if len(second_shape) == 3 else 1)
 
 
 def _convolution_backward_flops(
@@ -33,13 +47,13 @@ def _convolution_backward_flops(
     """
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, output_mask = args
     positions = (input_shape if transposed else grad_shape)[2:]
-    forward = PAIR * grad_shape[0] * math.prod(positions) * math.prod(weight_shape)
+    forward = _PAIR * grad_shape[0] * math.prod(positions) * math.prod(weight_shape)
     return forward * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
 FORMULAS = {
-    torch.ops.attnres.counted_attention: attention_flops,
-    torch.ops.attnres.counted_attention_backward: attention_backward_flops,
+    torch.ops.attnres.counted_attention: _attention_flops,
+    torch.ops.attnres.counted_attention_backward: _attention_backward_flops,
     torch_compat.grouped_product: _grouped_product_flops,
     torch.ops.aten.convolution_backward: _convolution_backward_flops,
 }

@@ -97,110 +97,88 @@ class ModelCounts:
     lengths: Lengths
 
 
-def count_model(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig, lengths: Lengths
-) -> ModelCounts:
-    """Count ``model(*args, **kwargs)``, which is not changed.
+@dataclass(frozen=True)
+class ModelGraphs:
+    """The graphs of a model, without its data where they can be captured so, analysed under a config."""
+
+    graphs: Sequence[AnalysedGraph]
+    config: AttnResConfig
+    not_counted: str = ""
+    """Why they cannot be executed; '' if they can."""
+
+    def under(self, config: AttnResConfig) -> ModelGraphs:
+        """These graphs with the analysis that another config gives."""
+        graphs = [AnalysedGraph(one.captured, find_streams(one.analysis.trace, config)) for one in self.graphs]
+        return dataclasses.replace(self, graphs=graphs, config=config)
+
+    def paths(self) -> list[_ResidualPath]:
+        """The residual paths of the graphs that have streams."""
+        return [_ResidualPath(graph) for graph in self.graphs if graph.analysis.plan.streams]
+
+    def count(self, lengths: Lengths, with_model: bool = True) -> ModelCounts:
+        """Execute and schedule the graphs.
+
+        Args:
+            lengths: that the numbers are scaled by.
+            with_model: else the residual path alone is counted, under its own schedule alone.
+
+        Raises:
+            NoStreamError: nothing can be rewritten, and the config calls that an error.
+        """
+        plan = plan_of(self.graphs, self.config)
+        if not plan.streams:
+            apply_on_decline(plan)
+        paths = self.paths()
+        schedules = SCHEDULES if with_model else (self.config.schedule,)
+        moved = {name: tuple(x for one in paths for x in one.moved(name)) for name in schedules}
+        if with_model:
+            full = self.under(dataclasses.replace(self.config, num_blocks=None, block_size=1))
+            moved[FULL] = tuple(x for one in full.paths() for x in one.moved("auto"))
+        plain, residual_path, not_counted = None, None, self.not_counted
+        if not not_counted:
+            try:
+                captured = [graph.captured for graph in self.graphs]
+                plain = tuple(count(one.gm, one.inputs) for one in captured) if with_model else None
+                residual_path = tuple(one.counted() for one in paths)
+            except NotImplementedError as error:  # how torch says that an operator has no shapes without data
+                not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"
+        return ModelCounts(
+            plan=plan,
+            shapes=tuple(shape for one in paths for shape in one.shapes()),
+            plain_moved=tuple(plain_traffic(stream) for stream in plan.streams),
+            moved=moved,
+            plain=plain,
+            residual_path=residual_path,
+            not_counted=not_counted,
+            without_kernels=next((reason for one in paths if (reason := one.without_kernels())), ""),
+            lengths=lengths,
+        )
+
+
+def model_graphs(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
+) -> ModelGraphs:
+    """Capture a model, which is not changed, without its data; with them, and saying why, where it needs them for that.
 
     Args:
         model: plain, with data or on the meta device.
         args: of its call.
         kwargs: of its call.
         config: of the rewrite.
-        lengths: that the numbers are scaled by.
 
     Raises:
         AttnResError: what ``attnres_compile.explain`` raises.
     """
-    graphs, not_counted = graphs_without_data(model, args, kwargs, config)
-    return count_graphs(graphs, config, lengths, not_counted)
-
-
-def count_graphs(
-    graphs: Sequence[AnalysedGraph],
-    config: AttnResConfig,
-    lengths: Lengths,
-    not_counted: str = "",
-    with_model: bool = True,
-) -> ModelCounts:
-    """Count captured graphs.
-
-    Args:
-        graphs: analysed under ``config``.
-        config: of the rewrite.
-        lengths: that the numbers are scaled by.
-        not_counted: why the graphs cannot be executed; '' if they can.
-        with_model: else the residual path alone is counted, under its own schedule alone.
-
-    Raises:
-        NoStreamError: nothing can be rewritten, and the config calls that an error.
-    """
-    plan = plan_of(graphs, config)
-    if not plan.streams:
-        apply_on_decline(plan)
-    paths = [_ResidualPath(graph) for graph in graphs if graph.analysis.plan.streams]
-    schedules = SCHEDULES if with_model else (config.schedule,)
-    moved = {name: tuple(x for one in paths for x in one.moved(name)) for name in schedules}
-    if with_model:
-        full = [_ResidualPath(analysed_under(graph, _full(config))) for graph in graphs if graph.analysis.plan.streams]
-        moved[FULL] = tuple(x for one in full for x in one.moved("auto"))
-    plain, residual_path = None, None
-    if not not_counted:
-        try:
-            plain = tuple(count(one.captured.gm, one.captured.inputs) for one in graphs) if with_model else None
-            residual_path = tuple(one.counted() for one in paths)
-        except NotImplementedError as error:  # how torch says that an operator has no shapes without data
-            not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"
-    return ModelCounts(
-        plan=plan,
-        shapes=tuple(shape for one in paths for shape in one.shapes()),
-        plain_moved=tuple(plain_traffic(stream) for stream in plan.streams),
-        moved=moved,
-        plain=plain,
-        residual_path=residual_path,
-        not_counted=not_counted,
-        without_kernels=next((reason for one in paths if (reason := one.without_kernels())), ""),
-        lengths=lengths,
-    )
-
-
-def graphs_without_data(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
-) -> tuple[tuple[AnalysedGraph, ...], str]:
-    """The graphs of the model without data; of the model itself, and why, where it needs data to be captured.
-
-    Args:
-        model: plain.
-        args: of its call.
-        kwargs: of its call.
-        config: of the rewrite.
-
-    Raises:
-        CaptureError: the model has no data, and cannot be captured.
-    """
     try:
         inputs, named = weightless_inputs((args, dict(kwargs)))
-        return analyse_model(weightless_copy(model), inputs, named, config), ""
+        return ModelGraphs(analyse_model(weightless_copy(model), inputs, named, config), config)
     except (CaptureError, GraphBreakError) as error:
         if any(parameter.is_meta for parameter in model.parameters()):
             raise
         graphs = analyse_model(model, args, kwargs, config)
         first = str(error).splitlines()[0]
-        return graphs, f"the model is not captured without data, on the meta device, where this is counted: {first}"
-
-
-def analysed_under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
-    """A graph with the analysis that another config gives.
-
-    Args:
-        graph: captured and analysed.
-        config: of the rewrite.
-    """
-    return AnalysedGraph(graph.captured, find_streams(graph.analysis.trace, config))
-
-
-def _full(config: AttnResConfig) -> AttnResConfig:
-    return dataclasses.replace(config, num_blocks=None, block_size=1)
+    reason = f"the model is not captured without data, on the meta device, where this is counted: {first}"
+    return ModelGraphs(graphs, config, reason)
 
 
 class _ResidualPath:

@@ -24,7 +24,7 @@ def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
 
 
 def flop_rows(counts: ModelCounts) -> list[OverheadRow]:
-    """FLOPs of a forward, and of forward and backward: the executed graph, and with the executed mechanism added."""
+    """FLOPs of a forward, and of both directions: of the executed graph, and with the executed residual path added."""
     if counts.plain is None or counts.residual_path is None:
         return [_missing(metric, "FLOP", counts.not_counted) for metric in (FORWARD_FLOPS, TRAINING_FLOPS)]
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attnres_compile.report.counting.model_counts import Lengths, ModelCounts, count_model
+from attnres_compile.report.counting.model_counts import Lengths, ModelCounts, model_graphs
 from attnres_passes.ir.config import AttnResConfig
 
 
@@ -26,4 +26,4 @@ class PreNorm(nn.Module):
 def toy_counts(width: int, tokens: int, writes: int, **options: object) -> ModelCounts:
     with torch.device("meta"):
         model, x = PreNorm(width, writes), torch.empty(1, tokens, width)
-    return count_model(model, (x,), {}, AttnResConfig(**options), Lengths())
+    return model_graphs(model, (x,), {}, AttnResConfig(**options)).count(Lengths())

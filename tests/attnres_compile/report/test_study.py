@@ -13,7 +13,7 @@ from attnres_compile.api.preparation import analyse_model
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
 from attnres_compile.report.counting.execution import count
-from attnres_compile.report.counting.model_counts import Lengths, count_model, total
+from attnres_compile.report.counting.model_counts import Lengths, model_graphs, total
 from attnres_compile.report.rows.computation import flop_rows, launch_rows, saved_rows
 from attnres_compile.report.rows.memory import pipeline_rows, prefill_bytes, storage_rows
 from attnres_compile.report.rows.traffic import io_rows
@@ -84,7 +84,7 @@ def test_counted_flops_of_a_decoder_equal_closed_forms() -> None:
     """llama-tiny: 4 layers of width 64, 4 heads of 16 and 2 for keys and values, an MLP of 176, 256 words."""
     tokens, d, kv, mlp, words, layers = 48, 64, 32, 176, 256, 4
     loaded = load_model("llama-tiny", LoadOptions(seq=tokens, weightless=True))
-    forward, training = flop_rows(count_model(loaded.model, (), loaded.kwargs, AttnResConfig(), Lengths()))
+    forward, training = flop_rows(model_graphs(loaded.model, (), loaded.kwargs, AttnResConfig()).count(Lengths()))
     linear = 2 * tokens * (layers * (2 * d * d + 2 * d * kv + 3 * d * mlp) + d * words)
     attention = layers * 2 * 2 * tokens * tokens * d
     assert forward.plain == linear + attention
@@ -117,7 +117,7 @@ def test_a_mixture_and_a_depthwise_convolution_are_counted() -> None:
 def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: str) -> None:
     loaded = load_model(name, LoadOptions(seq=16, weightless=True))
     config = AttnResConfig(num_blocks=3)
-    found = count_model(loaded.model, (), loaded.kwargs, config, Lengths())
+    found = model_graphs(loaded.model, (), loaded.kwargs, config).count(Lengths())
     (graph,) = analyse_model(loaded.model, (), loaded.kwargs, config)
     plan = graph.analysis.plan
     whole = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(64)).gm
@@ -253,7 +253,7 @@ def test_saved_activations_by_hand() -> None:
 def test_what_is_scaled_equals_what_is_counted_at_that_length() -> None:
     def rows(seq: int, lengths: Lengths) -> list[tuple[float | None, ...]]:
         loaded = load_model("llama-tiny", LoadOptions(seq=seq, weightless=True))
-        found = count_model(loaded.model, (), loaded.kwargs, AttnResConfig(), lengths)
+        found = model_graphs(loaded.model, (), loaded.kwargs, AttnResConfig()).count(lengths)
         return [(row.plain, row.attnres) for row in flop_rows(found)]
 
     assert rows(32, Lengths(32, 128)) == rows(128, Lengths())
@@ -263,7 +263,7 @@ def test_what_is_scaled_equals_what_is_counted_at_that_length() -> None:
 def test_a_frozen_model_has_no_training_flops_and_says_so() -> None:
     with torch.device("meta"):
         model, x = PreNorm(8, 4).requires_grad_(False), torch.empty(1, 3, 8)
-    found = count_model(model, (x,), {}, AttnResConfig(), Lengths())
+    found = model_graphs(model, (x,), {}, AttnResConfig()).count(Lengths())
     _, training = flop_rows(found)
     assert (training.how, training.plain) == ("n/a", None)
     assert "wants a gradient" in training.note
@@ -273,7 +273,7 @@ def test_a_frozen_model_has_no_training_flops_and_says_so() -> None:
 def test_what_kernels_cannot_hold_is_no_launch_and_says_why() -> None:
     with torch.device("meta"):
         model, x = PreNorm(8, 4).double(), torch.empty(1, 3, 8, dtype=torch.float64)
-    (row,) = launch_rows(count_model(model, (x,), {}, AttnResConfig(), Lengths()))
+    (row,) = launch_rows(model_graphs(model, (x,), {}, AttnResConfig()).count(Lengths()))
     assert (row.how, row.attnres) == ("n/a", None)
     assert row.note == "no generated kernels: a stream is float64, and the kernels compute in fp32"
 
@@ -284,7 +284,9 @@ class NeedsData(PreNorm):
 
 
 def test_a_model_that_needs_data_is_planned_with_it_and_not_counted() -> None:
-    found = count_model(NeedsData(8, 4), (torch.randn(1, 3, 8),), {}, AttnResConfig(on_decline="ignore"), Lengths())
+    found = model_graphs(NeedsData(8, 4), (torch.randn(1, 3, 8),), {}, AttnResConfig(on_decline="ignore")).count(
+        Lengths()
+    )
     forward, _ = flop_rows(found)
     assert forward.how == "n/a"
     assert "not captured without data" in forward.note
