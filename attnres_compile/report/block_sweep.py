@@ -149,20 +149,17 @@ def _sizes(writes: int) -> Iterator[int]:
 
 
 def _point(counts: ModelCounts, is_chosen: bool) -> SweepPoint:
-    streams, shapes = counts.plan.streams, counts.shapes
-    writes = sum(len(stream.writes) for stream in streams)
-    moved = counts.moved[counts.plan.config.schedule]
+    streams, alive = counts.plan.streams, sources_alive(counts)
     longest = max(streams, key=lambda stream: len(stream.writes))
     added = None if counts.residual_path is None else counts.lengths.flops(total(counts.residual_path, "forward"))
     return SweepPoint(
         num_blocks=longest.num_blocks,
         block_size=longest.block_size,
-        sources=max(sources_alive(counts)),
+        sources=max(alive),
         parameters=sum(2 * stream.width * len(stream.parametrized_reads) for stream in streams),
         forward_flops=added,
-        io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(moved, shapes, strict=True)) / writes,
-        plain_io_bytes=sum(one.total * shape.row_bytes for one, shape in zip(counts.plain_moved, shapes, strict=True))
-        / writes,
-        stored_bytes=sum(alive * shape.row_bytes for alive, shape in zip(sources_alive(counts), shapes, strict=True)),
+        io_bytes=counts.bytes_per_write(counts.traffic[counts.plan.config.schedule]),
+        plain_io_bytes=counts.bytes_per_write(counts.plain_traffic),
+        stored_bytes=sum(number * shape.row_bytes for number, shape in zip(alive, counts.shapes, strict=True)),
         is_chosen=is_chosen,
     )

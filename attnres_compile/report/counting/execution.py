@@ -71,7 +71,7 @@ def weightless(gm: GraphModule, dtype: torch.dtype, widths: dict[Node, int]) -> 
     Args:
         gm: whose placeholders are read.
         dtype: of those without an example value, which are vectors.
-        widths: of the same.
+        widths: of these vectors.
     """
     made = []
     for node in gm.graph.nodes:

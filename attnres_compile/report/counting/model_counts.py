@@ -83,9 +83,9 @@ class ModelCounts:
 
     plan: Plan
     shapes: tuple[StreamShape, ...]
-    plain_moved: tuple[Moved, ...]
+    plain_traffic: tuple[Moved, ...]
     """Of each stream of the plain model, in units of ``[T, d]``."""
-    moved: Mapping[str, tuple[Moved, ...]]
+    traffic: Mapping[str, tuple[Moved, ...]]
     """Of each stream with AttnRes, by schedule."""
     plain: tuple[Counted, ...] | None
     """Of each graph as it was captured, or None: ``not_counted`` says why."""
@@ -95,6 +95,11 @@ class ModelCounts:
     without_kernels: str
     """Why the reads are not on generated kernels; '' where they are."""
     lengths: Lengths
+
+    def bytes_per_write(self, traffic: Sequence[Moved]) -> float:
+        """Bytes per token and sublayer of what is moved for each stream."""
+        moved = sum(one.total * shape.row_bytes for one, shape in zip(traffic, self.shapes, strict=True))
+        return moved / sum(len(stream.writes) for stream in self.plan.streams)
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,10 @@ class ModelGraphs:
             apply_on_decline(plan)
         paths = self.paths()
         schedules = SCHEDULES if with_model else (self.config.schedule,)
-        moved = {name: tuple(x for one in paths for x in one.moved(name)) for name in schedules}
+        moved = {name: tuple(x for one in paths for x in one.traffic(name)) for name in schedules}
         if with_model:
             full = self.under(dataclasses.replace(self.config, num_blocks=None, block_size=1))
-            moved[FULL] = tuple(x for one in full.paths() for x in one.moved("auto"))
+            moved[FULL] = tuple(x for one in full.paths() for x in one.traffic("auto"))
         plain, residual_path, not_counted = None, None, self.not_counted
         if not not_counted:
             try:
@@ -145,8 +150,8 @@ class ModelGraphs:
         return ModelCounts(
             plan=plan,
             shapes=tuple(shape for one in paths for shape in one.shapes()),
-            plain_moved=tuple(plain_traffic(stream) for stream in plan.streams),
-            moved=moved,
+            plain_traffic=tuple(plain_traffic(stream) for stream in plan.streams),
+            traffic=moved,
             plain=plain,
             residual_path=residual_path,
             not_counted=not_counted,
@@ -225,7 +230,7 @@ class _ResidualPath:
             fuse(gm, plan)
         return gm
 
-    def moved(self, name: str) -> tuple[Moved, ...]:
+    def traffic(self, name: str) -> tuple[Moved, ...]:
         return traffic(self.scheduled(name), self.plan)
 
     def counted(self) -> Counted:

@@ -31,22 +31,17 @@ def io_rows(counts: ModelCounts) -> list[OverheadRow]:
         reason = "nothing was rewritten"
         return [OverheadRow(RESIDUAL_IO, None, None, "B", "n/a", reason)]
     chosen = counts.plan.config.schedule
-    rows = [_counted_row(counts, RESIDUAL_IO, counts.moved[chosen], False)]
+    rows = [_counted_row(counts, RESIDUAL_IO, counts.traffic[chosen], False)]
     rows += [
-        _counted_row(counts, f"{RESIDUAL_IO}, {name}", counts.moved[schedule], True)
+        _counted_row(counts, f"{RESIDUAL_IO}, {name}", counts.traffic[schedule], True)
         for schedule, name in _SCHEDULE_NAMES.items()
     ]
     return rows + _paper_rows(counts)
 
 
 def _counted_row(counts: ModelCounts, metric: str, moved: Sequence[Moved], is_detail: bool) -> OverheadRow:
-    writes = sum(len(stream.writes) for stream in counts.plan.streams)
-    plain, attnres = (_bytes(counts, side) / writes for side in (counts.plain_moved, moved))
+    plain, attnres = (counts.bytes_per_write(side) for side in (counts.plain_traffic, moved))
     return OverheadRow(metric, plain, attnres, "B", "counted", _COUNTED, is_detail, _unit(counts))
-
-
-def _bytes(counts: ModelCounts, moved: Sequence[Moved]) -> float:
-    return sum(one.total * shape.row_bytes for one, shape in zip(moved, counts.shapes, strict=True))
 
 
 def _unit(counts: ModelCounts) -> float | None:

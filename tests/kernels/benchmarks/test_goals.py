@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
@@ -17,7 +18,7 @@ from kernels.benchmarks.against_peers.work import TRAINING as WITH_BACKWARD
 from kernels.benchmarks.goals.goal import MISSED, NOT_MEASURED, PARTLY, REACHED, Goal, goals_table
 from kernels.benchmarks.goals.project_goals import MODELS, project_goals
 from tests.kernels.benchmarks.gpu_records import GPU, GRID, arm, cell, kernel_record, model_cell, model_record
-from tests.kernels.benchmarks.kernel_jobs import arm_of, small
+from tests.kernels.benchmarks.kernel_jobs import arm_of, benchmarks, small
 
 SHARE = "share of the copy bandwidth"
 PLACE = GRID[0]
@@ -196,3 +197,17 @@ def test_records_of_another_version_are_refused():
         project_goals([kernel_record() | {"schema_version": 2}])
     with pytest.raises(MeasureError, match="with schema_version 1 or 2: measure again"):
         project_goals([model_record() | {"schema_version": 3}])
+
+
+def test_the_command_prints_the_goals_of_every_gpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    for number, record in enumerate(all_records()):
+        paths.append(f"{number}.json")
+        (tmp_path / paths[-1]).write_text(json.dumps(record))
+    ((device, found),) = project_goals(all_records()).items()
+    assert benchmarks(capsys, "goals", *paths) == (0, f"{device}\n\n{goals_table(found)}\n", "")
+    (tmp_path / "list.json").write_text("[1]")
+    code, _, err = benchmarks(capsys, "goals", "list.json")
+    assert code == 1
+    assert "list.json cannot be read here (its kind is None)" in err

@@ -122,7 +122,7 @@ def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: st
     plan = graph.analysis.plan
     whole = schedule(rewrite(graph.captured.gm, graph.analysis).gm, plan, True, tiling.most_in_place(64)).gm
     fuse(whole, plan)
-    assert traffic(whole, plan) == found.moved["auto"]
+    assert traffic(whole, plan) == found.traffic["auto"]
     lowered = lower(whole, plan, Provider.KERNELS)
     widths = [
         plan.streams[annotation.stream].width
@@ -175,7 +175,7 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     found = toy_counts(width, 3, writes, block_size=2, schedule=name)
     by_kernels = sum(charged, moved.Moved(0, 0))
     norm_of_root = moved.Moved(1, 1)
-    assert by_kernels + norm_of_root == found.moved[name][0]
+    assert by_kernels + norm_of_root == found.traffic[name][0]
     assert found.residual_path[0].launches == (forward, len(launches))
 
 
