@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from attnres_compile.api.preparation import prepare, unprepare
     from attnres_compile.api.save_load import load, save
     from attnres_compile.api.verification import Verification, verify
-    from attnres_compile.measure.overhead import OverheadReport, overhead
+    from attnres_compile.measure.overhead import overhead
     from attnres_compile.pipelines.pipeline import Pipeline, pipeline
     from attnres_compile.recording.live import Recording, depth_weights
     from attnres_compile.recording.record import DepthWeights
+    from attnres_compile.report.table import OverheadReport
     from attnres_kernels.errors import AttnResError
     from attnres_passes.ir.config import AttnResConfig
     from attnres_passes.ir.plan import Plan
@@ -32,7 +33,7 @@ _HOMES = {
     "AttnResError": "attnres_kernels.errors",
     "DepthWeights": "attnres_compile.recording.record",
     "Explanation": "attnres_compile.api.explanation",
-    "OverheadReport": "attnres_compile.measure.overhead",
+    "OverheadReport": "attnres_compile.report.table",
     "Pipeline": "attnres_compile.pipelines.pipeline",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",

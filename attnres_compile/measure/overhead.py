@@ -25,8 +25,6 @@ from attnres_compile.report.table import OverheadReport, OverheadRow
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ranks.stage_layout import StageLayout
 
-__all__ = ["OverheadReport", "OverheadRow", "overhead"]
-
 FORWARD, TRAINING = "forward", "training step"
 
 
