@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from attnres_compile.api.status import status as status
     from attnres_compile.api.verify import Verification as Verification
     from attnres_compile.api.verify import verify as verify
+    from attnres_compile.measure.overhead import overhead as overhead
     from attnres_compile.model.status import Status as Status
     from attnres_compile.pipelines.pipeline import pipeline as pipeline
     from attnres_compile.pipelines.rank import Pipeline as Pipeline
     from attnres_compile.recording.live import Recording as Recording
     from attnres_compile.recording.live import depth_weights as depth_weights
     from attnres_compile.recording.weights import DepthWeights as DepthWeights
-    from attnres_compile.report.overhead import OverheadReport as OverheadReport
-    from attnres_compile.report.overhead import overhead as overhead
+    from attnres_compile.report.table import OverheadReport as OverheadReport
     from attnres_kernels.errors import AttnResError as AttnResError
     from attnres_passes.ir.config import AttnResConfig as AttnResConfig
     from attnres_passes.ir.plan import Plan as Plan
@@ -40,7 +40,7 @@ _HOMES = {
     "AttnResError": "attnres_kernels.errors",
     "DepthWeights": "attnres_compile.recording.weights",
     "Explanation": "attnres_compile.api.explain",
-    "OverheadReport": "attnres_compile.report.overhead",
+    "OverheadReport": "attnres_compile.report.table",
     "Pipeline": "attnres_compile.pipelines.rank",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
@@ -49,7 +49,7 @@ _HOMES = {
     "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.api.explain",
     "load": "attnres_compile.api.save_load",
-    "overhead": "attnres_compile.report.overhead",
+    "overhead": "attnres_compile.measure.overhead",
     "param_groups": "attnres_compile.api.optimizers",
     "pipeline": "attnres_compile.pipelines.pipeline",
     "prepare": "attnres_compile.api.prepare",

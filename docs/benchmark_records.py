@@ -1,4 +1,4 @@
-"""The records of the folder ``benchmarks``: whatever `attnres bench` wrote there, found by what a record says it is."""
+"""The records of the folder ``benchmarks``: whatever the benchmarks wrote there, found by what a record says it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from attnres_compile.measure.model import KIND as MODEL
 from kernels.benchmarks.against_peers.run import KIND as KERNELS
-from kernels.benchmarks.goals.measured import on_gpu
+from kernels.benchmarks.goals.merged_records import on_gpu
 
 BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
 

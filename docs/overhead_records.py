@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from attnres_compile.models.presets import PRESETS, small
+from attnres_compile.models.presets import PRESETS
 from attnres_compile.report.table import OverheadReport
 
 OVERHEAD = Path(__file__).resolve().parent / "overhead"
@@ -18,7 +18,7 @@ OVERHEAD = Path(__file__).resolve().parent / "overhead"
 
 
 def published() -> list[str]:
-    return [preset.name for preset in PRESETS.values() if preset not in small.PRESETS]
+    return [preset.name for preset in PRESETS.values() if not preset.is_small]
 
 
 def count_overhead(names: list[str]) -> None:

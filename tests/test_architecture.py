@@ -89,6 +89,12 @@ def test_shipped_code_never_imports_tests() -> None:
     assert not [path for path in ALL_MODULES if "tests" in imported_roots(syntax(path))]
 
 
+def test_shipped_code_never_imports_benchmarks() -> None:
+    """They stay in the repository; from its root a wheel's module would find them all the same."""
+    benchmarks = {"kernels", "benchmarks"}
+    assert not [path for path in ALL_MODULES if benchmarks & set(imported_roots(syntax(path)))]
+
+
 def test_torch_pipelining_is_reached_from_two_files() -> None:
     """What is private of it is in one of them; the other names schedules."""
     using = {

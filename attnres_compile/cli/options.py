@@ -9,28 +9,11 @@ from attnres_compile.models.load_options import DTYPES, LoadOptions
 from attnres_passes.ir.config import CHOICES, DEFAULT_NUM_BLOCKS
 
 # Option of the command line -> field of AttnResConfig.
-_CONFIG_FIELDS = (
-    "num_blocks",
-    "block_size",
-    "scale",
-    "schedule",
-    "inner",
-    "on_decline",
-    "allow_unnormed",
-    "eps",
-)
+_CONFIG_FIELDS = ("num_blocks", "block_size", "scale", "schedule", "inner", "on_decline", "allow_unnormed", "eps")
 
 REPORT_SEQ = 4096
 MEASURED_SEQ = 512
 """Tokens per row of ``attnres report``, without and with ``--measure``."""
-
-# The grid that the project's goals are set on; 6 reads a block as in Kimi Linear 48B.
-_GRID = (
-    ("--tokens", [8192, 32768], "T: rows of the stream"),
-    ("--width", [2048, 4096, 7168], "d: of the stream"),
-    ("--sources", [2, 4, 8], "n: completed blocks"),
-    ("--reads", [6], "S: of a block"),
-)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +48,7 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
         "--allow-unnormed", action="store_const", const=True, help="also rewrite streams read without a norm"
     )
     group.add_argument(
-        "--stream",
-        action="append",
-        metavar="NAME",
-        dest="streams",
-        help="rewrite this stream only; may repeat",
+        "--stream", action="append", metavar="NAME", dest="streams", help="rewrite this stream only; may repeat"
     )
 
 
@@ -121,30 +100,16 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="paired samples of each latency (default 20)")
 
 
-def add_kernel_options(parser: argparse.ArgumentParser) -> None:
-    """The grid of ``attnres bench kernels`` and how to measure it."""
-    grid = parser.add_argument_group("grid: every combination is measured")
-    grid.add_argument("--level", choices=("op", "block"), help="one read, or all reads of a block (default both)")
-    grid.add_argument("--direction", choices=("forward", "training"), help="training: and backward (default both)")
-    for name, values, text in _GRID:
-        default = " ".join(map(str, values))
-        grid.add_argument(name, type=int, nargs="+", default=values, help=f"{text} (default {default})")
-    dtypes = ("bfloat16", "float16", "float32")
-    grid.add_argument("--dtype", nargs="+", choices=dtypes, default=["bfloat16"], help="(default bfloat16)")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, .., or cpu for Triton's interpreter")
-    parser.add_argument("--rounds", type=int, default=20, help="samples of each arm, taken in turn (default 20)")
-    parser.add_argument(
-        "--peers", action=argparse.BooleanOptionalAction, default=True, help="other people's kernels too"
-    )
-    parser.add_argument("--arms", nargs="+", metavar="PART", help="only arms with one of these in their names")
-    parser.add_argument("--inner", choices=CHOICES["inner"], help="compiler (default inductor; eager on a CPU)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no cell after so long")
-    parser.add_argument("--json", metavar="FILE", help="keep the record with its raw samples, cell by cell")
-    parser.add_argument("--format", choices=("table", "md", "json"), default="table", help="of what is printed")
-
-
 def load_options(arguments: argparse.Namespace, default_seq: int | None = None) -> LoadOptions:
-    """LoadOptions from the parsed arguments. Raises LoadOptionError."""
+    """How to load the model.
+
+    Args:
+        arguments: parsed, of a verb with a MODEL.
+        default_seq: tokens per row where none are asked for; None for the default of ``LoadOptions``.
+
+    Raises:
+        LoadOptionError: a value cannot be.
+    """
     names = ("batch", "seq", "dtype", "device", "seed")
     values: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     return LoadOptions(**values) if default_seq is None else LoadOptions(**values, default_seq=default_seq)

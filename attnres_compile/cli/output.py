@@ -1,14 +1,19 @@
-"""Where the command line writes its results: standard output, or a file that the user names."""
+"""What the command line writes, to standard output or to a file that the user names, and the records it reads."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attnres_kernels.errors import AttnResError
+
+KERNEL_KINDS = ("bench kernels", "bench offline")
+"""Of records that ``python -m kernels.benchmarks`` keeps; it is no part of what is installed."""
 
 
 class OutputError(AttnResError, OSError):
@@ -32,31 +37,41 @@ def check_writable(path: str | None) -> None:
     """Fail before a long run rather than after it. Raises OutputError; an existing file keeps its content."""
     if path is None:
         return
-    try:
+    with _explained(path):
         existed = Path(path).exists()
         with open(path, "a", encoding="utf-8"):
             pass
         if not existed:
             Path(path).unlink()
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
 
 
 def write_text(text: str, path: str | None) -> None:
-    """Write ``text`` and a final newline to ``path``, or to standard output. Raises OutputError."""
+    """Write a text and a final newline.
+
+    Args:
+        text: with or without its last newline.
+        path: of the file; None for standard output.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     text = text if text.endswith("\n") else text + "\n"
     if path is None:
         print(text, end="")
         return
-    try:
+    with _explained(path):
         Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
 
 
 def keep_record(record: Any, path: str | None) -> None:
-    """Write ``record`` as JSON to ``path``, if one is given: a whole one put in place of the one before, so that a run
-    which is killed while it writes keeps what it had. Raises OutputError.
+    """Put a whole record in place of the one before, so that a run which is killed while it writes keeps what it had.
+
+    Args:
+        record: plain data.
+        path: of the JSON file; None to keep nothing.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     if path is None:
         return
@@ -65,10 +80,8 @@ def keep_record(record: Any, path: str | None) -> None:
         return
     temporary = f"{path}.part"
     write_text(json_text(record), temporary)
-    try:
+    with _explained(path):
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
 
 
 def read_record(path: str) -> Any:
@@ -81,13 +94,48 @@ def read_record(path: str) -> Any:
         ) from error
 
 
+def record_kind(record: Any) -> str | None:
+    """What a record or a recording says that it is."""
+    return record.get("kind", record.get("content")) if isinstance(record, dict) else None
+
+
+def refuse_kernel_record(record: Any, verb: str, path: str) -> None:
+    """Say which command reads a record of kernels.
+
+    Args:
+        record: what was read from ``path``.
+        verb: that was asked for.
+        path: of the record.
+
+    Raises:
+        OutputError: it is a record of kernels.
+    """
+    if record_kind(record) in KERNEL_KINDS:
+        raise OutputError(
+            f"{path} is a record of kernels (its kind is {record_kind(record)!r}), which the repository reads and not "
+            f"the installed package: run `python -m kernels.benchmarks {verb} {path}` at its root"
+        )
+
+
 def write_bytes(content: bytes, path: str) -> None:
-    """Write ``content`` to ``path``. Raises OutputError."""
-    try:
+    """Write the bytes of a picture.
+
+    Args:
+        content: of the file.
+        path: of the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with _explained(path):
         Path(path).write_bytes(content)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OutputError(_cannot_write(path, error)) from error
-
-
-def _cannot_write(path: str, error: OSError) -> str:
-    return f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}): pass a path in a directory you can write to"
+        ) from error

@@ -11,7 +11,7 @@ from attnres_compile.cli.options import report_load_options, rewrite_options
 from attnres_compile.cli.output import check_writable, json_text, write_bytes, write_text
 from attnres_passes.ir.config import ConfigError
 
-PICTURES = ("svg", "png")
+_PICTURES = ("svg", "png")
 _SUFFIXES = {"md": "md", "csv": "csv", "json": "json", "html": "html", "htm": "html", "svg": "svg", "png": "png"}
 
 
@@ -47,7 +47,7 @@ def _format(arguments: argparse.Namespace) -> str:
     """What is asked for, or what the name of the output says. Raises ConfigError for what cannot be."""
     suffix = Path(arguments.output or "").suffix.lstrip(".").lower()
     form: str = arguments.format or _SUFFIXES.get(suffix, "table")
-    if form in PICTURES and not arguments.sweep:
+    if form in _PICTURES and not arguments.sweep:
         raise ConfigError(f"{form} is a plot, which only --sweep blocks has: add it, or take another --format")
     if form == "png" and arguments.output is None:
         raise ConfigError("png is no text: name a file with -o")
@@ -68,7 +68,7 @@ def _lengths(loaded: Any) -> tuple[int, int] | None:
 
 def _explained(loaded: Any, make: Callable[[], str | bytes]) -> str | bytes:
     """``make()``; a model that does not run on inputs that were guessed for it is not the fault of its code."""
-    from attnres_compile.measure.measure import garbage_collection_paused
+    from attnres_compile.measure.timing import garbage_collection_paused
     from attnres_compile.model.errors import CaptureError
     from attnres_compile.models.errors import InputGuessError
     from attnres_compile.models.example_inputs import HOW_TO_GIVE_INPUTS, first_line
@@ -87,8 +87,8 @@ def _explained(loaded: Any, make: Callable[[], str | bytes]) -> str | bytes:
 
 
 def _report(loaded: Any, form: str, details: bool, keywords: dict[str, Any]) -> str:
-    from attnres_compile.report.html import report_page
-    from attnres_compile.report.overhead import overhead
+    from attnres_compile.measure.overhead import overhead
+    from attnres_compile.report.pages.html import report_page
 
     report = overhead(loaded.model, loaded.args, loaded.kwargs, **keywords)
     renderers: dict[str, Callable[[], str]] = {
@@ -102,9 +102,9 @@ def _report(loaded: Any, form: str, details: bool, keywords: dict[str, Any]) -> 
 
 
 def _sweep(loaded: Any, form: str, keywords: dict[str, Any]) -> str | bytes:
-    from attnres_compile.report.html import sweep_page
-    from attnres_compile.report.plot import sweep_png, sweep_svg
-    from attnres_compile.report.sweep import sweep_blocks
+    from attnres_compile.report.block_sweep import sweep_blocks
+    from attnres_compile.report.pages.html import sweep_page
+    from attnres_compile.report.pages.sweep_plot import sweep_png, sweep_svg
 
     found = sweep_blocks(loaded.model, loaded.args, loaded.kwargs, **keywords)
     renderers: dict[str, Callable[[], str | bytes]] = {

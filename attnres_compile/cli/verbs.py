@@ -8,11 +8,19 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from attnres_compile.cli.command import FAILED, PASSED
 from attnres_compile.cli.options import load_options, rewrite_options
-from attnres_compile.cli.output import check_writable, json_text, keep_record, read_record, write_text
+from attnres_compile.cli.output import (
+    check_writable,
+    json_text,
+    keep_record,
+    read_record,
+    record_kind,
+    refuse_kernel_record,
+    write_text,
+)
 from attnres_passes.ir.config import ConfigError
 
-PASSED, FAILED = 0, 1
 BENCH_SEQ = 512
 VERIFICATION_SCHEMA = 1
 
@@ -72,8 +80,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_bench_model(arguments: argparse.Namespace) -> int:
     """Measure one model; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.measure.model import WORKLOADS, BenchJob, bench_model
-    from attnres_compile.measure.model_table import bench_table
+    from attnres_compile.measure.model import WORKLOADS, ModelJob, measure_model
+    from attnres_compile.measure.model_table import model_table
 
     path: str | None = arguments.json
     options = rewrite_options(arguments)
@@ -82,7 +90,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
         raise ConfigError("--schedule and --schedules are both given: name all schedules in --schedules")
     named = dict(zip(("prefill", "training", "decode"), WORKLOADS, strict=True))
     named["forward"] = named["prefill"]
-    job = BenchJob(
+    job = ModelJob(
         model=arguments.model,
         load=load_options(arguments, default_seq=BENCH_SEQ),
         workloads=tuple(named[word] for word in arguments.workload or ()) or WORKLOADS,
@@ -96,83 +104,27 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     def keep(record: dict[str, Any]) -> None:
         keep_record(record, path)
 
-    return _show_record(bench_model(job, arguments.command, keep), bench_table, path)
-
-
-def run_bench_kernels(arguments: argparse.Namespace) -> int:
-    """Measure reads and blocks of reads; keep the record after every cell; 1 if a kernel of ours fails."""
-    check_writable(arguments.json)
-    check_writable(arguments.output)
-    from kernels.benchmarks.against_peers.run import KernelJob, bench_kernels, has_failures
-    from kernels.benchmarks.against_peers.table import kernels_table
-    from kernels.benchmarks.against_peers.work import DIRECTIONS, LEVELS
-
-    path: str | None = arguments.json
-    job = KernelJob(
-        tokens=tuple(arguments.tokens),
-        width=tuple(arguments.width),
-        sources=tuple(arguments.sources),
-        reads=tuple(arguments.reads),
-        dtype=tuple(arguments.dtype),
-        level=(arguments.level,) if arguments.level else LEVELS,
-        direction=(arguments.direction,) if arguments.direction else DIRECTIONS,
-        rounds=arguments.rounds,
-        peers=arguments.peers,
-        arms=tuple(arguments.arms or ()),
-        device=arguments.device,
-        inner=arguments.inner,
-        budget=arguments.budget,
-    )
-
-    def keep(record: dict[str, Any]) -> None:
-        keep_record(record, path)
-
-    record = bench_kernels(job, arguments.command, keep)
-    text = json_text(record) if arguments.format == "json" else kernels_table(record, arguments.format)
-    write_text(text, arguments.output)
-    return FAILED if has_failures(record) else PASSED
-
-
-def run_bench_offline(arguments: argparse.Namespace) -> int:
-    """Compile the generated kernels; print the table and keep the record."""
-    check_writable(arguments.output)
-    from kernels.benchmarks.offline import record as offline
-    from kernels.benchmarks.offline.compilation import TARGETS
-
-    targets, widths = arguments.targets or tuple(TARGETS), arguments.widths or offline.WIDTHS
-    earlier = None if arguments.earlier is None else read_record(arguments.earlier)
-    record = offline.bench_offline(targets, widths, arguments.command, earlier)
-    if arguments.output is not None:
-        write_text(offline.record_text(record), arguments.output)
-    write_text(offline.offline_table(record), None)
-    return FAILED if offline.failures(record) else PASSED
+    return _show_record(measure_model(job, arguments.command, keep), model_table, path)
 
 
 def run_bench_analysis(arguments: argparse.Namespace) -> int:
     """Time the passes by depth; print the table and keep the record."""
     check_writable(arguments.json)
-    from attnres_compile.measure.analysis import analysis_table, bench_analysis
+    from attnres_compile.measure.analysis import analysis_table, measure_analysis
 
-    record = bench_analysis(arguments.layers, arguments.rounds, arguments.command)
+    record = measure_analysis(arguments.layers, arguments.rounds, arguments.command)
     return _show_record(record, analysis_table, arguments.json)
 
 
 def run_bench_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
-    from attnres_compile.measure import analysis as bench_analysis
-    from attnres_compile.measure.model_table import bench_table
-    from kernels.benchmarks.against_peers import run as bench_kernels
-    from kernels.benchmarks.against_peers.table import kernels_table
-    from kernels.benchmarks.offline import record as offline
-
     record = read_record(arguments.file)
-    tables = {
-        bench_analysis.KIND: bench_analysis.analysis_table,
-        bench_kernels.KIND: kernels_table,
-        offline.KIND: offline.offline_table,
-    }
-    kind = str(record.get("kind")) if isinstance(record, dict) else ""
-    return _show_record(record, tables.get(kind, bench_table), None)
+    refuse_kernel_record(record, "show", arguments.file)
+    from attnres_compile.measure import analysis
+    from attnres_compile.measure.model_table import model_table
+
+    is_analysis = record_kind(record) == analysis.KIND
+    return _show_record(record, analysis.analysis_table if is_analysis else model_table, None)
 
 
 def _show_record(record: dict[str, Any], table: Any, path: str | None) -> int:

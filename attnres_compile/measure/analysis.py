@@ -8,21 +8,30 @@ rewrite   the plan to the rewritten graph
 
 from __future__ import annotations
 
+import gc
 import statistics
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn import functional
 
-from attnres_compile.measure.environment import describe_environment
-from attnres_compile.measure.measure import MeasureError
-from attnres_compile.measure.stage_times import STAGES, stage_times
+from attnres_compile.report.comparison import MeasureError
+from attnres_compile.report.records import check_record, record_head
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.streams import find_streams
+from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.plan import Stream
+from attnres_passes.rewrite.rewrite import rewrite
 
 SCHEMA_VERSION = 1
 KIND = "bench analysis"
+STEPS = ("capture", "analysis", "rewrite")
 
 
 class PreNormToy(nn.Module):
@@ -62,10 +71,16 @@ class _Layer(nn.Module):
         return out
 
 
-def bench_analysis(layers: Sequence[int], rounds: int, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Time the stages for toys of these depths, the depths in turn, and return the record for JSON.
+def measure_analysis(layers: Sequence[int], rounds: int, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Time the steps for toys of these depths, the depths in turn, and return the record for JSON.
 
-    Raises MeasureError if fewer than two different depths are given or a number is out of range.
+    Args:
+        layers: the depths, two different ones at least.
+        rounds: samples per depth.
+        command: the words of the command line, for the record.
+
+    Raises:
+        MeasureError: fewer than two different depths, or a number out of range.
     """
     depths = sorted(set(layers))
     if rounds < 1:
@@ -74,25 +89,22 @@ def bench_analysis(layers: Sequence[int], rounds: int, command: Sequence[str] = 
         raise MeasureError(f"{depths[0]} layers cannot be timed: pass depths of at least 1")
     if len(depths) < 2:
         raise MeasureError("growth cannot be seen at one depth: pass at least 2 different depths")
-    seconds: dict[str, dict[str, list[float]]] = {stage: {str(depth): [] for depth in depths} for stage in STAGES}
+    seconds: dict[str, dict[str, list[float]]] = {step: {str(depth): [] for depth in depths} for step in STEPS}
     nodes: dict[str, int] = {}
     x = torch.zeros(1, 8, 16)
     # The first compilation of a process imports most of the compiler.
-    stage_times(PreNormToy(1), (x,))
+    step_times(PreNormToy(1), (x,))
     for _ in range(rounds):
         for depth in depths:
-            times = stage_times(PreNormToy(depth), (x,))
+            times = step_times(PreNormToy(depth), (x,))
             nodes[str(depth)] = times.nodes
-            for stage, value in times.seconds.items():
-                seconds[stage][str(depth)].append(value)
+            for step, value in times.seconds.items():
+                seconds[step][str(depth)].append(value)
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "command": " ".join(command),
-        "environment": describe_environment("cpu"),
+        **record_head(KIND, SCHEMA_VERSION, command, "cpu"),
         "nodes": nodes,
         "seconds": seconds,
-        "exponents": {stage: growth_exponent(_medians(by_depth)) for stage, by_depth in seconds.items()},
+        "exponents": {step: growth_exponent(_medians(by_depth)) for step, by_depth in seconds.items()},
     }
 
 
@@ -104,23 +116,69 @@ def growth_exponent(seconds_by_depth: dict[int, float]) -> float:
 
 
 def analysis_table(record: dict[str, Any]) -> str:
-    """The table of a record of ``bench_analysis``. Raises MeasureError for another kind or version."""
-    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again")
-    medians = {stage: _medians(by_depth) for stage, by_depth in record["seconds"].items()}
+    """The table of a record of ``measure_analysis``. Raises MeasureError for another kind or version."""
+    check_record(record, KIND, SCHEMA_VERSION)
+    medians = {step: _medians(by_depth) for step, by_depth in record["seconds"].items()}
     depths = list(next(iter(medians.values())))
     rows: list[list[object]] = [
-        [depth, record["nodes"][str(depth)], *(f"{medians[stage][depth]:.3f}" for stage in medians)] for depth in depths
+        [depth, record["nodes"][str(depth)], *(f"{medians[step][depth]:.3f}" for step in medians)] for depth in depths
     ]
-    rows.append(["exponent", "", *(f"{record['exponents'][stage]:.2f}" for stage in medians)])
+    rows.append(["exponent", "", *(f"{record['exponents'][step]:.2f}" for step in medians)])
     environment = record["environment"]
     heading = (
         f"median seconds by depth; {environment['device']}, torch {environment['versions']['torch']}, "
         f"{environment['date']}"
     )
-    table = tabulate(rows, ("layers", "graph nodes", *(f"{stage} [s]" for stage in medians)), disable_numparse=True)
+    table = tabulate(rows, ("layers", "graph nodes", *(f"{step} [s]" for step in medians)), disable_numparse=True)
     return f"{heading}\n{table}"
 
 
 def _medians(by_depth: dict[str, list[float]]) -> dict[int, float]:
     return {int(depth): statistics.median(values) for depth, values in by_depth.items()}
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one compilation by the names of STEPS, and the nodes of the captured graph."""
+
+    seconds: dict[str, float]
+    nodes: int
+
+
+def step_times(model: nn.Module, args: tuple[Any, ...], config: AttnResConfig | None = None) -> StepTimes:
+    """Capture ``model(*args)`` as one graph, analyse and rewrite it, and time each.
+
+    The compiled code that torch keeps for other models is dropped, so that every call captures anew.
+
+    Args:
+        model: captured as a whole; what Dynamo raises for another one is raised.
+        args: of its call.
+        config: of the rewrite, the default one if it is left out.
+
+    Raises:
+        MeasureError: the model has no stream.
+    """
+    taken: list[StepTimes] = []
+    streams: list[Stream] = []
+
+    def backend(gm: GraphModule, example_inputs: list[torch.Tensor]) -> GraphModule:
+        captured = time.perf_counter()
+        analysis = find_streams(trace_aten(gm), config or AttnResConfig())
+        analysed = time.perf_counter()
+        rewrite(gm, analysis)
+        rewritten = time.perf_counter()
+        seconds = (captured - start, analysed - captured, rewritten - analysed)
+        taken.append(StepTimes(dict(zip(STEPS, seconds, strict=True)), len(gm.graph.nodes)))
+        streams.extend(analysis.plan.streams)
+        return gm
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    # Else the garbage of an earlier call is collected at this one's expense.
+    gc.collect()
+    start = time.perf_counter()
+    with torch.no_grad():
+        compiled(*args)
+    if not streams:
+        raise MeasureError(f"{type(model).__name__} has no stream to rewrite: time a PreNorm model")
+    return taken[0]

@@ -19,59 +19,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnres_compile.measure.measure import MeasureError, Samples
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.report.comparison import MeasureError, Samples
 
 PREFILL, TRAINING = "prefill", "training step"
 
 
 @dataclass(frozen=True)
 class CompileJob:
-    """What one child process compiles: MODEL as on the command line, ``workload`` PREFILL or TRAINING.
-
-    options: of the rewrite, as plain data.
-    """
+    """What one child process compiles: MODEL as on the command line, for PREFILL or TRAINING."""
 
     model: str
     load: LoadOptions
     workload: str
     options: dict[str, Any]
+    """Of the rewrite, as plain data."""
     without_dropout: bool = False
 
 
 @dataclass(frozen=True)
 class CompileTimes:
-    """One child's times in seconds.
-
-    compile: the first call less a later one, compiler already imported and its C++ probes done.
-    prepare: ``attnres_compile.prepare``; 0 for the plain model, which has no such step.
-    """
+    """One child's times in seconds."""
 
     compile: float
+    """Of the first call less a later one, with the compiler imported and its C++ probes done."""
     prepare: float
+    """Of ``attnres_compile.prepare``; 0 for the plain model, which has no such step."""
 
 
 def measure_compile_time(job: CompileJob, rounds: int) -> dict[str, tuple[CompileTimes, ...]]:
-    """Times of the plain and the AttnRes model, taken in turn, ``rounds`` processes each.
+    """Times of the plain and the AttnRes model, taken in turn.
 
-    Returns ``{"plain": .., "attnres": ..}``. Raises MeasureError if a process fails.
+    Args:
+        job: what is compiled.
+        rounds: processes of each.
+
+    Returns:
+        ``{"plain": .., "attnres": ..}``.
+
+    Raises:
+        MeasureError: ``rounds`` is below 1, or a process fails.
     """
     if rounds < 1:
         raise MeasureError(f"rounds is {rounds}: pass at least 1")
     taken: dict[str, list[CompileTimes]] = {"plain": [], "attnres": []}
     for number in range(rounds):
-        for arm in ("plain", "attnres") if number % 2 == 0 else ("attnres", "plain"):
-            taken[arm].append(_in_fresh_process(job, arm))
-    return {arm: tuple(times) for arm, times in taken.items()}
+        for side in ("plain", "attnres") if number % 2 == 0 else ("attnres", "plain"):
+            taken[side].append(_in_fresh_process(job, side))
+    return {side: tuple(times) for side, times in taken.items()}
 
 
 def compile_samples(times: dict[str, tuple[CompileTimes, ...]]) -> tuple[Samples, Samples]:
-    """The compile seconds of both arms, without the time of ``prepare``."""
-    plain, attnres = (Samples(arm, tuple(one.compile for one in times[arm])) for arm in ("plain", "attnres"))
+    """The compile seconds of both sides, without the time of ``prepare``."""
+    plain, attnres = (Samples(side, tuple(one.compile for one in times[side])) for side in ("plain", "attnres"))
     return plain, attnres
 
 
-def _in_fresh_process(job: CompileJob, arm: str) -> CompileTimes:
+def _in_fresh_process(job: CompileJob, side: str) -> CompileTimes:
     with tempfile.TemporaryDirectory(prefix="attnres-compile-time-") as directory:
         job_file, times_file = Path(directory, "job.json"), Path(directory, "times.json")
         job_file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
@@ -81,7 +85,7 @@ def _in_fresh_process(job: CompileJob, arm: str) -> CompileTimes:
             "TRITON_CACHE_DIR": str(Path(directory, "triton")),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "attnres_compile.measure.compile_time", arm, str(job_file), str(times_file)],
+            [sys.executable, "-m", "attnres_compile.measure.compile_time", side, str(job_file), str(times_file)],
             env=environment,
             capture_output=True,
             text=True,
@@ -90,7 +94,7 @@ def _in_fresh_process(job: CompileJob, arm: str) -> CompileTimes:
         if done.returncode != 0:
             reason = _failure(times_file) or (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise MeasureError(
-                f"the process that compiled the {arm} model failed ({reason}): run the same model with "
+                f"the process that compiled the {side} model failed ({reason}): run the same model with "
                 "`attnres verify --traceback` to see the error in full"
             )
         return CompileTimes(**json.loads(times_file.read_text(encoding="utf-8")))
@@ -104,11 +108,11 @@ def _failure(times_file: Path) -> str | None:
     return error
 
 
-def _child(arm: str, job_file: Path, times_file: Path) -> None:
+def _child(side: str, job_file: Path, times_file: Path) -> None:
     values = json.loads(job_file.read_text(encoding="utf-8"))
     job = CompileJob(**values | {"load": LoadOptions(**values["load"])})
     try:
-        record = dataclasses.asdict(_time_arm(job, arm))
+        record = dataclasses.asdict(_time_side(job, side))
     except Exception as error:
         # Dynamo ends its messages with advice; the parent can show one line and wants the error itself.
         inner = getattr(error, "inner_exception", None) or error
@@ -118,30 +122,30 @@ def _child(arm: str, job_file: Path, times_file: Path) -> None:
     times_file.write_text(json.dumps(record), encoding="utf-8")
 
 
-def _time_arm(job: CompileJob, arm: str) -> CompileTimes:
+def _time_side(job: CompileJob, side: str) -> CompileTimes:
     import torch
 
     import attnres_compile as ac
-    from attnres_compile.measure import arms as model_arms
+    from attnres_compile.measure import model_pair
     from attnres_compile.models.source import load_model
 
     loaded = load_model(job.model, job.load)
     model = loaded.model
     if job.without_dropout:
-        model_arms.switch_dropout_off(model)
+        model_pair.switch_dropout_off(model)
     inner = job.options.get("inner", "inductor")
     # The first compilation of a process imports the compiler and probes the C++ toolchain.
     probe = torch.ones(8, device=next(model.parameters()).device, requires_grad=True)
     torch.compile(lambda x: (x * 2).sum(), backend=inner)(probe).backward()
     prepare_seconds = 0.0
-    if arm == "attnres":
+    if side == "attnres":
         prepare_seconds = _seconds(lambda: ac.prepare(model, loaded.args, loaded.kwargs, **job.options))
         model.compile(backend="attnres")
     else:
         model.compile(backend=inner)
-    build = model_arms.training_call if job.workload == TRAINING else model_arms.forward_call
-    kwargs = loaded.training_kwargs if job.workload == TRAINING else loaded.kwargs
-    call = build(model, loaded.args, kwargs)
+    is_training = job.workload == TRAINING
+    kwargs = loaded.training_kwargs if is_training else loaded.kwargs
+    call = model_pair.model_call(model, loaded.args, kwargs, is_training)
     first = _seconds(call)
     later = min(_seconds(call) for _ in range(3))
     return CompileTimes(compile=first - later, prepare=prepare_seconds)

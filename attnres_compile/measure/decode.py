@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnres_compile.measure.measure import MeasureError
 from attnres_compile.model.parameters import parameters_of
 from attnres_compile.models.errors import MissingExtraError
 from attnres_compile.models.example_inputs import first_line
 from attnres_compile.models.transformers_source import find_class, import_transformers
+from attnres_compile.report.comparison import MeasureError
 from attnres_passes.torch_private.operators import copy_each
 
 GRAPH_MODE = "reduce-overhead"
@@ -59,7 +59,16 @@ class DecodeStep:
 
 
 def check_decodable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise DecodeError if ``model`` cannot be decoded from these inputs, as far as can be said without a run."""
+    """Refuse a model that cannot be decoded from these inputs, as far as can be said without a run.
+
+    Args:
+        model: of transformers.
+        args: of its call.
+        kwargs: of its call.
+
+    Raises:
+        DecodeError: says why.
+    """
     name = type(model).__name__
     can_generate = getattr(model, "can_generate", None)
     if not callable(can_generate) or not can_generate():
@@ -76,12 +85,18 @@ def check_decodable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def decode_step(model: nn.Module, tokens: torch.Tensor, graphs: bool) -> DecodeStep:
-    """A step of ``model``, plain or prepared and not yet compiled, for the last of ``tokens`` ``[batch, seq]``.
+    """A step of ``model`` for the last of its tokens.
 
     The cache is filled by the model as it is to be measured, so that a prepared one's holds the keys and values of the
-    rewritten model; Inductor compiles nothing for that. graphs: the model will be compiled with GRAPH_MODE.
+    rewritten model; Inductor compiles nothing for that.
 
-    Raises DecodeError.
+    Args:
+        model: plain or prepared, and not yet compiled.
+        tokens: int64 ``[batch, seq]``.
+        graphs: whether the model will be compiled with GRAPH_MODE.
+
+    Raises:
+        DecodeError: the model does not fill a static cache.
     """
     model.eval()
     try:

@@ -30,8 +30,13 @@ def model_bytes(model: nn.Module) -> int:
 def peak_memory(call: Callable[[], object], model: nn.Module, held: int, device: torch.device) -> dict[str, Any]:
     """Bytes at the peak of one call: of what ``model`` holds, and of the most that the call allocates beyond.
 
-    So a second model on the device is not counted. held: bytes beside the parameters and buffers, a cache's for one.
-    ``call`` has been called before, or its compilation counts.
+    So a second model on the device is not counted.
+
+    Args:
+        call: has been called before, or its compilation counts.
+        model: whose gradients are dropped.
+        held: bytes beside its parameters and buffers, a cache's for one.
+        device: that it is on.
     """
     if device.type != "cuda":
         return {"missing": f"torch counts no allocations on {device.type}"}
@@ -51,7 +56,13 @@ def peak_memory(call: Callable[[], object], model: nn.Module, held: int, device:
 def count_launches(
     call: Callable[[], object], device: torch.device, before: Callable[[], object] | None = None
 ) -> dict[str, Any]:
-    """Kernels, copies and CUDA graphs that one call launches; ``before`` runs before it and is not counted."""
+    """Kernels, copies and CUDA graphs that one call launches.
+
+    Args:
+        call: is called twice.
+        device: that it runs on.
+        before: is called before each of them, and not counted.
+    """
     if device.type != "cuda":
         return {"missing": f"the profiler does not see the kernels that Inductor makes for {device.type}"}
     # As torch does it itself where graphs are on for the whole process: CUPTI does not survive graphs otherwise.

@@ -15,15 +15,24 @@ from typing import Any
 
 import torch
 
-from attnres_compile.measure import arms as model_arms
 from attnres_compile.measure.compile_time import PREFILL, TRAINING, CompileJob, compile_samples, measure_compile_time
 from attnres_compile.measure.decode import GRAPH_MODE, DecodeError, DecodeStep, check_decodable, decode_step
 from attnres_compile.measure.device_cost import count_launches, model_bytes, peak_memory
-from attnres_compile.measure.environment import describe_environment, device_name
-from attnres_compile.measure.measure import DEFAULT_ROUNDS, Comparison, MeasureError, compare, paired_ratio
+from attnres_compile.measure.model_pair import (
+    ATTNRES,
+    PLAIN,
+    ModelPair,
+    compile_pair,
+    model_call,
+    prepared_pair,
+    switch_dropout_off,
+)
+from attnres_compile.measure.timing import DEFAULT_ROUNDS, compare
 from attnres_compile.models.example_inputs import first_line
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import LoadedModel, load_model
+from attnres_compile.report.comparison import Comparison, MeasureError, paired_ratio
+from attnres_compile.report.records import device_name, record_head
 from attnres_kernels.errors import AttnResError
 from attnres_passes.ir.config import CHOICES, AttnResConfig
 
@@ -40,22 +49,22 @@ Keep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class BenchJob:
-    """What to measure. rounds: of latency; compile_rounds: processes per arm for the time to compile, 0 for
-    none.
-
-    schedules: each is paired with the plain model. options: of the rewrite, without its schedule. without_dropout: set
-    every dropout of the model to zero, on both sides.
-    """
+class ModelJob:
+    """Which model to measure, at what, and how often."""
 
     model: str
     load: LoadOptions
     workloads: tuple[str, ...] = WORKLOADS
     rounds: int = DEFAULT_ROUNDS
+    """Of latency."""
     compile_rounds: int = 0
+    """Processes of each side for the time to compile, 0 for none."""
     without_dropout: bool = False
+    """Whether every dropout is set to zero, on both sides."""
     schedules: tuple[str, ...] = ("auto",)
+    """Each is paired with the plain model."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Of the rewrite, without its schedule."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -82,12 +91,17 @@ def _check_names(kind: str, names: tuple[str, ...], known: Sequence[str]) -> Non
             raise MeasureError(f"{kind} {name!r} is named twice: pass each once")
 
 
-def bench_model(job: BenchJob, command: Sequence[str] = (), keep: Keep | None = None) -> dict[str, Any]:
+def measure_model(job: ModelJob, command: Sequence[str] = (), keep: Keep | None = None) -> dict[str, Any]:
     """Measure ``job`` and return the record, plain data for JSON.
 
-    keep: is called with the record after every cell, so that an end before its time loses one cell.
+    Args:
+        job: what is measured.
+        command: the words of the command line, for the record.
+        keep: is called with the record after every cell, so that an end before its time loses one cell.
 
-    Raises MeasureError, ModelSourceError, and what ``attnres_compile.prepare`` raises.
+    Raises:
+        MeasureError: the model cannot be timed.
+        ModelSourceError: it cannot be loaded; and what ``attnres_compile.prepare`` raises.
     """
     configs = {schedule: job.config(schedule) for schedule in job.schedules}
     device = job.load.torch_device()
@@ -95,13 +109,10 @@ def bench_model(job: BenchJob, command: Sequence[str] = (), keep: Keep | None = 
         torch.cuda.set_device(device)
     loaded = load_model(job.model, job.load)
     if job.without_dropout:
-        model_arms.switch_dropout_off(loaded.model)
+        switch_dropout_off(loaded.model)
     cells: list[dict[str, Any]] = []
     record = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "command": " ".join(command),
-        "environment": describe_environment(device),
+        **record_head(KIND, SCHEMA_VERSION, command, device),
         "model": {
             "name": loaded.name,
             "source": loaded.source,
@@ -131,46 +142,45 @@ def bench_model(job: BenchJob, command: Sequence[str] = (), keep: Keep | None = 
 
 
 def _cell(
-    job: BenchJob, loaded: LoadedModel, workload: str, config: AttnResConfig, record: dict[str, Any]
+    job: ModelJob, loaded: LoadedModel, workload: str, config: AttnResConfig, record: dict[str, Any]
 ) -> dict[str, Any]:
     try:
         if workload == DECODE:
             check_decodable(loaded.model, loaded.args, loaded.kwargs)
-        arms = model_arms.prepared_arms(loaded.model, loaded.args, loaded.kwargs, config)
+        pair = prepared_pair(loaded.model, loaded.args, loaded.kwargs, config)
         record["plan"] = [
             {"stream": one.name, "writes": len(one.writes), "reads": len(one.reads), "blocks": one.num_blocks}
-            for one in arms.plan.streams
+            for one in pair.plan.streams
         ]
-        return _decode(job, loaded, arms) if workload == DECODE else _forward(job, loaded, arms, workload)
+        return _decode(job, loaded, pair) if workload == DECODE else _forward(job, loaded, pair, workload)
     except DecodeError as error:
         return {"missing": str(error)}
     except torch.OutOfMemoryError as error:
         return {"missing": f"out of memory: {first_line(error)}"}
 
 
-def _forward(job: BenchJob, loaded: LoadedModel, arms: model_arms.Arms, workload: str) -> dict[str, Any]:
+def _forward(job: ModelJob, loaded: LoadedModel, pair: ModelPair, workload: str) -> dict[str, Any]:
     """Prefill or training: calls with all tokens."""
     is_training = workload == TRAINING
-    build = model_arms.training_call if is_training else model_arms.forward_call
     kwargs = loaded.training_kwargs if is_training else loaded.kwargs
     device = job.load.torch_device()
-    model_arms.compile_arms(arms)
-    models = {model_arms.PLAIN: arms.plain, model_arms.ATTNRES: arms.attnres}
-    calls = {name: build(model, loaded.args, kwargs) for name, model in models.items()}
+    compile_pair(pair)
+    models = {PLAIN: pair.plain, ATTNRES: pair.attnres}
+    calls = {name: model_call(model, loaded.args, kwargs, is_training) for name, model in models.items()}
     timed = _compare(job, calls)
     memory = {name: peak_memory(call, models[name], 0, device) for name, call in calls.items()}
     launches = {name: count_launches(call, device) for name, call in calls.items()}
     return {"latency": timed.to_dict(), "memory": _both(memory, "peak"), "launches": _both(launches, "kernels")}
 
 
-def _decode(job: BenchJob, loaded: LoadedModel, arms: model_arms.Arms) -> dict[str, Any]:
+def _decode(job: ModelJob, loaded: LoadedModel, pair: ModelPair) -> dict[str, Any]:
     """One new token against a filled cache; under CUDA graphs where Inductor compiles for a GPU."""
     device = job.load.torch_device()
-    graphs = device.type == "cuda" and arms.plan.config.inner == "inductor"
-    models = {model_arms.PLAIN: arms.plain, model_arms.ATTNRES: arms.attnres}
+    graphs = device.type == "cuda" and pair.plan.config.inner == "inductor"
+    models = {PLAIN: pair.plain, ATTNRES: pair.attnres}
     # Both are filled before either is compiled: filling ends with dropping what is compiled.
     steps = {name: decode_step(model, loaded.kwargs["input_ids"], graphs) for name, model in models.items()}
-    model_arms.compile_arms(arms, GRAPH_MODE if graphs else None)
+    compile_pair(pair, GRAPH_MODE if graphs else None)
     try:
         timed = _compare(job, steps)
     except AttnResError as error:
@@ -182,7 +192,7 @@ def _decode(job: BenchJob, loaded: LoadedModel, arms: model_arms.Arms) -> dict[s
     launches = {name: count_launches(step.run, device, before=step.set_back) for name, step in steps.items()}
     return {
         "cuda_graphs": graphs,
-        "cache": {"tokens": loaded.kwargs["input_ids"].shape[-1] - 1, "bytes": steps[model_arms.PLAIN].cache_bytes()},
+        "cache": {"tokens": loaded.kwargs["input_ids"].shape[-1] - 1, "bytes": steps[PLAIN].cache_bytes()},
         "latency": timed.to_dict(),
         "memory": memory,
         "launches": _both(launches, "kernels"),
@@ -193,25 +203,25 @@ def _step_memory(step: DecodeStep, device: torch.device) -> dict[str, Any]:
     return peak_memory(step, step.model, step.cache_bytes(), device)
 
 
-def _compare(job: BenchJob, calls: dict[str, Any]) -> Comparison:
+def _compare(job: ModelJob, calls: dict[str, Any]) -> Comparison:
     return compare(
-        calls[model_arms.PLAIN],
-        calls[model_arms.ATTNRES],
+        calls[PLAIN],
+        calls[ATTNRES],
         rounds=job.rounds,
         warmup=_WARMUP,
         device=job.load.torch_device(),
-        names=(model_arms.PLAIN, model_arms.ATTNRES),
+        names=(PLAIN, ATTNRES),
     )
 
 
-def _both(of_arms: dict[str, dict[str, Any]], counted: str) -> dict[str, Any]:
-    """The numbers of both arms and the ratio of what is counted, or why one is missing."""
-    for name, numbers in of_arms.items():
+def _both(of_sides: dict[str, dict[str, Any]], counted: str) -> dict[str, Any]:
+    """The numbers of both sides and the ratio of what is counted, or why one is missing."""
+    for name, numbers in of_sides.items():
         if "missing" in numbers:
-            others = all(other == numbers for other in of_arms.values())
+            others = all(other == numbers for other in of_sides.values())
             return numbers if others else {"missing": f"{name}: {numbers['missing']}"}
-    plain, attnres = of_arms[model_arms.PLAIN][counted], of_arms[model_arms.ATTNRES][counted]
-    return of_arms | {"ratio": attnres / plain}
+    plain, attnres = of_sides[PLAIN][counted], of_sides[ATTNRES][counted]
+    return of_sides | {"ratio": attnres / plain}
 
 
 def _forget(device: torch.device) -> None:
@@ -222,7 +232,7 @@ def _forget(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _compile(job: BenchJob, workload: str, schedule: str) -> dict[str, Any]:
+def _compile(job: ModelJob, workload: str, schedule: str) -> dict[str, Any]:
     options = job.options | {"schedule": schedule}
     times = measure_compile_time(
         CompileJob(job.model, job.load, workload, options, job.without_dropout), job.compile_rounds
@@ -231,4 +241,4 @@ def _compile(job: BenchJob, workload: str, schedule: str) -> dict[str, Any]:
     ratio = paired_ratio(plain.seconds, attnres.seconds)
     device = device_name(job.load.torch_device())
     timed = Comparison(plain, attnres, ratio, device, torch.get_num_threads(), calls=1)
-    return timed.to_dict() | {"prepare_seconds": [one.prepare for one in times[model_arms.ATTNRES]]}
+    return timed.to_dict() | {"prepare_seconds": [one.prepare for one in times[ATTNRES]]}

@@ -7,19 +7,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from attnres_compile.measure.arms import ATTNRES, PLAIN
 from attnres_compile.measure.compile_time import PREFILL
-from attnres_compile.measure.measure import Comparison, MeasureError
 from attnres_compile.measure.model import KIND, SCHEMA_VERSION
+from attnres_compile.measure.model_pair import ATTNRES, PLAIN
+from attnres_compile.report.comparison import Comparison
+from attnres_compile.report.records import check_record
 
-HEADERS = (
-    "median (p20 to p80)",
-    "schedule",
-    "plain",
-    "attnres",
-    "attnres / plain [95 % interval]",
-    "rounds",
-)
+HEADERS = ("median (p20 to p80)", "schedule", "plain", "attnres", "attnres / plain [95 % interval]", "rounds")
 _MIB = 1 << 20
 _NOTHING = ("n/a", "n/a", "n/a", "")
 _FIRST_SCHEMA = 1
@@ -27,8 +21,8 @@ _FIRST_SCHEMA = 1
 Row = tuple[str, ...]
 
 
-def bench_table(record: dict[str, Any]) -> str:
-    """The table of a record of ``bench_model``: model, device and versions above it, what is missing below.
+def model_table(record: dict[str, Any]) -> str:
+    """The table of a record of ``measure_model``: model, device and versions above it, what is missing below.
 
     Raises MeasureError if ``record`` is of another kind or of a later version.
     """
@@ -47,13 +41,8 @@ def bench_table(record: dict[str, Any]) -> str:
 
 def in_this_schema(record: dict[str, Any]) -> dict[str, Any]:
     """``record`` as today's version writes it. Raises MeasureError for another kind or a later version."""
-    version = record.get("schema_version")
-    if record.get("kind") != KIND or version not in (_FIRST_SCHEMA, SCHEMA_VERSION):
-        raise MeasureError(
-            f"this is no record of `attnres {KIND}` with schema_version {_FIRST_SCHEMA} or {SCHEMA_VERSION}: "
-            "measure again"
-        )
-    if version == SCHEMA_VERSION:
+    check_record(record, KIND, _FIRST_SCHEMA, SCHEMA_VERSION)
+    if record["schema_version"] == SCHEMA_VERSION:
         return record
     # One schedule, the latencies and compile times under the names of their workloads, and nothing else.
     schedule = record["job"]["options"].get("schedule", "auto")
@@ -89,8 +78,8 @@ def _latency_row(cell: dict[str, Any], notes: list[str]) -> Row:
 
 def _timed_row(metric: str, schedule: str, timed: Comparison, scale: float) -> Row:
     plain, attnres = (
-        f"{arm.median * scale:.4g} ({arm.p20 * scale:.4g} to {arm.p80 * scale:.4g})"
-        for arm in (timed.baseline, timed.candidate)
+        f"{side.median * scale:.4g} ({side.p20 * scale:.4g} to {side.p80 * scale:.4g})"
+        for side in (timed.baseline, timed.candidate)
     )
     ratio = str(timed.ratio)
     if timed.ratio.confidence < 0.95:
@@ -114,7 +103,7 @@ def _cost_rows(
             rows.append((label, cell["schedule"], *_NOTHING))
             notes.append(f"n/a {metric}, {cell['workload']}: {cost['missing']}")
             continue
-        plain, attnres = (_number(cost[arm][counted], unit) for arm in (PLAIN, ATTNRES))
+        plain, attnres = (_number(cost[side][counted], unit) for side in (PLAIN, ATTNRES))
         rows.append((label, cell["schedule"], plain, attnres, f"{cost['ratio']:.3f}", ""))
     return rows
 
@@ -137,7 +126,7 @@ def _cell_notes(cell: dict[str, Any]) -> list[str]:
     workload, memory, launches = cell["workload"], cell.get("memory", {}), cell.get("launches", {})
     notes = []
     if PLAIN in memory:
-        own = ", ".join(f"{arm} {memory[arm]['model'] / _MIB:,.1f} MiB" for arm in (PLAIN, ATTNRES))
+        own = ", ".join(f"{side} {memory[side]['model'] / _MIB:,.1f} MiB" for side in (PLAIN, ATTNRES))
         notes.append(f"peak memory: the model ({own}) and the most that one call allocates beyond")
     if "cache" in cell:
         cache = cell["cache"]
@@ -147,9 +136,9 @@ def _cell_notes(cell: dict[str, Any]) -> list[str]:
             f"MiB, {graphs}"
         )
     if cell.get("cuda_graphs"):
-        without = [arm for arm in (PLAIN, ATTNRES) if arm in launches and not launches[arm]["graphs"]]
+        without = [side for side in (PLAIN, ATTNRES) if side in launches and not launches[side]["graphs"]]
         notes += [
-            f"{workload}, {cell['schedule']}: {arm} launched NO CUDA GRAPH; TORCH_LOGS=cudagraphs says why"
-            for arm in without
+            f"{workload}, {cell['schedule']}: {side} launched NO CUDA GRAPH; TORCH_LOGS=cudagraphs says why"
+            for side in without
         ]
     return notes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from attnres_compile.models.errors import ConfigSourceError
 from attnres_compile.models.transformers_source import explained_imports, find_class, import_transformers
+from attnres_kernels.errors import closest
 
 # In the order they are tried for a configuration that names no architecture.
 _CLASS_MAPPINGS = (
@@ -38,7 +38,7 @@ def load_config(path: Path) -> Any:
     known = import_transformers().CONFIG_MAPPING
     model_type = values.pop("model_type")
     if model_type not in known:
-        near = difflib.get_close_matches(str(model_type), list(known.keys()), n=3)
+        near = closest(str(model_type), known.keys(), most=3, cutoff=0.6)
         hint = f" (near: {', '.join(near)})" if near else ""
         raise ConfigSourceError(
             f"{file} has model_type {model_type!r}, which the installed transformers does not know{hint}: "
@@ -53,9 +53,14 @@ def load_config(path: Path) -> Any:
 
 
 def model_from_config(config: Any, name: str) -> Any:
-    """A model of ``config`` with random weights, of the architecture it names or of the likeliest one.
+    """A model with random weights, of the architecture that the configuration names or of the likeliest one.
 
-    Raises ConfigSourceError if transformers has not that class, or none for this configuration.
+    Args:
+        config: of transformers.
+        name: of where it comes from, for messages.
+
+    Raises:
+        ConfigSourceError: transformers has not that class, or none for this configuration.
     """
     named = tuple(config.architectures or ())
     found = [model_class for model_class in map(find_class, named) if model_class is not None]

@@ -19,11 +19,16 @@ _DECODER_LENGTH_LIMITS = ("max_target_positions", "max_position_embeddings", "ma
 
 
 def guess_inputs(model: Any, options: LoadOptions) -> dict[str, torch.Tensor]:
-    """Keyword arguments with which the transformers model ``model`` can be called, on the CPU.
+    """Keyword arguments with which a model can be called, on the CPU.
 
-    Raises InputGuessError if the main input is of a kind not known here, SequenceTooLongError if
-    ``options.seq`` exceeds the model's positions, LoadOptionError if a length was given for a model that
-    takes none.
+    Args:
+        model: of transformers.
+        options: rows and tokens.
+
+    Raises:
+        InputGuessError: the main input is of a kind not known here.
+        SequenceTooLongError: more tokens than the model has positions.
+        LoadOptionError: a length for a model that takes none.
     """
     main = model.main_input_name
     guess = _GUESSES.get(main)
@@ -43,7 +48,12 @@ def guess_inputs(model: Any, options: LoadOptions) -> dict[str, torch.Tensor]:
 
 
 def guess_labels(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``{"labels": ..}`` if the model computes a loss from labels of a known shape, else nothing."""
+    """``{"labels": ..}`` if the model computes a loss from labels of a known shape, else nothing.
+
+    Args:
+        model: of transformers.
+        inputs: that were guessed for it.
+    """
     name = type(model).__name__
     if "labels" not in inspect.signature(model.forward).parameters:
         return {}
@@ -57,7 +67,15 @@ def guess_labels(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch
 
 
 def check_guess(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> None:
-    """Run ``model`` once on the guessed inputs, without gradients. Raises InputGuessError if it fails."""
+    """Run a model once, without gradients.
+
+    Args:
+        model: of transformers.
+        inputs: that were guessed for it.
+
+    Raises:
+        InputGuessError: it does not run on them.
+    """
     was_training = model.training
     model.eval()
     try:
@@ -87,8 +105,7 @@ def _tokens(config: Any, options: LoadOptions, limits: tuple[str, ...] = _LENGTH
 
 def _sequence_length(config: Any, options: LoadOptions, limits: tuple[str, ...]) -> int:
     name, limit = next(
-        ((name, getattr(config, name)) for name in limits if isinstance(getattr(config, name, None), int)),
-        ("", None),
+        ((name, getattr(config, name)) for name in limits if isinstance(getattr(config, name, None), int)), ("", None)
     )
     if limit is None:
         return options.seq or options.default_seq

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +18,7 @@ from typing import Any
 from attnres_compile.models.errors import FactoryError, LoadOptionError
 from attnres_compile.models.example_inputs import first_line
 from attnres_compile.models.load_options import LoadOptions
+from attnres_kernels.errors import closest
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,29 @@ class FactoryResult:
     taken: frozenset[str]
 
     def require_honoured(self, text: str, options: LoadOptions) -> None:
-        """Raise LoadOptionError if a batch or length was asked of a factory that takes none."""
+        """Refuse a batch or length that was asked of a factory that takes none.
+
+        Args:
+            text: MODEL.
+            options: that were asked for.
+
+        Raises:
+            LoadOptionError: the factory has no such parameter.
+        """
         asked = {"batch": options.batch != 1, "seq": options.seq is not None}
         for name in (name for name, was_asked in asked.items() if was_asked and name not in self.taken):
             raise LoadOptionError(f"{text} has no parameter {name!r}: add one to the factory, or leave --{name} out")
 
 
 def call_factory(text: str, options: LoadOptions) -> FactoryResult:
-    """Import and call the factory, with those of ``batch, seq, dtype, device`` that it has parameters for.
+    """Import and call a factory, with those of ``batch, seq, dtype, device`` that it has parameters for.
 
-    Raises FactoryError.
+    Args:
+        text: ``module:function`` or ``file.py:function``.
+        options: that are offered to it.
+
+    Raises:
+        FactoryError: it cannot be imported, or raises.
     """
     module_name, _, function_name = text.rpartition(":")
     factory = _find(_import(text, module_name), module_name, function_name)
@@ -118,7 +131,7 @@ def _find(module: ModuleType, module_name: str, function_name: str) -> Callable[
     if found is not None:
         raise FactoryError(f"{module_name}:{function_name} is a {type(found).__name__}: name a function")
     names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-    near = difflib.get_close_matches(function_name, names, n=3, cutoff=0.5)
+    near = closest(function_name, names, most=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "name one of its functions"
     raise FactoryError(f"{module_name} has no {function_name!r}: {hint}")
 

@@ -16,29 +16,21 @@ DEFAULT_SEQ = 128
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to build a model and its example inputs.
-
-    batch: rows of every example input.
-    seq: tokens per row; None takes ``default_seq``, or as many as the model has positions if those are fewer.
-    dtype: one of DTYPES, for the parameters and the floating inputs.
-    device: any device string of torch.
-    seed: of the random weights and inputs; the caller's generators are left alone.
-    weightless: models of presets and configurations are built on the meta device, with inputs there: shapes and no
-        data, whatever their size. A factory builds what it builds.
-    capture_seq: tokens per row of the guessed inputs where ``seq`` is more: for models that are captured without being
-        run and whose graph grows with the number of tokens. ``LoadedModel.asked_seq`` then holds ``seq``.
-
-    Raises LoadOptionError.
-    """
+    """How to build a model and its example inputs. Raises LoadOptionError for a value that cannot be."""
 
     batch: int = 1
     seq: int | None = None
+    """Tokens per row; None takes ``default_seq``, or as many as the model has positions if those are fewer."""
     dtype: str = "float32"
+    """Of the parameters and the floating inputs, one of DTYPES."""
     device: str = "cpu"
     seed: int = 0
+    """Of the random weights and inputs; the caller's generators are left alone."""
     default_seq: int = DEFAULT_SEQ
     weightless: bool = False
+    """Whether models of presets and configurations are built on the meta device: shapes and no data, of any size."""
     capture_seq: int | None = None
+    """Tokens per row of the inputs where ``seq`` is more, for models whose graph grows with the number of tokens."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:

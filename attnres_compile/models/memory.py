@@ -14,9 +14,17 @@ _GB = 1e9
 
 
 def check_fits(build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> None:
-    """Raise TooLargeError if the weights of what ``build`` builds do not fit into this machine, or onto ``device``.
+    """Refuse weights that do not fit into this machine, or onto the device.
 
-    Models are built in main memory, in torch's default dtype, and moved to ``device`` in ``dtype``.
+    Models are built in main memory, in torch's default dtype, and moved.
+
+    Args:
+        build: the model.
+        device: that it is moved to.
+        dtype: in which it is moved.
+
+    Raises:
+        TooLargeError: says how much is needed and there.
     """
     weights = _weights_without_data(build)
     for place, needed, there in (

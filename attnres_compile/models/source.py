@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from attnres_compile.models.config_source import load_config, model_from_config
 from attnres_compile.models.errors import FactoryError, UnknownPresetError
@@ -25,47 +25,57 @@ from attnres_compile.models.factory_source import call_factory
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.memory import check_fits
 from attnres_compile.models.presets import PRESETS
+from attnres_kernels.errors import closest
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A module, in eval mode, and inputs it can be called with: ``model(*args, **kwargs)``.
-
-    training_kwargs: ``kwargs`` and, where the model computes its own loss, ``labels``.
-    source: where the shape of the model comes from, in one line.
-    rewrite: options of the rewrite that belong to its preset; guessed: whether the inputs were.
-    asked_seq: tokens per row that were asked for, where the inputs have only ``options.capture_seq``; None elsewhere.
-    """
+    """A module, in eval mode, and inputs it can be called with: ``model(*args, **kwargs)``."""
 
     name: str
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     training_kwargs: dict[str, Any] = field(default_factory=dict)
+    """``kwargs`` and, where the model computes its own loss, ``labels``."""
     source: str = ""
+    """Where the shape of the model comes from, in one line."""
     rewrite: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the rewrite that belong to its preset."""
     asked_seq: int | None = None
+    """Tokens per row that were asked for, where the inputs have only ``options.capture_seq``."""
     guessed: bool = False
+    """Whether the inputs were guessed."""
 
 
 def load_model(text: str, options: LoadOptions | None = None) -> LoadedModel:
-    """Resolve MODEL and build its example inputs as ``options`` say.
+    """Resolve MODEL and build its example inputs.
 
-    The random weights and inputs follow ``options.seed``. Raises the subclasses of ModelSourceError.
+    Args:
+        text: MODEL.
+        options: whose seed the random weights and inputs follow.
+
+    Raises:
+        ModelSourceError: one of its subclasses says what is wrong.
     """
     options = options or LoadOptions()
-    device = options.torch_device()
+    options.torch_device()  # an error before any work, if it is not there
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         loaded = _resolve(text, options)
     # What has no data cannot be moved to where data is.
-    move = _Mover(torch.device("meta") if is_weightless(loaded.model) else device, options.torch_dtype())
+    device = torch.device("meta") if is_weightless(loaded.model) else options.torch_device()
+    dtype = options.torch_dtype()
+
+    def moved(inputs: Any) -> Any:
+        return tree_map_only(torch.Tensor, lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype), inputs)
+
     return dataclasses.replace(
         loaded,
-        model=loaded.model.to(device=move.device, dtype=move.dtype).eval(),
-        args=move(loaded.args),
-        kwargs=move(loaded.kwargs),
-        training_kwargs=move(loaded.training_kwargs or loaded.kwargs),
+        model=loaded.model.to(device=device, dtype=dtype).eval(),
+        args=moved(loaded.args),
+        kwargs=moved(loaded.kwargs),
+        training_kwargs=moved(loaded.training_kwargs or loaded.kwargs),
     )
 
 
@@ -161,30 +171,9 @@ def _shape_of(value: object) -> str:
 def _unknown(text: str) -> str:
     if os.sep in text or text.endswith(".json"):
         return f"there is no configuration at {text}: pass a directory with a config.json, or the file itself"
-    near = difflib.get_close_matches(text, PRESETS, n=3, cutoff=0.5)
+    near = closest(text, PRESETS, most=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return (
         f"{text!r} is not a preset: {hint}Pass one of {', '.join(PRESETS)}, a configuration directory or "
         "config.json, or module:factory"
     )
-
-
-@dataclass(frozen=True)
-class _Mover:
-    """Puts every tensor inside args and kwargs on the device, and the floating ones in the dtype."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def __call__(self, value: Any) -> Any:
-        match value:
-            case torch.Tensor():
-                return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            case dict():
-                return {key: self(item) for key, item in value.items()}
-            case tuple() if hasattr(value, "_fields"):
-                return type(value)(*map(self, value))
-            case tuple() | list():
-                return type(value)(map(self, value))
-            case _:
-                return value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attnres_compile.pipelines.errors import PipelineSupportError
+from attnres_kernels.errors import closest
 from attnres_passes.ranks.layout import StageLayout, StageOrder
 
 
@@ -46,7 +46,7 @@ def schedule_kind(name: str) -> ScheduleKind:
         if kind.name.lower() == str(name).lower():
             return kind
     names = [kind.name for kind in KINDS]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = closest(str(name), names)
     hint = f"; did you mean {close[0]!r}?" if close else "; take one of them."
     raise PipelineSupportError(f"schedule={name!r} is not one of {', '.join(map(repr, names))}{hint}")
 

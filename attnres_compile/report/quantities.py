@@ -7,7 +7,13 @@ _SCALED = ("B", "FLOP")
 
 
 def quantity(value: float | None, unit: str, sign: str = "") -> str:
-    """``value`` with its unit: bytes and FLOPs with a prefix (1 kB is 1000 B), counts in full, all else plainly."""
+    """A value with its unit: bytes and FLOPs with a prefix (1 kB is 1000 B), counts in full, all else plainly.
+
+    Args:
+        value: or None, which is "n/a".
+        unit: "B", "FLOP", "ms" or "" for a count.
+        sign: "+" to show it always.
+    """
     if value is None:
         return "n/a"
     if unit in _SCALED:

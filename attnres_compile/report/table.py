@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tabulate import tabulate
 
-from attnres_compile.measure.measure import Comparison
+from attnres_compile.report.comparison import Comparison
 from attnres_compile.report.quantities import percent, quantity
 
 SCHEMA_VERSION = 2
@@ -24,10 +24,8 @@ ALIGN = ("left", "right", "right", "right", "right", "left")
 class OverheadRow:
     """One metric of the plain and of the AttnRes model, in ``unit``.
 
-    A number that is missing is None; ``how`` is then "n/a" or the note says why one side has none.
-    is_detail: left out of the short table. unit_size: of one ``d``, the width of the stream, in ``unit``, for rows that
-    are shown in both. comparison: the samples of a measured row. Raises ValueError for a row that does not say why a
-    number is missing.
+    A number that is missing is None; ``how`` is then "n/a" or the note says why one side has none. Raises ValueError
+    for a row that does not say why a number is missing.
     """
 
     metric: str
@@ -37,8 +35,11 @@ class OverheadRow:
     how: How
     note: str = ""
     is_detail: bool = False
+    """Left out of the short table."""
     unit_size: float | None = None
+    """One ``d``, the width of the stream, in ``unit``, for rows that are shown in both."""
     comparison: Comparison | None = None
+    """The samples of a measured row."""
 
     def __post_init__(self) -> None:
         if self.how not in get_args(How):
@@ -86,18 +87,16 @@ class OverheadRow:
 
 @dataclass(frozen=True)
 class OverheadReport:
-    """What Block Attention Residuals cost one model. ``str()`` is the short table with its notes.
-
-    shape: of the model and of what it was called with, in lines for people. uncounted: calls of operators whose FLOPs
-    nobody counts, on both sides.
-    """
+    """What Block Attention Residuals cost one model. ``str()`` is the short table with its notes."""
 
     model: str
     rows: tuple[OverheadRow, ...]
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     shape: tuple[str, ...] = ()
+    """Of the model and of its call, in lines for people."""
     uncounted: dict[str, int] = field(default_factory=dict)
+    """Calls of operators whose FLOPs nobody counts, on both sides."""
 
     def __str__(self) -> str:
         return self.to_text()

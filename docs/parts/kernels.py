@@ -11,20 +11,21 @@ from pathlib import Path
 from benchmark_records import BENCHMARKS, gpu_records
 from tabulate import tabulate
 
+from attnres_compile.measure.figures import figure_bytes
 from attnres_compile.measure.model import KIND as MODEL
 from attnres_compile.measure.model_plot import model_figure
-from attnres_compile.measure.model_table import bench_table
-from attnres_compile.measure.picture import picture
+from attnres_compile.measure.model_table import model_table
 from attnres_kernels.generation.read import read_text
 from attnres_kernels.generation.specs import ReadSpec
+from kernels.benchmarks.against_peers.cell import MEASURED
 from kernels.benchmarks.against_peers.plot import kernels_figure
+from kernels.benchmarks.against_peers.run import COMMAND
 from kernels.benchmarks.against_peers.run import KIND as KERNELS
-from kernels.benchmarks.against_peers.run import MEASURED
 from kernels.benchmarks.against_peers.table import cell_title, not_timed, summary_table
 from kernels.benchmarks.against_peers.work import LEVELS
 from kernels.benchmarks.goals.goal import goals_table
-from kernels.benchmarks.goals.goals import goals
-from kernels.benchmarks.goals.measured import Record, merged_kernels, merged_models
+from kernels.benchmarks.goals.merged_records import Record, merged_kernels, merged_models
+from kernels.benchmarks.goals.project_goals import project_goals
 from kernels.benchmarks.offline.record import distinct_kernels, offline_table
 from parts import part, pictures
 from parts.layout import fenced
@@ -32,7 +33,7 @@ from parts.layout import fenced
 PAGE = Path(__file__).resolve().parents[1] / "kernels.md"
 OFFLINE = BENCHMARKS / "offline.json"
 OFFLINE_3_6 = BENCHMARKS / "offline-triton-3.6.json"
-"""Written by ``attnres bench offline``, which takes long; the second one with Triton 3.6, for sm_90."""
+"""Written by ``python -m kernels.benchmarks offline``, which takes long; the second one with Triton 3.6, for sm_90."""
 
 
 @part
@@ -71,7 +72,7 @@ def spills_with_triton_3_6() -> str:
 def goals_on_gpus() -> str:
     records = gpu_records()
     texts = [] if records else ["Not measured yet: no record in [benchmarks](benchmarks) is of a GPU."]
-    for device, found in goals(records.values()).items():
+    for device, found in project_goals(records.values()).items():
         texts += [f"**{device}**"] * bool(records) + [goals_table(found, "md")]
     return "\n\n".join(texts) + "\n"
 
@@ -85,7 +86,7 @@ def kernels_on_gpus() -> str:
         shown = [f"![{device}, {level}](pictures/{name}.svg)" for level, name, _ in _levels(merged)]
         notes = [f"- {note}" for note in (*not_timed(cells), *skipped)]
         texts += [f"**{device}**", _sources(KERNELS, device), *shown, summary_table(cells, "md"), "\n".join(notes)]
-    return "\n\n".join(filter(None, texts)) + "\n" if texts else _not_measured("kernel", KERNELS)
+    return "\n\n".join(filter(None, texts)) + "\n" if texts else _not_measured("kernel", COMMAND)
 
 
 @part
@@ -94,8 +95,8 @@ def models_on_gpus() -> str:
     for merged, name in _models():
         device, model = merged["environment"]["device"], merged["model"]["name"]
         shown = f"![{model} on {device}](pictures/{name}.svg)" if _is_drawn(merged) else ""
-        texts += [f"**{model}, {device}**", _sources(MODEL, device, model), shown, fenced(bench_table(merged)).rstrip()]
-    return "\n\n".join(filter(None, texts)) + "\n" if texts else _not_measured("model", MODEL)
+        texts += [f"**{model}, {device}**", _sources(MODEL, device, model), shown, fenced(model_table(merged)).rstrip()]
+    return "\n\n".join(filter(None, texts)) + "\n" if texts else _not_measured("model", f"attnres {MODEL}")
 
 
 @pictures
@@ -104,7 +105,7 @@ def measured() -> dict[str, str]:
     kernels = [drawn for merged in merged_kernels(gpu_records().values()) for drawn in _levels(merged)]
     figures = {name: kernels_figure(record) for _, name, record in kernels}
     figures |= {name: model_figure(merged) for merged, name in _models() if _is_drawn(merged)}
-    return {name: picture(figure, "svg").decode() for name, figure in figures.items()}
+    return {name: figure_bytes(figure, "svg").decode() for name, figure in figures.items()}
 
 
 def _levels(merged: Record) -> list[tuple[str, str, Record]]:
@@ -147,12 +148,12 @@ def _sources(kind: str, device: str, model: str | None = None) -> str:
     )
 
 
-def _not_measured(what: str, kind: str) -> str:
+def _not_measured(what: str, command: str) -> str:
     text = f"Not measured yet: no {what} record in [benchmarks](benchmarks) is of a GPU. To measure, on one:"
-    return f"{text}\n\n{fenced(chr(10).join(commands(kind)), 'sh')}"
+    return f"{text}\n\n{fenced(chr(10).join(_command_lines(command)), 'sh')}"
 
 
-def commands(kind: str) -> Iterable[str]:
-    """The commands of a kind of record that the last section of the page names."""
+def _command_lines(command: str) -> Iterable[str]:
+    """The lines of the last section of the page that run a command."""
     section = PAGE.read_text().partition("### Measuring within 30 minutes\n")[2]
-    return re.findall(rf"^timeout \d+ attnres {kind} .*$", section, re.MULTILINE)
+    return re.findall(rf"^timeout \d+ {command} .*$", section, re.MULTILINE)

@@ -1,0 +1,10 @@
+"""Benchmarks of the generated kernels: no part of what is installed, run from the repository's root.
+
+    python -m kernels.benchmarks peers      reads and blocks of reads against torch code and other people's kernels
+    python -m kernels.benchmarks offline    every generated kernel compiled for GPUs that are not there
+    python -m kernels.benchmarks goals      how far the project's goals are, from kept records
+    python -m kernels.benchmarks show       the table of a kept record
+    python -m kernels.benchmarks plot       the picture of a kept record
+
+They use ``attnres_compile`` and nothing there uses them. Whole models are measured by ``attnres bench model``.
+"""

@@ -20,7 +20,7 @@ ensure_torchvision_imports()
 @pytest.fixture
 def child_environment() -> dict[str, str]:
     """Environment of a child Python process."""
-    paths = [ROOT / "tests" / "front" / "child", ROOT, ROOT / "passes", ROOT / "kernels"]
+    paths = [ROOT / "tests" / "attnres_compile" / "child", ROOT, ROOT / "passes", ROOT / "kernels"]
     inherited = os.environ.get("PYTHONPATH")
     search = os.pathsep.join([*map(str, paths), *([inherited] if inherited else [])])
     return {**os.environ, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"}

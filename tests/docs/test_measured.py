@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -13,12 +14,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from attnres_compile.cli.main import build_parser
+from attnres_compile.cli import main as attnres
 from attnres_compile.models.presets import PRESETS
-from kernels.benchmarks.against_peers.arms import kernel_arms
-from kernels.benchmarks.against_peers.peers import PEERS
+from kernels.benchmarks import command_line as benchmarks
+from kernels.benchmarks.against_peers.arms.generated import kernel_arms
+from kernels.benchmarks.against_peers.arms.peers import PEERS
 from kernels.benchmarks.against_peers.work import BLOCK, FORWARD, OP, Shape
-from kernels.benchmarks.goals.goals import DTYPE, INPUT, MODELS, SOURCES, TOKENS, WIDTHS
+from kernels.benchmarks.goals.project_goals import DTYPE, INPUT, MODELS, SOURCES, TOKENS, WIDTHS
 from tests.kernels.benchmarks.gpu_records import GPU, GRID, cell, kernel_record, model_record
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -70,7 +72,7 @@ def test_without_a_record_of_a_gpu_the_page_says_so(page, monkeypatch, tmp_path,
     for text in (goals, of_kernels, of_models):
         assert text.startswith("Not measured yet: no ")
     assert goals.count("not measured |") == goals.count("at least") + goals.count("at most")
-    assert "timeout 270 attnres bench kernels --level block" in of_kernels
+    assert "timeout 270 python -m kernels.benchmarks peers --level block" in of_kernels
     assert all(f"attnres bench model {name} " in of_models for name in MODELS)
     assert page.measured() == {}
 
@@ -94,15 +96,20 @@ def test_regenerating_writes_the_page_and_the_pictures(page, monkeypatch, tmp_pa
     assert regenerate.main() == 0
 
 
+def parse(words: list[str]) -> argparse.Namespace:
+    if words[0] == "attnres":
+        return attnres.build_parser().parse_args(words[1:])
+    assert words[:3] == ["python", "-m", "kernels.benchmarks"]
+    return benchmarks.build_parser().parse_args(words[3:])
+
+
 def test_the_commands_of_the_page_can_be_run_and_measure_every_goal(page):
     section = (DOCS / "kernels.md").read_text().partition("### Measuring within 30 minutes\n")[2]
     lines = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].splitlines()
     limits = [int(line.split()[1]) for line in lines if line.startswith("timeout ")]
     assert sum(limits) <= 28 * 60
     assert max(limits) < 600
-    commands = [shlex.split(line)[2:] for line in lines if " attnres " in line]
-    assert [words for line in lines[1:-1] for words in [shlex.split(line)[2:]]] == commands
-    parsed = [build_parser().parse_args(words[1:]) for words in commands]
+    parsed = [parse(shlex.split(line)[2:]) for line in lines[1:-1]]
     assert len({one.json for one in parsed}) == len(parsed)
     kernels = [one for one in parsed if hasattr(one, "level")]
     models = [one for one in parsed if hasattr(one, "model")]

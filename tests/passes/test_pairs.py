@@ -21,10 +21,10 @@ import attnres_passes
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
 from attnres_passes.lower.lower import lower
-from attnres_passes.ranks.sequence import Shards
+from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.shard_sequence import shard_sequence
+from attnres_passes.ranks.shards import Shards
 from attnres_passes.ranks.split_stages import split
-from attnres_passes.ranks.stage_layout import StageLayout
 from attnres_passes.ranks.stages import stage
 from attnres_passes.rewrite.record import record
 from attnres_passes.rewrite.rewrite import Rewritten

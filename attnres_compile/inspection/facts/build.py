@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,6 @@ from attnres_compile.capture.capture import Capture
 from attnres_compile.compile.levels import ModelGraph
 from attnres_compile.inspection.facts.facts import AddedParameter, GraphBreak, Inspection, Kernel, Site, StreamFacts
 from attnres_compile.inspection.facts.kernels import kernels_of
-from attnres_compile.measure.environment import package_version
 from attnres_kernels.definition import scheduled
 from attnres_passes.analyses.stream_nodes import StreamNodes, WriteNode
 from attnres_passes.ir import provenance
@@ -173,8 +173,15 @@ def _added(plan: Plan) -> Iterator[AddedParameter]:
                 yield AddedParameter(path, (stream.width,), count, init, DECAY)
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _environment(graphs: Sequence[ModelGraph]) -> dict[str, str]:
-    versions = {name: version for name in _PACKAGES if (version := package_version(name)) is not None}
+    versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
     devices = dict.fromkeys(
         str(value.device) for graph in graphs for value in graph.analysed.captured.inputs if hasattr(value, "device")
     )

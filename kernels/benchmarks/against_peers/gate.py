@@ -1,4 +1,4 @@
-"""The gate of ``attnres bench kernels``: an arm is timed only if it computes what the definition does in fp64.
+"""The gate: an arm is timed only if it computes what the definition does in fp64.
 
 All of a read but the gradients of its parameters is computed per token. So the definition runs over a few tokens at a
 time, which fits in memory for every shape: over all of them for the gradients of the parameters, and kept for a sample
@@ -25,18 +25,26 @@ _CHUNK_BYTES = {"cuda": 4 << 30, "cpu": 1 << 29}
 
 @dataclass(frozen=True)
 class Reference:
-    """The definition in fp64. tokens: the kept ones; outputs: at them; gradients: by name, of tensors ``[T, d]`` at
-    them, none without training; output_grads: what the gradients are of, ``[T, d]`` in the dtype of the work.
-    """
+    """What the definition gives in fp64."""
 
     tokens: Tensor
+    """Those that are kept, their numbers."""
     outputs: dict[str, Tensor]
+    """At these tokens."""
     gradients: dict[str, Tensor]
+    """By name, of tensors ``[T, d]`` at these tokens; none without training."""
     output_grads: list[Tensor]
+    """What the gradients are of, ``[T, d]`` in the dtype of the work."""
 
 
 def reference(shape: Shape, inputs: Inputs, training: bool) -> Reference:
-    """Run the definition over ``inputs``; ``training`` for gradients too."""
+    """Run the definition.
+
+    Args:
+        shape: of the work.
+        inputs: that every arm gets.
+        training: gradients too.
+    """
     device = inputs.sources[0].device
     tokens = _kept(shape.tokens, device)
     generator = torch.Generator(device).manual_seed(1)
@@ -68,7 +76,12 @@ def errors(
 ) -> dict[str, float]:
     """The largest errors of an arm, of outputs and of gradients, infinite for what is not finite or not there.
 
-    call: gives the arm's outputs, under the grad mode that ``training`` asks for.
+    Args:
+        wanted: of the definition.
+        shape: of the work.
+        inputs: that the arm gets.
+        call: gives the arm's outputs, under the grad mode that ``training`` asks for.
+        training: gradients too.
     """
     outputs = call()[: len(wanted.outputs)]
     of_outputs = [

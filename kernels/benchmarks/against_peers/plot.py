@@ -1,18 +1,20 @@
-"""The picture of a record of ``attnres bench kernels``: shares of the copy bandwidth, one mark per arm and shape."""
+"""The picture of a record of kernels against peers: shares of the copy bandwidth, one mark per arm and shape."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from attnres_compile.measure.measure import MeasureError
-from attnres_compile.measure.picture import LINE, new_figure, title, wrapped, write_notes
+from attnres_compile.measure.figures import LINE, new_figure, title, wrapped, write_notes
+from attnres_compile.report.comparison import MeasureError
 
-from ..goals.goals import SHARES
-from .arms import KERNELS, PEER, TORCH
-from .run import MEASURED
+from .arms.arm import KERNELS, PEER, TORCH
+from .cell import MEASURED
 from .table import cell_title, checked, not_timed, shape_text
 from .work import DIRECTIONS, FORWARD, LEVELS
+
+BANDWIDTH_GOALS = {"forward": 85.0, "backward": 75.0}
+"""Of the project, in percent of the copy bandwidth, at least."""
 
 _PARTS = {FORWARD: "forward"}
 """What a panel shows of its direction: of training the backward alone, as the goal is of it."""
@@ -76,7 +78,7 @@ def _draw(axis: Any, cells: Sequence[dict[str, Any]], names: dict[str, str]) -> 
             axis.vlines(xs, [arm["ideal_fraction"][part] for _, arm in found], shares, color=colour, lw=0.8)
     for x in range(1, len(cells)):
         axis.axvline(x - 0.5, color="0.9", lw=0.8)
-    goal = SHARES[part] / 100
+    goal = BANDWIDTH_GOALS[part] / 100
     axis.axhline(goal, color="tab:green", lw=1, ls="--", label=f"goal {goal:.0%}")
     dtypes = {cell["dtype"] for cell in cells}
     labels = [shape_text(cell, "\n") + (f"\n{cell['dtype']}" if len(dtypes) > 1 else "") for cell in cells]

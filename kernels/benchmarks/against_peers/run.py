@@ -1,4 +1,4 @@
-"""``attnres bench kernels``: reads and whole blocks of reads, ours against torch's and other people's, kept as JSON.
+"""``python -m kernels.benchmarks peers``: reads and whole blocks of reads, ours against torch's and other people's.
 
 Each cell of the grid makes its inputs, lets every arm through the gate (``gate``), and times those that passed
 in turn, a copy of memory among them (``timing``). An arm that cannot do the work, fails or is wrong stays in the
@@ -10,67 +10,58 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from attnres_compile.measure.environment import describe_environment, package_version
-from attnres_compile.measure.measure import MeasureError, paired_ratio
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.report.comparison import MeasureError
+from attnres_compile.report.records import package_version, record_head
 from attnres_kernels.launch import tiling, tuning
 from attnres_kernels.launch.load_triton import is_interpreted
 from attnres_passes.torch_private.inner_compilers import traced_anew
 
-from .arms import EAGER, INDUCTOR, KERNELS, PEER, TORCH, Arm, kernel_arms, torch_arms
-from .bytes import moved_ideally
-from .gate import TOLERANCES, Reference, errors, reference
-from .peers import PACKAGES, PEERS, peer_arms
-from .timing import (
-    CpuClock,
-    CudaClock,
-    Taken,
-    Timed,
-    copy_call,
-    first_line,
-    make_clock,
-    time_in_turn,
-)
-from .work import DIRECTIONS, LEVELS, OP, TRAINING, Inputs, Shape, make_inputs
+from .arms.arm import EAGER, INDUCTOR, KERNELS, Arm
+from .arms.generated import kernel_arms
+from .arms.peers import PACKAGES, PEERS, peer_arms
+from .arms.torch_code import torch_arms
+from .cell import FAILED, WRONG, Cell, measured_cell
+from .counted_bytes import moved_ideally
+from .gate import TOLERANCES
+from .timing import make_clock
+from .work import DIRECTIONS, LEVELS, OP, TRAINING, Shape
 
 SCHEMA_VERSION = 1
 KIND = "bench kernels"
-MEASURED, SAME, UNSUPPORTED, FAILED, WRONG = "measured", "same", "unsupported", "failed", "wrong"
-_COPY = "copy"
+COMMAND = "python -m kernels.benchmarks peers"
 
 Keep = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class KernelJob:
-    """The grid and how to measure it.
-
-    reads: of a block; arms: parts of the names of the arms to run, all without; inner: the compiler around kernels and
-    of torch code, None for Inductor on a GPU and eager elsewhere; budget: seconds after which no cell is begun.
-    """
+    """The grid, of which every combination is a cell, and how to measure it."""
 
     tokens: tuple[int, ...]
     width: tuple[int, ...]
     sources: tuple[int, ...]
     reads: tuple[int, ...]
+    """Of a block."""
     dtype: tuple[str, ...]
     level: tuple[str, ...] = LEVELS
     direction: tuple[str, ...] = DIRECTIONS
     rounds: int = 20
     peers: bool = True
     arms: tuple[str, ...] = ()
+    """Parts of the names of the arms to run; all run without any."""
     device: str = "cuda"
     inner: str | None = None
+    """The compiler around kernels and of torch code; None for Inductor on a GPU and eager elsewhere."""
     budget: float | None = None
+    """Seconds after which no cell is begun."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -91,30 +82,35 @@ class KernelJob:
         return LoadOptions(device=self.device).torch_device()
 
     def compiler(self) -> str:
+        """The name of the inner compiler."""
         return self.inner or (INDUCTOR if self.torch_device().type == "cuda" else EAGER)
 
 
 Arms = Callable[[Shape, torch.device], list[Arm]]
 
 
-def bench_kernels(
+def measure_kernels(
     job: KernelJob, command: Sequence[str] = (), keep: Keep = lambda _: None, arms: Arms | None = None
 ) -> dict[str, Any]:
-    """Measure ``job`` and return the record, plain data for JSON.
-
-    keep: called with the record after every cell; arms: gives the arms of a shape, by default all that there are.
+    """Measure a grid and return the record, plain data for JSON.
 
     With ATTNRES_AUTOTUNE=1 the record says so, and lists what was tuned.
 
-    Raises MeasureError, LoadOptionError, TuningError.
+    Args:
+        job: the grid.
+        command: the words of the command line, for the record.
+        keep: is called with the record after every cell.
+        arms: gives the arms of a shape on a device, by default all that there are.
+
+    Raises:
+        MeasureError: no arm has one of the names.
+        LoadOptionError: the device is not there.
+        TuningError: ATTNRES_AUTOTUNE is neither 0 nor 1.
     """
     device, start = job.torch_device(), time.monotonic()
     of_shape = arms or _all_arms(job)
     record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "command": " ".join(command),
-        "environment": describe_environment(device),
+        **record_head(KIND, SCHEMA_VERSION, command, device),
         "job": dataclasses.asdict(job) | {"inner": job.compiler()},
         "tolerances": TOLERANCES,
         "cells": [],
@@ -134,23 +130,12 @@ def bench_kernels(
         else:
             chosen = [arm for arm in of_shape(shape, device) if _is_chosen(arm, job.arms)]
             with traced_anew(tuning.is_on()):
-                cell |= _measured(_Cell(job, shape, direction == TRAINING, device, clock, largest), chosen)
+                cell |= measured_cell(Cell(job.rounds, shape, direction == TRAINING, device, clock, largest), chosen)
         record["cells"].append(cell)
         if "tuned" in record:
             record["tuned"] += [kernel for kernel in tuning.tuned_kernels() if kernel not in record["tuned"]]
         keep(record)
     return record
-
-
-def _measured(cell: _Cell, arms: Sequence[Arm]) -> dict[str, Any]:
-    """The record of a cell, or why there is none: its inputs alone may be too large."""
-    try:
-        return cell.measure(arms)
-    except (torch.OutOfMemoryError, MeasureError) as error:
-        reason = first_line(error)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return {"skipped": reason}
 
 
 def has_failures(record: dict[str, Any]) -> bool:
@@ -189,130 +174,3 @@ def _check_names(job: KernelJob, cells: Sequence[tuple[Shape, str]], arms: Arms,
     for name in job.arms:
         if not any(name in one for one in known):
             raise MeasureError(f"no arm has {name!r} in its name: pass a part of {', '.join(dict.fromkeys(known))}")
-
-
-@dataclass(frozen=True)
-class _Cell:
-    job: KernelJob
-    shape: Shape
-    training: bool
-    device: torch.device
-    clock: CpuClock | CudaClock
-    copied: int
-
-    def measure(self, arms: Sequence[Arm]) -> dict[str, Any]:
-        """The record of this cell but for its shape."""
-        start = time.monotonic()
-        torch.compiler.reset()  # The limit of recompilations counts those of all cells.
-        inputs = make_inputs(self.shape, self.device, self.training)
-        wanted = reference(self.shape, inputs, self.training)
-        results, calls = [], {}
-        for arm in arms:
-            result, call = self._gated(arm, inputs, wanted)
-            results.append(result)
-            if call is not None:
-                calls[arm.name] = call
-        calls[_COPY], moved = copy_call(self.copied, self.device)
-        del wanted
-        taken = time_in_turn(calls, self.job.rounds, self.clock)
-        copy_seconds = taken.pop(_COPY).seconds.get("forward")
-        if not copy_seconds:
-            raise MeasureError(f"a copy of {moved // 2} bytes found no memory: pass fewer tokens")
-        bandwidth = moved / statistics.median(copy_seconds)
-        ideal = moved_ideally(self.shape).parts(self.shape, self.training)
-        for arm, result in zip(arms, results, strict=True):
-            if arm.name in taken:
-                result |= self._timed(arm, taken[arm.name], ideal, bandwidth)
-        _compare(results, "step" if self.training else "forward")
-        return {
-            "ideal_bytes": ideal,
-            "copy": {"bytes": moved, "seconds": copy_seconds, "bytes_per_second": bandwidth},
-            "arms": results,
-            "spent_seconds": time.monotonic() - start,
-        }
-
-    def _gated(self, arm: Arm, inputs: Inputs, wanted: Reference) -> tuple[dict[str, Any], Timed | None]:
-        """The beginning of an arm's record, and what to time if it is right."""
-        result: dict[str, Any] = {"name": arm.name, "kind": arm.kind, "note": arm.note}
-        if arm.unsupported:
-            return result | {"status": UNSUPPORTED, "reason": arm.unsupported}, None
-        if arm.same_as:
-            return result | {"status": SAME, "reason": f"the same calls as {arm.same_as}"}, None
-        reason = ""
-        try:
-            found = errors(wanted, self.shape, inputs, lambda: self._outputs(arm, inputs), self.training)
-            call = self._call(arm, inputs, wanted.output_grads)
-        except Exception as error:
-            reason = first_line(error)
-        if reason:
-            self._free()
-            return result | {"status": FAILED, "reason": reason}, None
-        result["errors"] = found
-        bound = TOLERANCES[self.shape.dtype]
-        wrong = [f"{name} {value:.3g}" for name, value in found.items() if not value <= bound]
-        if wrong:
-            reason = f"largest relative error of {', '.join(wrong)}: more than {bound:g}"
-            return result | {"status": WRONG, "reason": reason}, None
-        return result | {"status": MEASURED}, call
-
-    def _outputs(self, arm: Arm, inputs: Inputs) -> list[Tensor]:
-        assert arm.call is not None
-        with torch.set_grad_enabled(self.training):
-            return arm.call(inputs, arm.prepare(inputs))
-
-    def _call(self, arm: Arm, inputs: Inputs, output_grads: list[Tensor]) -> Timed:
-        """One call of an arm, from what earlier blocks have made, and its backward into all that has a gradient."""
-        assert arm.call is not None
-        run = arm.call
-        with torch.set_grad_enabled(self.training):
-            state = [x.detach().requires_grad_(x.requires_grad) for x in arm.prepare(inputs)]
-
-        def forward() -> list[Tensor]:
-            with torch.set_grad_enabled(self.training):
-                return run(inputs, state)
-
-        leaves = [x for x in itertools.chain(*inputs, state) if x.requires_grad]
-        further: list[Tensor] = []
-
-        def backward(outputs: list[Tensor]) -> object:
-            if not further:
-                further.extend(torch.randn_like(x) for x in outputs[len(output_grads) :])
-            pairs = zip(outputs, [*output_grads, *further], strict=True)
-            made, grads = zip(*((x, grad) for x, grad in pairs if x.requires_grad), strict=True)
-            return torch.autograd.grad(made, leaves, grads, allow_unused=True)
-
-        return Timed(forward, backward if self.training else None)
-
-    def _timed(self, arm: Arm, taken: Taken, ideal: dict[str, int], bandwidth: float) -> dict[str, Any]:
-        if taken.error:
-            return {"status": FAILED, "reason": f"while it was timed: {taken.error}"}
-        moved = arm.moved.parts(self.shape, self.training)
-        medians = {part: statistics.median(seconds) for part, seconds in taken.seconds.items()}
-        return {
-            "bytes": moved,
-            "seconds": taken.seconds,
-            "median": medians,
-            "fraction": {part: moved[part] / medians[part] / bandwidth for part in medians},
-            "ideal_fraction": {part: ideal[part] / medians[part] / bandwidth for part in medians},
-            "lead": taken.lead,
-            "late": taken.late,
-        }
-
-    def _free(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _compare(results: Sequence[dict[str, Any]], part: str) -> None:
-    """Give each arm of ours its speed over the fastest peer and over the fastest torch code, round by round."""
-    measured = [result for result in results if result["status"] == MEASURED]
-    for kind in (PEER, TORCH):
-        others = [result for result in measured if result["kind"] == kind]
-        if not others:
-            continue
-        fastest = min(others, key=lambda result: float(result["median"][part]))
-        for result in measured:
-            if result["kind"] == KERNELS:
-                ratio = paired_ratio(result["seconds"][part], fastest["seconds"][part])
-                told = {"median": ratio.value, "low": ratio.low, "high": ratio.high, "confidence": ratio.confidence}
-                result.setdefault("speed_over", {})[kind] = {"name": fastest["name"], "part": part} | told

@@ -1,4 +1,4 @@
-"""The tables of a record of ``attnres bench kernels``, from the record alone."""
+"""The tables of a record of kernels against peers, from the record alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from attnres_compile.measure.measure import MeasureError, quantile
+from attnres_compile.report.comparison import quantile
+from attnres_compile.report.records import check_record
 
-from .arms import KERNELS, PEER, TORCH
-from .run import KIND, MEASURED, SCHEMA_VERSION
+from .arms.arm import KERNELS, PEER, TORCH
+from .cell import MEASURED
+from .run import COMMAND, KIND, SCHEMA_VERSION
 from .work import BLOCK, TRAINING
 
 TABLE_FORMATS = {"table": "simple", "md": "github"}
@@ -25,7 +27,15 @@ _LEGEND = (
 
 
 def kernels_table(record: dict[str, Any], style: str = "table") -> str:
-    """A table per cell, and one of the best arm of ours in each. Raises MeasureError for another kind or version."""
+    """A table per cell, and one of the best arm of ours in each.
+
+    Args:
+        record: that ``measure_kernels`` made.
+        style: a name of TABLE_FORMATS.
+
+    Raises:
+        MeasureError: another kind or version.
+    """
     checked(record)
     environment = record["environment"]
     heading = f"{environment['device']}, torch {environment['versions']['torch']}, {environment['date']}"
@@ -37,8 +47,7 @@ def kernels_table(record: dict[str, Any], style: str = "table") -> str:
 
 def checked(record: dict[str, Any]) -> dict[str, Any]:
     """``record`` itself. Raises MeasureError for another kind or version."""
-    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: measure again")
+    check_record(record, KIND, SCHEMA_VERSION, command=COMMAND)
     return record
 
 
@@ -75,7 +84,12 @@ def cell_title(cell: dict[str, Any]) -> str:
 
 
 def shape_text(cell: dict[str, Any], separator: str = ", ") -> str:
-    """The numbers of a cell's shape: ``T 8192, d 2048, n 4, S 6``."""
+    """The numbers of a cell's shape: ``T 8192, d 2048, n 4, S 6``.
+
+    Args:
+        cell: of a record.
+        separator: between two numbers.
+    """
     reads = [f"S {cell['reads']}"] if cell["level"] == BLOCK else []
     return separator.join([f"T {cell['tokens']}", f"d {cell['width']}", f"n {cell['sources']}", *reads])
 
@@ -117,7 +131,12 @@ def _summary(cells: Sequence[dict[str, Any]], style: str) -> Iterator[str]:
 
 
 def summary_table(cells: Sequence[dict[str, Any]], style: str = "table") -> str:
-    """Our fastest arm of each cell and the geometric means; '' if none was measured."""
+    """Our fastest arm of each cell and the geometric means; '' if none was measured.
+
+    Args:
+        cells: of a record.
+        style: a name of TABLE_FORMATS.
+    """
     return "\n\n".join(_summary(cells, style))
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnres_compile.measure.measure import garbage_collection_paused
+from attnres_compile.measure.timing import garbage_collection_paused
 
 WARMUP_CALLS = 3
 LARGEST_COPY = 1 << 30
@@ -34,24 +34,25 @@ _MOST_LEAD_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Timed:
-    """What is timed. backward: from the outputs of ``forward``, or None."""
+    """What is timed."""
 
     forward: Callable[[], list[Tensor]]
     backward: Callable[[list[Tensor]], object] | None = None
+    """From the outputs of ``forward``."""
 
 
 @dataclass
 class Taken:
-    """Seconds of each part, one number per round.
-
-    lead: how often the buffer is overwritten before a sample; late: samples that began before all of them was queued;
-    error: what ended it, in one line.
-    """
+    """What was taken of one call."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of each part, one number per round."""
     lead: int = 0
+    """How often the buffer is overwritten before a sample."""
     late: int = 0
+    """Samples that began before all of them was queued."""
     error: str = ""
+    """What ended it, in one line."""
 
     def add(self, *marks: float) -> None:
         """marks: seconds of the forward and, with a backward, of that."""
@@ -63,10 +64,19 @@ class Taken:
 
 
 class CpuClock:
+    """Takes the time of the host."""
+
     def lead(self, call: Timed) -> int:
+        """Nothing is overwritten before a sample."""
         return 0
 
     def sample(self, call: Timed, taken: Taken) -> None:
+        """Add one sample.
+
+        Args:
+            call: what is timed.
+            taken: what was taken of it before.
+        """
         marks = [time.perf_counter()]
         made = call.forward()
         marks.append(time.perf_counter())
@@ -77,6 +87,8 @@ class CpuClock:
 
 
 class CudaClock:
+    """Takes the time between events on the stream."""
+
     def __init__(self, device: torch.device) -> None:
         if device.index is not None:
             torch.cuda.set_device(device)
@@ -105,6 +117,12 @@ class CudaClock:
         return 1 + math.ceil(seconds / self.flush_seconds)
 
     def sample(self, call: Timed, taken: Taken) -> None:
+        """Add one sample, behind a buffer that is overwritten.
+
+        Args:
+            call: what is timed.
+            taken: what was taken of it before.
+        """
         events = self._events(3)
         torch.cuda.synchronize()
         for _ in range(taken.lead):
@@ -135,9 +153,14 @@ def make_clock(device: torch.device) -> CpuClock | CudaClock:
 
 
 def time_in_turn(calls: dict[str, Timed], rounds: int, clock: CpuClock | CudaClock) -> dict[str, Taken]:
-    """``rounds`` samples of each call, all in turn, forwards and backwards: A B C, C B A, A B C, ..
+    """Samples of each call, all in turn, forwards and backwards: A B C, C B A, A B C, ..
 
     A call that raises is taken no further; its error is kept.
+
+    Args:
+        calls: by name.
+        rounds: samples of each.
+        clock: of the device.
     """
     taken = {name: Taken() for name in calls}
     for name, call in calls.items():
@@ -178,7 +201,12 @@ def first_line(error: BaseException) -> str:
 
 
 def copy_call(nbytes: int, device: torch.device) -> tuple[Timed, int]:
-    """A copy of a tensor of ``nbytes`` at most LARGEST_COPY, and the bytes that it moves: reads and writes."""
+    """A copy of a tensor, and the bytes that it moves: reads and writes.
+
+    Args:
+        nbytes: of the tensor, which has LARGEST_COPY at most.
+        device: that it is on.
+    """
     size = min(nbytes, LARGEST_COPY)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""The work that ``attnres bench kernels`` gives to every arm: its shapes, its inputs and its definition.
+"""The work that every arm is given: its shapes, its inputs and its definition.
 
 op      one read: ``n`` completed blocks and an open partial sum ``[T, d]`` -> ``[T, d]``
 block   what a model runs for one block of ``S`` reads over ``n`` completed blocks: before each read the branch of the
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnres_compile.measure.measure import MeasureError
+from attnres_compile.report.comparison import MeasureError
 from attnres_kernels.definition import naive, scheduled
 
 OP, BLOCK = "op", "block"
@@ -32,13 +32,15 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Shape:
-    """One cell of the grid, but for its direction. sources: completed blocks; reads: of the block, 1 at op level."""
+    """One cell of the grid, but for its direction."""
 
     level: str
     tokens: int
     width: int
     sources: int
+    """Completed blocks."""
     reads: int
+    """Of the block, 1 at op level."""
     dtype: str
 
     def __post_init__(self) -> None:
@@ -74,18 +76,18 @@ class Shape:
 
 
 class Inputs(NamedTuple):
-    """What an arm is given.
-
-    sources: ``n`` completed blocks ``[T, d]``; branches: ``S`` of them, at op level the open partial sum; queries,
-    key_weights: ``[d]`` of this block's reads and, behind them, of the later ones; norm_weights: ``S``, or at op level
-    none.
-    """
+    """What an arm is given."""
 
     sources: list[Tensor]
+    """``n`` completed blocks ``[T, d]``."""
     branches: list[Tensor]
+    """``S`` of them ``[T, d]``; at op level the open partial sum."""
     queries: list[Tensor]
+    """``[d]`` of this block's reads and, behind them, of the later ones."""
     key_weights: list[Tensor]
+    """``[d]``, one for each query."""
     norm_weights: list[Tensor]
+    """``[d]``, ``S`` of them; none at op level."""
 
     def leaves(self, reads: int) -> dict[str, Tensor]:
         """What gets a gradient, by name; parameters of later reads get none from this block."""
@@ -98,7 +100,14 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(shape: Shape, device: torch.device, training: bool, seed: int = 0) -> Inputs:
-    """Random inputs; the queries are such that the logits have a standard deviation of about one."""
+    """Random inputs; the queries are such that the logits have a standard deviation of about one.
+
+    Args:
+        shape: of the work.
+        device: that they are on.
+        training: whether they want gradients.
+        seed: of the generator.
+    """
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*size: int, spread: float = 1.0, mean: float = 0.0) -> Tensor:
@@ -122,7 +131,10 @@ Read = Callable[[int, list[Tensor]], Tensor]
 def block_by_reads(inputs: Inputs, read: Read, add: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
     """The block level for a form that knows single reads only.
 
-    add: the partial sum plus a branch; its third argument is what the sublayer of that branch was given.
+    Args:
+        inputs: of the work.
+        read: one read with the norm behind it.
+        add: the partial sum plus a branch; its third argument is what the sublayer of that branch was given.
     """
     normed: list[Tensor] = []
     partial: Tensor | None = None
@@ -135,14 +147,20 @@ def block_by_reads(inputs: Inputs, read: Read, add: Callable[[Tensor, Tensor, Te
     return [*normed, add(partial, inputs.branches[-1], normed[-1])]
 
 
-def plain_add(partial: Tensor, branch: Tensor, _before: Tensor) -> Tensor:
+def _plain_add(partial: Tensor, branch: Tensor, _before: Tensor) -> Tensor:
     return partial + branch
 
 
 def definition(
-    inputs: Inputs, add: Callable[[Tensor, Tensor, Tensor], Tensor] = plain_add, eps: float = EPS
+    inputs: Inputs, add: Callable[[Tensor, Tensor, Tensor], Tensor] = _plain_add, eps: float = EPS
 ) -> list[Tensor]:
-    """The outputs by the definition of the depth attention, in plain torch."""
+    """The outputs by the definition of the depth attention, in plain torch.
+
+    Args:
+        inputs: of the work.
+        add: as for ``block_by_reads``.
+        eps: of the key norm and of the norm behind a read.
+    """
     if not inputs.norm_weights:
         sources = [*inputs.sources, *inputs.branches]
         return [naive.naive_read(sources, inputs.queries[0], inputs.key_weights[0], eps, "mean")]

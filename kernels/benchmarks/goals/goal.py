@@ -18,7 +18,7 @@ NO_RECORD = "no record"
 
 @dataclass(frozen=True)
 class Value:
-    """One measurement. low, high: its interval, where it has one."""
+    """One measurement, with its interval where it has one."""
 
     number: float
     low: float | None = None
@@ -27,19 +27,19 @@ class Value:
 
 @dataclass(frozen=True)
 class Goal:
-    """A limit and what was measured of it.
-
-    unit: "%" of the copy bandwidth, "+%" over plain, or "x"; values: by shape or model; missing: of what the goal also
-    asks for, why it was not measured; mean: the geometric mean of the values has to reach it, else each of them.
-    """
+    """A limit and what was measured of it."""
 
     name: str
     limit: float
     unit: str
+    """"%" of the copy bandwidth, "+%" over plain, or "x" for times the speed."""
     at_least: bool
     values: dict[str, Value] = field(default_factory=dict)
+    """By shape or model."""
     missing: dict[str, str] = field(default_factory=dict)
+    """Why what the goal also asks for was not measured, by shape or model."""
     mean: bool = False
+    """Whether the geometric mean of the values has to reach it, else each of them."""
 
     @property
     def lacks(self) -> float | None:
@@ -104,7 +104,12 @@ class Goal:
 
 
 def goals_table(found: Sequence[Goal], style: str = "table") -> str:
-    """A row per goal: what is wanted, what was measured, and whether it is reached."""
+    """A row per goal: what is wanted, what was measured, and whether it is reached.
+
+    Args:
+        found: the goals of one GPU.
+        style: a name of TABLE_FORMATS.
+    """
     rows = [[goal.name, goal.wanted, goal.measured, goal.verdict] for goal in found]
     headers = ["goal", "wanted", "measured", "verdict"]
     return tabulate(rows, headers, tablefmt=TABLE_FORMATS[style], disable_numparse=True)

@@ -24,17 +24,17 @@ from attnres_kernels.launch.cutting import cut
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel. constants: its compile-time arguments but the tile and what ``constants_on`` adds; choices: of its
-    launch for bf16 sources, by the bytes of shared memory of a multiprocessor; copied: rows that its pipeline over rows
-    copies at a time.
-    """
+    """One kernel. What tells kernels apart is made of its ``repr``: no field may be renamed without a new record."""
 
     kind: str
     text: str
     tile: tiling.Tiling
     constants: dict[str, float]
-    choices: Callable[[int], Choices] = field(repr=False)  # what is compiled and digested is the first of them
+    """Compile-time arguments but the tile and what ``constants_on`` adds."""
+    choices: Callable[[int], Choices] = field(repr=False)
+    """Of its launch for bf16 sources, by the bytes of shared memory of a multiprocessor; compiled is the first."""
     copied: int = 0
+    """Rows that its pipeline over rows copies at a time."""
 
     def constants_on(self, shared_memory: int) -> dict[str, float]:
         """All constants but the tile, for bf16 sources. shared_memory: bytes of a multiprocessor."""
@@ -44,10 +44,16 @@ class Entry:
 
 
 def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> Iterator[Entry]:
-    """The kernels for one block: ``sources`` completed blocks of ``width``, its reads, and all ``later_reads``.
+    """The kernels for one block.
 
     Reads with everything fused that can be: the add before, and a norm with weight and bias behind; direct ones over
     all sources in place, phase 2 over all of them, and phase 2 over the first and the others in place.
+
+    Args:
+        sources: completed blocks.
+        reads: of the block.
+        width: of the stream.
+        later_reads: all that see the block, for which it makes logits.
     """
     eps = {"eps": 1e-6}
     along, whole = tiling.along_width(width), tiling.whole_rows(width)

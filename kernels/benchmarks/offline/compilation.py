@@ -30,25 +30,26 @@ _HALF = re.compile(
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one target. shared_bytes: shared memory of one program."""
+    """One kernel for one target."""
 
     name: str
     target: str
     facts: Facts
     shared_bytes: int
+    """Shared memory of one program."""
 
 
 def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int, int], target: str) -> Compiled:
     """Compile the kernel of ``text`` for bf16 sources whose pointers and sizes are divisible by 16.
 
     Args:
-        text: of a generator of ``depth_attention.generated``.
+        text: of a generator of ``attnres_kernels.generation``.
         constants: compile-time arguments other than the tile.
         tile: rows, columns and warps.
         target: a name of ``TARGETS``.
 
     Raises:
-        ImportError: Triton is not installed. What Triton raises for a kernel that does not compile.
+        ImportError: Triton is not installed; and what Triton raises for a kernel that does not compile.
     """
     import triton
     from triton.backends.compiler import GPUTarget

@@ -23,20 +23,25 @@ _BITS = {"8": 8, "16": 16, "64": 64, "128": 128, "256": 256}
 
 @dataclass(frozen=True)
 class Facts:
-    """registers: of one thread. spilled_bytes: that one thread stores to memory for want of registers; a stack frame
-    in which nothing is stored is none. narrowest_load: bits of the narrowest load instruction among those of all
-    statements that load along the width, a tile or a vector; None if there are none. copied_ahead: how many
-    statements copy to shared memory without waiting, as a pipeline over rows does for each tile.
-    """
+    """What the machine code of one kernel needs."""
 
     registers: int
+    """Of one thread."""
     spilled_bytes: int
+    """That one thread stores to memory for want of registers; a stack frame in which nothing is stored is none."""
     narrowest_load: int | None
+    """Bits of the narrowest load among those of statements that load along the width; None if there are none."""
     copied_ahead: int
+    """Statements that copy to shared memory without waiting, as a pipeline over rows does for each tile."""
 
 
 def nvidia_facts(cubin: bytes, path: Path) -> Facts:
-    """Facts of a cubin. path: the kernel's text, a file that the debug information names."""
+    """Facts of a kernel for NVIDIA.
+
+    Args:
+        cubin: its machine code.
+        path: of its text, a file that the debug information names.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -54,8 +59,13 @@ def nvidia_facts(cubin: bytes, path: Path) -> Facts:
 
 
 def amd_facts(assembly: str, path: Path) -> Facts:
-    """Facts of AMD assembly. Each spill is counted as the 4 bytes of one register; copies to shared memory are not
-    told apart.
+    """Facts of a kernel for AMD.
+
+    Each spill is counted as the 4 bytes of one register; copies to shared memory are not told apart.
+
+    Args:
+        assembly: of the kernel.
+        path: of its text, a file that the debug information names.
     """
     loads, line = [], 0
     for text in assembly.splitlines():

@@ -1,4 +1,4 @@
-"""``attnres bench offline``: every generated kernel of a grid of shapes, compiled for GPUs that are not there.
+"""``python -m kernels.benchmarks offline``: every kernel of a grid of shapes, compiled for GPUs that are not there.
 
     widths, sources, reads --> kernels_of_block --> distinct kernels --> processes that compile --> record
 
@@ -21,8 +21,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from attnres_compile.measure.environment import describe_environment
-from attnres_compile.measure.measure import MeasureError
+from attnres_compile.report.comparison import MeasureError
+from attnres_compile.report.records import check_record, describe_environment, record_head
 
 from .catalogue import Entry, kernels_of_block
 from .compilation import TARGETS, compile_offline
@@ -30,6 +30,7 @@ from .occupancy import MULTIPROCESSORS, SHARED_MEMORY, resident_warps
 
 SCHEMA_VERSION = 1
 KIND = "bench offline"
+COMMAND = "python -m kernels.benchmarks offline"
 
 WIDTHS = (768, 1024, 2048, 4096, 5120, 7168)
 SOURCES = tuple(range(1, 10))
@@ -51,8 +52,12 @@ class Kernel:
 def distinct_kernels(
     widths: Sequence[int] = WIDTHS, sources: Sequence[int] = SOURCES, reads: Sequence[int] = READS
 ) -> list[Kernel]:
-    """The kernels of all blocks of ``reads`` over ``sources`` completed blocks: logits for as many reads as such blocks
-    have in all.
+    """The kernels of all blocks of these shapes: logits for as many reads as such blocks have in all.
+
+    Args:
+        widths: of the stream.
+        sources: completed blocks.
+        reads: of a block.
     """
     found: dict[str, tuple[Entry, set[tuple[int, int, int]]]] = {}
     for shape in product(widths, sources, reads):
@@ -71,7 +76,7 @@ def digest_of(entry: Entry) -> str:
     return hashlib.sha256(repr((entry, on_targets)).encode()).hexdigest()[:16]
 
 
-def bench_offline(
+def compile_kernels(
     targets: Sequence[str] = tuple(TARGETS),
     widths: Sequence[int] = WIDTHS,
     command: Sequence[str] = (),
@@ -79,9 +84,16 @@ def bench_offline(
 ) -> dict[str, Any]:
     """Compile the kernels of these widths for these targets, and return the record for JSON.
 
-    A kernel that does not compile has an ``error`` in place of its facts. earlier: a record, made with the same
-    Triton, whose facts are taken over for kernels that have not changed since. Raises MeasureError for no or an
-    unknown target, for no or a non-positive width, and for an earlier record of another Triton.
+    A kernel that does not compile has an ``error`` in place of its facts.
+
+    Args:
+        targets: names of ``TARGETS``.
+        widths: of the stream.
+        command: the words of the command line, for the record.
+        earlier: a record of the same Triton, whose facts are taken over for kernels that have not changed since.
+
+    Raises:
+        MeasureError: no or an unknown target, no or a non-positive width, or an earlier record of another Triton.
     """
     if unknown := set(targets) - set(TARGETS):
         raise MeasureError(f"{', '.join(sorted(unknown))} is no target: pass some of {', '.join(TARGETS)}")
@@ -94,10 +106,7 @@ def bench_offline(
         compiled = pool.map(_compile, [(kernel.entry, target) for kernel, target in missing])
         known |= {(kernel.digest, target): facts for (kernel, target), facts in zip(missing, compiled, strict=True)}
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "command": " ".join(command),
-        "environment": describe_environment("cpu"),
+        **record_head(KIND, SCHEMA_VERSION, command, "cpu"),
         "grid": {
             "targets": list(targets),
             "widths": sorted(set(widths)),
@@ -176,8 +185,7 @@ def record_text(record: dict[str, Any]) -> str:
 
 
 def _check_kind(record: dict[str, Any]) -> None:
-    if record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION:
-        raise MeasureError(f"this is no record of `attnres {KIND}` with schema_version {SCHEMA_VERSION}: compile again")
+    check_record(record, KIND, SCHEMA_VERSION, command=COMMAND, remedy="compile again")
 
 
 def offline_table(record: dict[str, Any]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from attnres_kernels.errors import AttnResError
+from attnres_kernels.errors import AttnResError, closest
 
 Scale = Literal["mean", "sum"]
 Schedule = Literal["auto", "direct", "two_phase", "naive"]
@@ -127,7 +126,7 @@ class AttnResConfig:
 
 
 def _nearest(given: str, valid: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(given, valid, n=1, cutoff=0.4)
+    close = closest(given, valid, cutoff=0.4)
     if close:
         return f"did you mean {close[0]!r}?"
     return "valid are " + ", ".join(repr(name) for name in valid) + "."

@@ -6,7 +6,6 @@ of the next read. A chunk has at least one sublayer.
 
 from __future__ import annotations
 
-import difflib
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -15,6 +14,7 @@ from typing import Any
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from attnres_kernels.errors import closest
 from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
 from attnres_passes.ir.plan import Stream
 from attnres_passes.ranks.layout import StageError
@@ -105,7 +105,7 @@ def _write_inside(stream: Stream, path: str) -> int:
             return number
         paths.update(places)
     parents = {path.rpartition(".")[0] for path in paths}
-    close = difflib.get_close_matches(path, sorted(paths | parents), n=1, cutoff=0.0)
+    close = closest(path, sorted(paths | parents), cutoff=0.0)
     raise StageError(f"no sublayer of stream {stream.name!r} is inside {path!r}; did you mean {close[0]!r}?")
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from attnres_compile.cli import command
 from attnres_compile.cli import main as cli
 from attnres_compile.cli import verbs as cli_verbs
 from attnres_kernels.errors import AttnResError
@@ -57,11 +58,11 @@ def test_an_error_that_the_compiler_wrapped_is_found():
     ours = AttnResError("do this")
     wrapped = RuntimeError("backend failed")
     wrapped.inner_exception = ours
-    assert cli.own_error(wrapped) is ours
+    assert command.own_error(wrapped) is ours
     outer = RuntimeError("outer")
     outer.__cause__ = wrapped
-    assert cli.own_error(outer) is ours
-    assert cli.own_error(RuntimeError("other")) is None
+    assert command.own_error(outer) is ours
+    assert command.own_error(RuntimeError("other")) is None
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,12 @@ def test_show_refuses_another_record(capsys, in_directory):
     code, _, err = attnres(capsys, "bench", "show", "other.json")
     assert code == 1
     assert "no record of `attnres bench model` with schema_version 1 or 2: measure again" in err
+
+
+@pytest.mark.parametrize("kind", ["bench kernels", "bench offline"])
+def test_show_names_the_command_for_a_record_of_kernels(capsys, in_directory, kind):
+    (in_directory / "kernels.json").write_text(json.dumps({"kind": kind, "schema_version": 1}))
+    code, out, err = attnres(capsys, "bench", "show", "kernels.json")
+    assert (code, out) == (1, "")
+    assert f"kernels.json is a record of kernels (its kind is '{kind}')" in err
+    assert "run `python -m kernels.benchmarks show kernels.json` at its root" in err

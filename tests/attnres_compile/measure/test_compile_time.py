@@ -15,8 +15,8 @@ from attnres_compile.measure.compile_time import (
     compile_samples,
     measure_compile_time,
 )
-from attnres_compile.measure.measure import MeasureError
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.report.comparison import MeasureError
 
 TINY = LoadOptions(seq=16)
 MODEL = """

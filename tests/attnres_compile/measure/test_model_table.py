@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from attnres_compile.measure.compile_time import TRAINING
-from attnres_compile.measure.measure import MeasureError
 from attnres_compile.measure.model import DECODE
-from attnres_compile.measure.model_table import bench_table
+from attnres_compile.measure.model_table import model_table
+from attnres_compile.report.comparison import MeasureError
 
 transformers = pytest.importorskip("transformers")
 
@@ -86,7 +86,7 @@ def gpu_record() -> dict:
 
 
 def test_table_of_a_gpu_record():
-    table = bench_table(gpu_record())
+    table = model_table(gpu_record())
     assert "1,235,814,400 parameters (2,357 MiB), input_ids [4, 2048], bfloat16; 32 writes in 8 blocks" in table
     assert "NVIDIA H100 80GB HBM3, 8 threads, torch 2.11.0+cu128, triton 3.6.0, 2026-11-23" in table
     step = row_of(table, "training step [ms]", "auto")
@@ -106,7 +106,7 @@ def test_table_of_a_gpu_record():
 def test_a_decode_that_ran_without_its_cuda_graph_is_said():
     record = gpu_record()
     record["cells"][3]["launches"]["attnres"]["graphs"] = 0
-    table = bench_table(record)
+    table = model_table(record)
     assert "decode step, naive: attnres launched NO CUDA GRAPH" in table
     assert table.count("NO CUDA GRAPH") == 1
 
@@ -131,7 +131,7 @@ def test_a_decode_that_ran_without_its_cuda_graph_is_said():
 def test_records_of_the_first_schema_are_still_read(file, rows):
     record = json.loads((RECORDS / file).read_text())
     assert record["schema_version"] == 1
-    table = bench_table(record)
+    table = model_table(record)
     for start, expected in rows.items():
         assert row_of(table, start)[1:] == ["auto", *expected]
     assert "peak memory" not in table
@@ -141,10 +141,10 @@ def test_records_of_the_first_schema_are_still_read(file, rows):
 def test_the_schedule_of_an_old_record_is_named():
     record = json.loads((RECORDS / "gpt2-cpu-training.json").read_text())
     record["job"]["options"]["schedule"] = "direct"
-    assert row_of(bench_table(record), "training step [ms]")[1] == "direct"
+    assert row_of(model_table(record), "training step [ms]")[1] == "direct"
 
 
 @pytest.mark.parametrize("changed", [{"schema_version": 3}, {"schema_version": 0}, {"kind": "overhead"}])
 def test_other_records_are_refused(changed):
     with pytest.raises(MeasureError, match="with schema_version 1 or 2: measure again"):
-        bench_table(gpu_record() | changed)
+        model_table(gpu_record() | changed)

@@ -1,11 +1,11 @@
-"""PreNorm toys whose costs can be written down, and their study."""
+"""PreNorm toys whose costs can be written down, and what is counted of them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from attnres_compile.report.study import Lengths, Study, study
+from attnres_compile.report.counting.model_counts import Lengths, ModelCounts, model_graphs
 from attnres_passes.ir.config import AttnResConfig
 
 
@@ -23,7 +23,7 @@ class PreNorm(nn.Module):
         return self.norms[-1](x)
 
 
-def toy_study(width: int, tokens: int, writes: int, **options: object) -> Study:
+def toy_counts(width: int, tokens: int, writes: int, **options: object) -> ModelCounts:
     with torch.device("meta"):
         model, x = PreNorm(width, writes), torch.empty(1, tokens, width)
-    return study(model, (x,), {}, AttnResConfig(**options), Lengths())
+    return model_graphs(model, (x,), {}, AttnResConfig(**options)).count(Lengths())

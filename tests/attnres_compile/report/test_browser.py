@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from attnres_compile.report.html import report_page, sweep_page
-from attnres_compile.report.plot import sweep_svg
+from attnres_compile.report.pages.html import report_page, sweep_page
+from attnres_compile.report.pages.sweep_plot import sweep_svg
 from attnres_compile.report.table import HEADERS
 from tests.attnres_compile.report.test_formats import report_of, swept
 from tests.browsing import Opened

@@ -16,13 +16,13 @@ import torch
 
 import attnres_compile
 from attnres_compile.cli import main as cli
+from attnres_compile.measure.overhead import overhead
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import load_model
-from attnres_compile.report.html import report_page, sweep_page
-from attnres_compile.report.overhead import overhead
-from attnres_compile.report.plot import sweep_png, sweep_svg
+from attnres_compile.report.block_sweep import BlockSweep, SweepPoint, sweep_blocks
+from attnres_compile.report.pages.html import report_page, sweep_page
+from attnres_compile.report.pages.sweep_plot import sweep_png, sweep_svg
 from attnres_compile.report.quantities import percent, quantity
-from attnres_compile.report.sweep import Sweep, SweepPoint, sweep_blocks
 from attnres_compile.report.table import OverheadReport, OverheadRow
 from tests.attnres_compile.report.models import PreNorm
 from tests.golden_text import check_golden
@@ -119,7 +119,7 @@ def test_what_a_model_is_called_is_no_markup() -> None:
     page = report_page(OverheadReport("<script>alert(1)</script>", (row,)))
     assert "<script>" not in page
     assert "&lt;b&gt;" in page
-    sweep = Sweep('"><script>', (SweepPoint(1, 2, 2, 1, None, 4.0, 4.0, 8, True),))
+    sweep = BlockSweep('"><script>', (SweepPoint(1, 2, 2, 1, None, 4.0, 4.0, 8, True),))
     assert "<script>" not in sweep_page(sweep)
 
 
@@ -152,7 +152,7 @@ def test_percents() -> None:
 
 
 @cache
-def swept() -> Sweep:
+def swept() -> BlockSweep:
     with torch.device("meta"):
         model, x = PreNorm(8, 12), torch.empty(1, 3, 8)
     return sweep_blocks(model, (x,), name="toy", num_blocks=3)
@@ -308,7 +308,7 @@ def test_a_model_without_a_stream_costs_nothing_and_cannot_be_swept() -> None:
 
 
 def test_a_model_without_data_cannot_be_timed() -> None:
-    from attnres_compile.measure.measure import MeasureError
+    from attnres_compile.report.comparison import MeasureError
 
     with torch.device("meta"):
         model, x = PreNorm(8, 4), torch.empty(1, 3, 8)

@@ -6,11 +6,11 @@ import itertools
 
 from attnres_compile.measure.compile_time import PREFILL, TRAINING
 from attnres_compile.measure.model import DECODE
-from kernels.benchmarks.against_peers.arms import KERNELS, PEER, TORCH
-from kernels.benchmarks.against_peers.peers import NOT_INSTALLED
+from kernels.benchmarks.against_peers.arms.arm import KERNELS, PEER, TORCH
+from kernels.benchmarks.against_peers.arms.peers import NOT_INSTALLED
 from kernels.benchmarks.against_peers.work import BLOCK, DIRECTIONS, LEVELS, OP
 from kernels.benchmarks.against_peers.work import TRAINING as WITH_BACKWARD
-from kernels.benchmarks.goals.goals import MODELS, SOURCES, TOKENS, WIDTHS
+from kernels.benchmarks.goals.project_goals import MODELS, SOURCES, TOKENS, WIDTHS
 
 GPU, DATE = "Toy GPU", "2026-12-01T10:00:00+00:00"
 GRID = tuple(itertools.product(TOKENS, WIDTHS, SOURCES))

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
 from attnres_compile.measure.compile_time import PREFILL, TRAINING
-from attnres_compile.measure.measure import MeasureError
-from attnres_compile.measure.model import DECODE, BenchJob, bench_model
+from attnres_compile.measure.model import DECODE, ModelJob, measure_model
 from attnres_compile.models.load_options import LoadOptions
-from kernels.benchmarks.against_peers.arms import KERNELS, PEER
-from kernels.benchmarks.against_peers.run import bench_kernels
+from attnres_compile.report.comparison import MeasureError
+from kernels.benchmarks.against_peers.arms.arm import KERNELS, PEER
+from kernels.benchmarks.against_peers.run import measure_kernels
 from kernels.benchmarks.against_peers.work import BLOCK, DIRECTIONS, FORWARD, OP
 from kernels.benchmarks.against_peers.work import TRAINING as WITH_BACKWARD
 from kernels.benchmarks.goals.goal import MISSED, NOT_MEASURED, PARTLY, REACHED, Goal, goals_table
-from kernels.benchmarks.goals.goals import MODELS, goals
+from kernels.benchmarks.goals.project_goals import MODELS, project_goals
 from tests.kernels.benchmarks.gpu_records import GPU, GRID, arm, cell, kernel_record, model_cell, model_record
-from tests.kernels.benchmarks.kernel_jobs import arm_of, small
+from tests.kernels.benchmarks.kernel_jobs import arm_of, benchmarks, small
 
 SHARE = "share of the copy bandwidth"
 PLACE = GRID[0]
 
 
 def goal_of(name: str, *records: dict) -> Goal:
-    (found,) = (goal for goal in goals(records)[GPU] if goal.name == name)
+    (found,) = (goal for goal in project_goals(records)[GPU] if goal.name == name)
     return found
 
 
@@ -34,7 +35,7 @@ def all_records() -> list[dict]:
 
 def test_made_up_records_have_the_form_of_real_ones(in_directory):
     arms = [arm_of("kernels, direct", kind=KERNELS), arm_of("peer", kind=PEER)]
-    real = bench_kernels(small(direction=(WITH_BACKWARD,)), arms=lambda shape, device: arms)
+    real = measure_kernels(small(direction=(WITH_BACKWARD,)), arms=lambda shape, device: arms)
     made = kernel_record([cell(OP, WITH_BACKWARD, PLACE)])
     assert real.keys() == made.keys()
     assert made["environment"].keys() <= real["environment"].keys()
@@ -45,8 +46,8 @@ def test_made_up_records_have_the_form_of_real_ones(in_directory):
     assert one.keys() == other.keys()
     assert one["fraction"].keys() == other["fraction"].keys()
     assert one["speed_over"][PEER].keys() == other["speed_over"][PEER].keys()
-    job = BenchJob("toys:pre_norm", LoadOptions(), (PREFILL,), rounds=1, options={"inner": "eager"})
-    real, made = bench_model(job), model_record(cells=[model_cell(PREFILL, 1.0)])
+    job = ModelJob("toys:pre_norm", LoadOptions(), (PREFILL,), rounds=1, options={"inner": "eager"})
+    real, made = measure_model(job), model_record(cells=[model_cell(PREFILL, 1.0)])
     assert real.keys() == made.keys()
     assert made["job"].keys() <= real["job"].keys()
     assert real["cells"][0].keys() == made["cells"][0].keys()
@@ -54,7 +55,7 @@ def test_made_up_records_have_the_form_of_real_ones(in_directory):
 
 
 def test_every_goal_can_be_reached():
-    (found,) = goals(all_records()).values()
+    (found,) = project_goals(all_records()).values()
     assert len(found) == 10 + 4 * len(MODELS)
     assert {goal.name: goal.verdict for goal in found} == {goal.name: REACHED for goal in found}
     assert "| block, backward: share of the copy bandwidth" in goals_table(found, "md")
@@ -70,7 +71,7 @@ def test_the_cpu_and_the_interpreter_measure_no_goal(changes):
     records = [kernel_record(**job), *(model_record(name, **job) for name in MODELS)]
     for record in records:
         record["environment"] |= {"triton_interpreter": changes.get("interpreter", False)}
-    ((device, found),) = goals(records).items()
+    ((device, found),) = project_goals(records).items()
     assert device == "no GPU"
     assert {goal.state for goal in found} == {NOT_MEASURED}
     assert {goal.measured for goal in found} == {""}
@@ -79,7 +80,7 @@ def test_the_cpu_and_the_interpreter_measure_no_goal(changes):
 def test_a_record_that_names_a_processor_is_none_of_a_gpu():
     record = kernel_record()
     record["environment"]["device"] = "CPU (AMD EPYC)"
-    assert list(goals([record])) == ["no GPU"]
+    assert list(project_goals([record])) == ["no GPU"]
 
 
 def test_the_backward_is_that_of_training_cells_alone_and_the_lowest_shape_decides():
@@ -147,7 +148,9 @@ def test_models():
     without_graph = model_cell(DECODE, 1.0)
     without_graph["launches"]["attnres"]["graphs"] = 0
     record = model_record(MODELS[0], [*cells, without_graph])
-    verdicts = {goal.name.partition(": ")[2]: goal for goal in goals([record])[GPU] if goal.name.startswith(MODELS[0])}
+    verdicts = {
+        goal.name.partition(": ")[2]: goal for goal in project_goals([record])[GPU] if goal.name.startswith(MODELS[0])
+    }
     prefill, step = verdicts["prefill over plain"], verdicts["training step over plain"]
     assert prefill.measured == "+2.13 % [+1.93, +2.33]"
     assert prefill.verdict == "missed by 0.13 points"
@@ -163,7 +166,7 @@ def test_other_models_inputs_and_options_are_not_what_the_goals_ask_for(change):
     record["job"]["load"]["dtype"] = "float32" if change == "dtype" else "bfloat16"
     record["job"]["options"] = {"num_blocks": 2} if change == "options" else {}
     record["model"]["name"] = "gpt2" if change == "model" else record["model"]["name"]
-    assert {goal.state for goal in goals([record])[GPU]} == {NOT_MEASURED}
+    assert {goal.state for goal in project_goals([record])[GPU]} == {NOT_MEASURED}
 
 
 def test_the_newest_measurement_of_a_cell_counts_in_whatever_record_it_lies():
@@ -177,7 +180,7 @@ def test_the_newest_measurement_of_a_cell_counts_in_whatever_record_it_lies():
 
 
 def test_gpus_are_not_mixed():
-    found = goals(
+    found = project_goals(
         [
             kernel_record(),
             kernel_record([cell(OP, direction, PLACE) for direction in DIRECTIONS])
@@ -191,6 +194,20 @@ def test_gpus_are_not_mixed():
 
 def test_records_of_another_version_are_refused():
     with pytest.raises(MeasureError, match="with schema_version 1: measure again"):
-        goals([kernel_record() | {"schema_version": 2}])
+        project_goals([kernel_record() | {"schema_version": 2}])
     with pytest.raises(MeasureError, match="with schema_version 1 or 2: measure again"):
-        goals([model_record() | {"schema_version": 3}])
+        project_goals([model_record() | {"schema_version": 3}])
+
+
+def test_the_command_prints_the_goals_of_every_gpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    for number, record in enumerate(all_records()):
+        paths.append(f"{number}.json")
+        (tmp_path / paths[-1]).write_text(json.dumps(record))
+    ((device, found),) = project_goals(all_records()).items()
+    assert benchmarks(capsys, "goals", *paths) == (0, f"{device}\n\n{goals_table(found)}\n", "")
+    (tmp_path / "list.json").write_text("[1]")
+    code, _, err = benchmarks(capsys, "goals", "list.json")
+    assert code == 1
+    assert "list.json cannot be read here (its kind is None)" in err

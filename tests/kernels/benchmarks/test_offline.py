@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from attnres_compile.measure.measure import MeasureError
+from attnres_compile.report.comparison import MeasureError
 from kernels.benchmarks.offline import record as offline
 from kernels.benchmarks.offline.catalogue import kernels_of_block
 from kernels.benchmarks.offline.compilation import TARGETS
 from kernels.benchmarks.offline.machine_code import amd_facts
+from kernels.benchmarks.offline.occupancy import resident_warps
 
 RECORD = Path(__file__).resolve().parents[3] / "docs" / "benchmarks" / "offline.json"
 NVIDIA = ("sm_80", "sm_90", "sm_100")
@@ -29,7 +30,7 @@ NVIDIA = ("sm_80", "sm_90", "sm_100")
 SCRIPT = """
 import json, sys
 from dataclasses import asdict
-from attnres_kernels.generation import tiling
+from attnres_kernels.launch import tiling
 from kernels.benchmarks.offline.catalogue import kernels_of_block
 from kernels.benchmarks.offline.occupancy import SHARED_MEMORY
 from kernels.benchmarks.offline.compilation import compile_offline
@@ -141,7 +142,7 @@ def results() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def test_the_record_is_of_the_kernels_as_they_are() -> None:
-    """Else: `attnres bench offline --output docs/benchmarks/offline.json`."""
+    """Else: `python -m kernels.benchmarks offline --output docs/benchmarks/offline.json`."""
     grid = record()["grid"]
     assert (grid["targets"], grid["widths"]) == (list(TARGETS), list(offline.WIDTHS))
     assert (grid["sources"], grid["reads"]) == (list(range(1, 10)), list(range(1, 9)))
@@ -168,8 +169,28 @@ def test_what_has_not_changed_is_taken_over_from_an_earlier_record(monkeypatch: 
     recorded = {kernel["digest"]: kernel for kernel in record()["kernels"]}
     same = [kernel for kernel in offline.distinct_kernels() if kernel.digest in recorded]
     monkeypatch.setattr(offline, "distinct_kernels", lambda widths: same)
-    again = offline.bench_offline(earlier=record())
+    again = offline.compile_kernels(earlier=record())
     assert again["kernels"] == [recorded[kernel.digest] for kernel in same]
     other = {**record(), "environment": {"versions": {"triton": "1.0"}}}
     with pytest.raises(MeasureError, match=r"made with Triton 1\.0, and here is"):
-        offline.bench_offline(earlier=other)
+        offline.compile_kernels(earlier=other)
+
+
+# Warps that a multiprocessor holds
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared_bytes", "expected"),
+    [
+        ("sm_90", 8, 32, 0, 64),  # all that there are
+        ("sm_90", 1, 32, 0, 32),  # no more than 32 programs
+        ("sm_90", 8, 128, 0, 16),  # 32768 of 65536 registers each
+        ("sm_90", 8, 129, 0, 8),  # 136 registers of a thread are taken, so that one program fits
+        ("sm_90", 16, 64, 113 << 10, 32),  # 114 KB each with what the system takes
+        ("sm_90", 16, 64, 114 << 10, 16),
+        ("sm_80", 16, 64, 113 << 10, 16),
+        ("sm_80", 4, 64, 200 << 10, 0),
+    ],
+)
+def test_what_is_short_decides(target: str, warps: int, registers: int, shared_bytes: int, expected: int) -> None:
+    assert resident_warps(target, warps, registers, shared_bytes) == expected

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule
 from attnres_compile.capture.capture import Captured, capture
 from attnres_kernels.autograd import keys
 from attnres_kernels.definition import scheduled
-from attnres_passes.analyses.aten_trace import trace_aten
+from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level

@@ -1,0 +1,1 @@
+"""What executing a model's graphs without data counts: FLOPs, bytes kept for the backward, launches, traffic."""

@@ -1,0 +1,160 @@
+"""Executes a graph on tensors without data, forward and backward, and counts: FLOPs, what autograd keeps, launches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnres_compile.report.counting import attention
+from attnres_compile.report.counting.formulas import FORMULAS
+from attnres_kernels.operators import flops as _registered  # noqa: F401  (registers the formulas of our operators)
+from attnres_kernels.operators.launches import LAUNCHES
+from attnres_passes.torch_private.example_values import example_value, storage_id
+from attnres_passes.torch_private.recompute import is_made_again
+from attnres_passes.torch_private.state import restored_torch_state
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one execution counted."""
+
+    forward: Counter[str]
+    """FLOPs by operator."""
+    training: Counter[str] | None
+    """FLOPs of both directions; None where nothing wants a gradient."""
+    saved_bytes: int
+    """Of distinct storages that autograd keeps for the backward, apart from inputs of the graph."""
+    uncounted: Counter[str]
+    """Calls of operators without a formula, in both directions."""
+    launches: tuple[int, int]
+    """Of kernels of ours, forward, and in both directions."""
+
+
+def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) -> Counted:
+    """Execute a graph forward and, where something wants a gradient, backward.
+
+    Args:
+        gm: with one output or several.
+        inputs: of its placeholders, tensors on the meta device.
+        keeps_inputs: count inputs that autograd keeps, too, but for vectors, which are parameters.
+    """
+    runner = _Runner(gm, inputs, keeps_inputs)
+    forward, calls = FlopCounterMode(display=False, custom_mapping=FORMULAS), _Calls()
+    with restored_torch_state(), torch.enable_grad(), runner.watched(), forward, calls:
+        outputs = runner.run(*inputs)
+    launched = calls.launches
+    leaves = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+    ends = [value for value in tree_leaves(outputs) if isinstance(value, Tensor) and value.requires_grad]
+    training = None
+    made = _by_operator(forward)
+    if leaves and ends:
+        backward = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        with backward, calls:
+            torch.autograd.grad(ends, leaves, [torch.empty_like(end) for end in ends], allow_unused=True)
+        training = made + _by_operator(backward)
+    counted = set(FORMULAS) | set(forward.flop_registry)
+    uncounted = Counter({str(name): number for name, number in calls.numbers.items() if name not in counted})
+    return Counted(made, training, runner.saved_bytes(), uncounted, (launched, calls.launches))
+
+
+def weightless(gm: GraphModule, dtype: torch.dtype, widths: dict[Node, int]) -> list[Tensor]:
+    """Inputs on the meta device for the placeholders of a graph, by their example values; floating ones want gradients.
+
+    Args:
+        gm: whose placeholders are read.
+        dtype: of those without an example value, which are vectors.
+        widths: of these vectors.
+    """
+    made = []
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            value = example_value(node)
+            if node in widths:
+                value = torch.empty(widths[node], dtype=dtype, device="meta")
+            made.append(_on_meta(value) if isinstance(value, Tensor) else value)
+    return made
+
+
+def _on_meta(value: Tensor) -> Tensor:
+    sizes = [int(size) for size in value.shape]
+    empty = torch.empty(sizes, dtype=value.dtype, device="meta")
+    return empty.requires_grad_() if value.is_floating_point() else empty
+
+
+def _by_operator(counter: FlopCounterMode) -> Counter[str]:
+    return Counter({str(name): number for name, number in counter.get_flop_counts().get("Global", {}).items()})
+
+
+class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the calls of every operator that does something, which views and questions about tensors do not, and the
+    launches of our kernels by these calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers: Counter[Any] = Counter()
+        self.launches = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view and func.namespace != "prim":
+            self.numbers[func.overloadpacket] += 1
+            launches = LAUNCHES.get(str(func.overloadpacket))
+            self.launches += 0 if launches is None else launches(args)
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class _Saved:
+    """Storages that autograd keeps, by identity; the tensors are held, so that none is used twice."""
+
+    bytes_of: dict[int, int] = field(default_factory=dict)
+    alive: list[Tensor] = field(default_factory=list)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.bytes_of[storage_id(tensor)] = storage.nbytes()
+        self.alive.append(tensor)
+        return tensor
+
+
+class _Runner(Interpreter):
+    """Runs the graph with attention as one operator, and notes what is made again in the backward."""
+
+    def __init__(self, gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool) -> None:
+        super().__init__(gm)
+        self.saved = _Saved()
+        given = [value for value in inputs if isinstance(value, Tensor) and not (keeps_inputs and value.ndim > 1)]
+        self.left_out = {storage_id(value) for value in given}
+        self.remade: list[Tensor] = []
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if is_made_again(n):
+            self.remade.extend(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.nn.functional.scaled_dot_product_attention:
+            return attention.attend(*args, **kwargs)
+        return super().call_function(target, args, kwargs)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(self.saved.keep, lambda tensor: tensor):
+            yield
+
+    def saved_bytes(self) -> int:
+        left_out = self.left_out | {storage_id(tensor) for tensor in self.remade}
+        return sum(size for storage, size in self.saved.bytes_of.items() if storage not in left_out)

@@ -1,0 +1,1 @@
+"""The counted rows of the overhead table: computation, memory traffic, and stored or sent memory."""
