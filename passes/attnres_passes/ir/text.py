@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.nn import functional
 
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import KEY
@@ -92,17 +93,18 @@ def _expression(node: Node, names: Collection[str]) -> str:
 
 
 def _callee(target: Any, names: Collection[str]) -> str:
-    """A function by a short name of its module, or, where a value of the graph has that name, by the whole one."""
-    if is_operator(target):
-        return f"torch.ops.{target}".removesuffix(".default")
+    """A function by a short name of its module, or, where that leads to something else, by the whole one."""
     module = getattr(target, "__module__", None) or ""
+    if is_operator(target) or module.startswith("torch._ops."):
+        return f"torch.ops.{target}".removesuffix(".default")
     name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))
     if "<locals>" in name:
         name = target.__name__  # torch makes some functions, such as max_pool2d, inside of others and names them so
     if not module or module.startswith("torch._VariableFunctions") or name.startswith("_VariableFunctions"):
         return f"torch.{name.rsplit('.', 1)[-1]}"
     short = module.rpartition(".")[2] if module.startswith("attnres_kernels") else _SHORT.get(module, module)
-    return f"{module if short in names else short}.{name}"
+    is_other = short in names or (short == "F" and getattr(functional, name, None) is not target)
+    return f"{module if is_other else short}.{name}"
 
 
 def _argument(value: Any) -> str:

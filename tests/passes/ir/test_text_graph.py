@@ -82,7 +82,7 @@ def module_of(graph: Graph, **modules: torch.nn.Module) -> GraphModule:
 
 def test_names_of_values_do_not_hide_names_of_functions() -> None:
     graph = Graph()
-    values = [graph.placeholder(name) for name in ("operator", "F", "keys", "scheduled", "key_matrix")]
+    values = [graph.placeholder(name) for name in ("operator", "F", "keys", "scheduled", "key_matrix", "output")]
     for function in (operator.add, F.gelu, F.dropout, keys.key_matrix, scheduled.key_matrix, torch.add):
         graph.call_function(function, (*values, 1))
     graph.output(tuple(graph.nodes))
@@ -100,7 +100,9 @@ def test_every_kind_of_node_and_argument() -> None:
     graph.call_function(torch.full, ((2, float("inf")), float("-inf")), options)
     graph.call_function(torch.ops.aten.add.Tensor, (part, float("nan")))
     graph.call_function(torch.ops.aten.relu.default, ([x, [part, (3,), [None]]], torch.Size([2, 3])))
-    graph.call_function(F.max_pool2d, (x, 2))
+    graph.call_function(torch.ops.aten.slice, (x, 0, 0, -1, 2))
+    for function in (F.max_pool2d, F.pad, torch._C._nn.pad):
+        graph.call_function(function, (x, 2))
     graph.call_function(getattr, (x, "real"))
     graph.output({"logits": part, "cache": (x, [x])})
     assert_text_is_the_graph(module_of(graph, inner=torch.nn.Linear(2, 2)))

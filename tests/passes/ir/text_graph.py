@@ -36,9 +36,9 @@ def assert_text_is_the_graph(gm: GraphModule) -> None:
     """The text, executed on stand-ins, builds the graph that it is of, node by node."""
     text = graph_text(gm)
     graph = graph_of_text(text, gm)
-    names = [*argument_names(text), *assigned_names(text), "output"]
-    assert len(graph.nodes) == len(names), "a line makes no node, or more than one"
     expected = {node: node.name for node in gm.graph.nodes}
+    names = [*argument_names(text), *assigned_names(text), list(expected.values())[-1]]  # the output has none in it
+    assert len(graph.nodes) == len(names), "a line makes no node, or more than one"
     assert described(dict(zip(graph.nodes, names, strict=True))) == described(expected)
 
 
