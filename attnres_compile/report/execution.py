@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnres_compile.report import attention
 from attnres_compile.report.formulas import FORMULAS
-from attnres_kernels.operators import flops as _registered  # noqa: F401  (registers the formulas of our operators)
-from attnres_kernels.operators.launches import LAUNCHES
+from attnres_kernels.operators.definition import definition_of, register_flop_formulas
 from attnres_passes.torch_private import torch_compat
 
 
@@ -43,6 +42,7 @@ def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) ->
 
     keeps_inputs: count inputs that autograd keeps, too, but for vectors, which are parameters.
     """
+    register_flop_formulas()
     runner = _Runner(gm, inputs, keeps_inputs)
     forward, calls = FlopCounterMode(display=False, custom_mapping=FORMULAS), _Calls()
     with torch_compat.restored_torch_state(), torch.enable_grad(), runner.watched(), forward, calls:
@@ -103,8 +103,8 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if not func.is_view and func.namespace != "prim":
             self.numbers[func.overloadpacket] += 1
-            launches = LAUNCHES.get(str(func.overloadpacket))
-            self.launches += 0 if launches is None else launches(args)
+            definition = definition_of(func)
+            self.launches += 0 if definition is None else definition.launches(definition.bound(args, kwargs))
         return func(*args, **(kwargs or {}))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attnres_compile.report.study import FULL, Study
 from attnres_compile.report.table import RESIDUAL_IO, OverheadRow
 from attnres_kernels.definition import cost
-from attnres_kernels.generation.moved import Moved
+from attnres_kernels.generation.traffic import Traffic
 
 MHC_STREAMS = 4
 """Of the reference in the paper's Table 1."""
@@ -38,13 +38,13 @@ def io_rows(found: Study) -> list[OverheadRow]:
     return rows + _paper_rows(found)
 
 
-def _counted_row(found: Study, metric: str, moved: Sequence[Moved], is_detail: bool) -> OverheadRow:
+def _counted_row(found: Study, metric: str, moved: Sequence[Traffic], is_detail: bool) -> OverheadRow:
     writes = sum(len(stream.writes) for stream in found.plan.streams)
     plain, attnres = (_bytes(found, side) / writes for side in (found.plain_moved, moved))
     return OverheadRow(metric, plain, attnres, "B", "counted", _COUNTED, is_detail, _unit(found))
 
 
-def _bytes(found: Study, moved: Sequence[Moved]) -> float:
+def _bytes(found: Study, moved: Sequence[Traffic]) -> float:
     return sum(one.total * shape.row_bytes for one, shape in zip(moved, found.shapes, strict=True))
 
 

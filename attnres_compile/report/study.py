@@ -21,8 +21,8 @@ from attnres_compile.capture.weightless import weightless_copy, weightless_input
 from attnres_compile.model.errors import CaptureError, GraphBreakError
 from attnres_compile.report.execution import Counted, count, weightless
 from attnres_compile.report.formulas import ATTENTION
-from attnres_kernels.generation.moved import Moved
-from attnres_kernels.launch import tensors, tiling
+from attnres_kernels.generation.traffic import Traffic
+from attnres_kernels.launch import rows, tiling
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.cost.residual_path import residual_path_of
@@ -85,8 +85,8 @@ class Study:
 
     plan: Plan
     shapes: tuple[StreamShape, ...]
-    plain_moved: tuple[Moved, ...]
-    moved: Mapping[str, tuple[Moved, ...]]
+    plain_moved: tuple[Traffic, ...]
+    moved: Mapping[str, tuple[Traffic, ...]]
     plain: tuple[Counted, ...] | None
     residual_path: tuple[Counted, ...] | None
     not_counted: str
@@ -185,18 +185,18 @@ class _Rewritten:
         found = []
         for index, stream in enumerate(self.plan.streams):
             value = self._root_value(index)
-            rows = 1
+            tokens = 1
             for size in value.shape[:-1]:
-                rows *= int(size)
+                tokens *= int(size)
             dtype = str(value.dtype).removeprefix("torch.")
-            found.append(StreamShape(stream.width, rows, value.dtype.itemsize, dtype))
+            found.append(StreamShape(stream.width, tokens, value.dtype.itemsize, dtype))
         return found
 
     def without_kernels(self) -> str:
         """What generated kernels, which a model on a GPU runs on, cannot hold; '' if nothing."""
         for index, stream in enumerate(self.plan.streams):
             dtype = self._root_value(index).dtype
-            if dtype not in tensors.DTYPES:
+            if dtype not in rows.DTYPES:
                 return f"a stream is {str(dtype).removeprefix('torch.')}, and the kernels compute in fp32"
             if stream.width > tiling.WIDEST:
                 return f"a stream is {stream.width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
@@ -214,7 +214,7 @@ class _Rewritten:
             fuse(gm, plan)
         return gm
 
-    def moved(self, name: str) -> tuple[Moved, ...]:
+    def moved(self, name: str) -> tuple[Traffic, ...]:
         return traffic(self.scheduled(name), self.plan)
 
     def counted(self) -> Counted:

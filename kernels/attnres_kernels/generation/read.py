@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnres_kernels.generation.specs import OwnReadBackwardSpec, ReadBackwardSpec, ReadSpec
-from attnres_kernels.generation.writing import (
+from attnres_kernels.generation.specs import OwnLogitsReadBackwardSpec, ReadBackwardSpec, ReadSpec
+from attnres_kernels.generation.triton_text import (
     ROW,
     along,
     lines,
@@ -73,7 +73,7 @@ def read_name(spec: ReadSpec, kind: str = "read") -> str:
     return "_".join(parts)
 
 
-def backward_name(spec: ReadBackwardSpec | OwnReadBackwardSpec, kind: str) -> str:
+def backward_name(spec: ReadBackwardSpec | OwnLogitsReadBackwardSpec, kind: str) -> str:
     """The name of the backward, with the outputs of the forward that have a gradient."""
     given = {"of_value": spec.has_value_grad, "of_normed": spec.has_normed_grad, "of_partial": spec.has_partial_grad}
     return "_".join([read_name(spec.forward, kind), *(name for name, has in given.items() if has)])

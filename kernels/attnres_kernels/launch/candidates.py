@@ -1,4 +1,4 @@
-"""Choices of a launch by kind of kernel: the static one of ``tiling`` and ``own_tiling`` first, then others to time.
+"""Choices of a launch by kind of kernel: the static one of the tables of tiles first, then others to time.
 
 All of them compute the same. Rows are shared out among as many programs whatever is chosen, those of the static choice,
 so that sums over tokens have one order; what differs is in which order the threads of a program sum over a row.
@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from attnres_kernels.generation.specs import Phase1Spec, ReadBackwardSpec, SourcesBackwardSpec
-from attnres_kernels.launch import own_tiling, tiling
+from attnres_kernels.launch import own_logits_tiling, tiling
 from attnres_kernels.launch.tiling import Tiling
 from attnres_kernels.launch.tuning import Choice
 
@@ -83,13 +83,13 @@ def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memo
     return _distinct(Choice.of(x.warps, BLOCK_D=x.columns, STAGES=count) for x, count in pipelines)
 
 
-def own_read(width: int, dtype: torch.dtype) -> Choices:
-    return _distinct(_of_lanes(x, dtype) for x in _whole(own_tiling.forward_tile(width)))
+def own_logits_read(width: int, dtype: torch.dtype) -> Choices:
+    return _distinct(_of_lanes(x, dtype) for x in _whole(own_logits_tiling.forward_tile(width)))
 
 
-def own_read_backward(width: int, dtype: torch.dtype) -> Choices:
+def own_logits_read_backward(width: int, dtype: torch.dtype) -> Choices:
     """One only: what a thread holds of the sources, and so the text, is made for these warps."""
-    return (_of_lanes(own_tiling.backward_tile(width), dtype),)
+    return (_of_lanes(own_logits_tiling.backward_tile(width), dtype),)
 
 
 # Tiles near the static one
@@ -126,7 +126,7 @@ def _of_columns(tile: Tiling) -> Choice:
 
 
 def _of_lanes(tile: Tiling, dtype: torch.dtype) -> Choice:
-    return Choice.of(tile.warps, BLOCK_D=tile.columns, **own_tiling.lanes(tile, dtype))
+    return Choice.of(tile.warps, BLOCK_D=tile.columns, **own_logits_tiling.lanes(tile, dtype))
 
 
 def _distinct(choices: Iterable[Choice]) -> Choices:

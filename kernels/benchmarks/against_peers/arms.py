@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.autograd import fused, keys, own
+from attnres_kernels.autograd import generated_reads, keys, own_logits_read
 from attnres_kernels.definition import scheduled
+from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 from attnres_passes.schedule.group_reads import ReadGroups
 from attnres_passes.torch_private import torch_compat
 
-from .bytes import SCHEDULES, Moved, grouping, moved_by_kernels, moved_ideally
-from .own_arms import most_sources, moved_by_own_reads, own_block, own_op
+from .own_logits_arms import most_sources, own_block, own_op, traffic_of_own_logits
+from .traffic import SCHEDULES, ArmTraffic, grouping, ideal_traffic, traffic_of_kernels
 from .work import BLOCK, EPS, OP, Inputs, Shape, block_by_reads, definition
 
 KERNELS, TORCH, PEER = "kernels", "torch", "peer"
@@ -39,13 +40,13 @@ class Arm:
 
     kind: KERNELS, TORCH or PEER; call: from the inputs and what ``prepare`` made to the outputs of ``definition``, and
     behind them the completed block's logits where the form makes them; prepare: what a model has from earlier blocks,
-    not timed; moved: what it is charged with; note: what it leaves out, or does otherwise; unsupported: why it cannot
+    not timed; traffic: what it is charged with; note: what it leaves out, or does otherwise; unsupported: why it cannot
     do this work; same_as: the arm that it is identical with here.
     """
 
     name: str
     kind: str
-    moved: Moved
+    traffic: ArmTraffic
     call: Call | None = None
     prepare: Callable[[Inputs], list[Tensor]] = _nothing
     note: str = ""
@@ -63,7 +64,7 @@ def compiled(function: Callable[..., Any], inner: str) -> Callable[..., Any]:
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         for node in gm.graph.nodes:
-            if node.target is fused.phase_1:
+            if node.target is generated_reads.phase_1:
                 torch_compat.mark_for_recompute(node)
         return torch_compat.compile_inner(gm, inputs, inner, None)
 
@@ -72,12 +73,12 @@ def compiled(function: Callable[..., Any], inner: str) -> Callable[..., Any]:
 
 _KERNEL_CALLS: tuple[Callable[..., Any], ...] = (
     keys.key_matrix,
-    fused.source_logits,
-    fused.complete_block,
-    fused.link_sources,
-    fused.phase_1,
-    fused.read,
-    own.own_read,
+    generated_reads.source_logits,
+    generated_reads.complete_block,
+    generated_reads.link_sources,
+    generated_reads.phase_1,
+    generated_reads.read,
+    own_logits_read.own_logits_read,
 )
 
 
@@ -88,7 +89,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
     for schedule in (*SCHEDULES, "auto"):
         name = f"{KERNELS}, {schedule}"
         first = names.setdefault(grouping(shape, schedule), name)
-        arm = Arm(name, KERNELS, moved_by_kernels(shape, schedule, shape.level == OP), unsupported=unsupported)
+        arm = Arm(name, KERNELS, traffic_of_kernels(shape, schedule, shape.level == OP), unsupported=unsupported)
         if not unsupported and first != name:
             arm = replace(arm, same_as=first)
         elif not unsupported:
@@ -96,7 +97,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
             arm = replace(arm, call=compiled(build(shape, schedule), inner))
         arms.append(replace(arm, prepare=_kernel_logits) if shape.level == BLOCK else arm)
     if shape.level == OP:
-        known = Arm("kernels, logits known", KERNELS, moved_by_kernels(shape, "auto"), unsupported=unsupported)
+        known = Arm("kernels, logits known", KERNELS, traffic_of_kernels(shape, "auto"), unsupported=unsupported)
         if not unsupported:
             known = replace(known, call=compiled(_kernel_op(shape, "auto", True), inner), prepare=_kernel_logits)
         arms.append(replace(known, note="logits of completed blocks given, as in a model"))
@@ -105,7 +106,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
 
 def _own_logits(shape: Shape, inner: str, unsupported: str) -> Arm:
     """Reads that make their logits themselves."""
-    arm = Arm("kernels, own logits", KERNELS, moved_by_own_reads(shape))
+    arm = Arm("kernels, own logits", KERNELS, traffic_of_own_logits(shape))
     most = most_sources(shape)
     if shape.sources + 1 > most:
         unsupported = unsupported or f"makes its own logits of up to {most} sources of this width"
@@ -116,7 +117,7 @@ def _own_logits(shape: Shape, inner: str, unsupported: str) -> Arm:
 
 def _kernel_logits(inputs: Inputs) -> list[Tensor]:
     matrix, _, _ = keys.key_matrix(inputs.queries, inputs.key_weights, [])
-    return [fused.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
+    return [generated_reads.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
 
 
 def _kernel_op(shape: Shape, schedule: str, logits_known: bool = False) -> Call:
@@ -125,13 +126,12 @@ def _kernel_op(shape: Shape, schedule: str, logits_known: bool = False) -> Call:
     def read(inputs: Inputs, logits: list[Tensor]) -> list[Tensor]:
         matrix, of_ranges, rows = keys.key_matrix(inputs.queries, inputs.key_weights, [(0, 1)])
         if not logits_known:
-            logits = [fused.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
-        links, _ = fused.link_sources(inputs.sources, logits, of_ranges[0], 0, 1, EPS)
-        inter = fused.phase_1(inputs.sources, logits, 0, 1, 1) if groups[0].shared else [None, None]
+            logits = [generated_reads.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
+        links, _ = generated_reads.link_sources(inputs.sources, logits, of_ranges[0], 0, 1, EPS)
+        inter = generated_reads.phase_1(inputs.sources, logits, 0, 1, 1) if groups[0].shared else [None, None]
         held, their_logits = ([], []) if groups[0].shared else (inputs.sources, logits)
-        partial, like = inputs.branches[0], inputs.sources[0]
-        of_blocks = [links], [0], inter[0], inter[1], held, their_logits
-        return list(fused.read(*of_blocks, partial, rows[0], 0, 1, 1.0, EPS, like))
+        parts = ReadParts(inter[0], inter[1], held, their_logits, inputs.branches[0], rows[0])
+        return list(generated_reads.read([(links, 0)], parts, ReadForm(0, 1, 1.0, EPS), inputs.sources[0]))
 
     return read
 
@@ -149,37 +149,22 @@ def _kernel_block(shape: Shape, schedule: str) -> Call:
             inter: Sequence[Tensor | None] = [None] * (2 * count)
             held, their_logits = inputs.sources, logits
             if group.shared:
-                inter = fused.phase_1(inputs.sources, logits, group.first, count, total)
+                inter = generated_reads.phase_1(inputs.sources, logits, group.first, count, total)
                 held, their_logits = [], []
-            links, handed = fused.link_sources(handed, logits, of_range, group.first, total, EPS)
+            links, handed = generated_reads.link_sources(handed, logits, of_range, group.first, total, EPS)
             for place in range(count):
                 number = group.first + place
                 branch = inputs.branches[number - 1] if number > 1 else None
                 partial = inputs.branches[0] if number == 1 else partial
-                made = fused.read(
-                    [links],
-                    [place],
-                    inter[place],
-                    inter[count + place],
-                    held,
-                    their_logits,
-                    partial,
-                    None if partial is None else rows[number],
-                    number,
-                    total,
-                    1.0,
-                    EPS,
-                    inputs.sources[0],
-                    branch,
-                    "rms",
-                    EPS,
-                    inputs.norm_weights[number],
-                    returns_value=False,
-                )
+                key = None if partial is None else rows[number]
+                parts = ReadParts(inter[place], inter[count + place], held, their_logits, partial, key)
+                behind = Neighbours(branch, "rms", EPS, inputs.norm_weights[number], returns_value=False)
+                form = ReadForm(number, total, 1.0, EPS)
+                made = generated_reads.read([(links, place)], parts, form, inputs.sources[0], behind)
                 normed.append(made[0])
                 partial = partial if branch is None else made[1]
         assert partial is not None
-        return [*normed, *fused.complete_block(partial, inputs.branches[last], matrix, shape.reads, EPS)]
+        return [*normed, *generated_reads.complete_block(partial, inputs.branches[last], matrix, shape.reads, EPS)]
 
     return block
 
@@ -202,17 +187,17 @@ def _add_behind_sublayer(partial: Tensor, branch: Tensor, before: Tensor) -> Ten
 
 def torch_arms(shape: Shape, inner: str) -> list[Arm]:
     """The definition, logits first and the paper's two phases, under the inner compiler; the definition eager too."""
-    moved = moved_ideally(shape)
-    arms = [Arm(f"naive, {EAGER}", TORCH, moved, lambda inputs, _: definition(inputs))]
+    ideal = ideal_traffic(shape)
+    arms = [Arm(f"naive, {EAGER}", TORCH, ideal, lambda inputs, _: definition(inputs))]
     if inner != EAGER:
         naive = compiled(lambda inputs, _: definition(inputs, _add_behind_sublayer), inner)
-        arms.append(Arm(f"naive, {inner}", TORCH, moved, naive))
+        arms.append(Arm(f"naive, {inner}", TORCH, ideal, naive))
     first = compiled(_logits_first_block(shape) if shape.level == BLOCK else _logits_first_op, inner)
     prepare = _torch_logits if shape.level == BLOCK else _nothing
-    arms.append(Arm(f"logits first, {inner}", TORCH, moved, first, prepare))
+    arms.append(Arm(f"logits first, {inner}", TORCH, ideal, first, prepare))
     phases = _phases_block(shape, inner) if shape.level == BLOCK else compiled(_phases_op, inner)
     note = "phases compiled one by one" if shape.level == BLOCK and inner != EAGER else ""
-    arms.append(Arm(f"two phases, {inner}", TORCH, moved, phases, note=note))
+    arms.append(Arm(f"two phases, {inner}", TORCH, ideal, phases, note=note))
     return arms
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from attnres_compile.measure.environment import package_version
 
 from .arms import EAGER, PEER, Arm, Call, compiled
-from .bytes import moved_ideally
+from .traffic import ideal_traffic
 from .work import BLOCK, EPS, Inputs, Shape, block_by_reads
 
 PACKAGES = ("fla-core", "liger-kernel", "flash-attn-res", "fast-attnres")
@@ -221,7 +221,7 @@ def peer_arms(shape: Shape, device: torch.device, inner: str, peers: tuple[Peer,
 
 
 def _arm(peer: Peer, shape: Shape, device: torch.device, inner: str) -> Arm:
-    arm = Arm(peer.name, PEER, moved_ideally(shape), note=peer.note)
+    arm = Arm(peer.name, PEER, ideal_traffic(shape), note=peer.note)
     if package_version(peer.package) is None:
         return replace(arm, unsupported=NOT_INSTALLED)
     if device.type != "cuda":

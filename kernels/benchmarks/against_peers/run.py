@@ -27,7 +27,6 @@ from attnres_kernels.launch.load_triton import is_interpreted
 from attnres_passes.torch_private import torch_compat
 
 from .arms import EAGER, INDUCTOR, KERNELS, PEER, TORCH, Arm, kernel_arms, torch_arms
-from .bytes import moved_ideally
 from .gate import TOLERANCES, Reference, errors, reference
 from .peers import PACKAGES, PEERS, peer_arms
 from .timing import (
@@ -40,6 +39,7 @@ from .timing import (
     make_clock,
     time_in_turn,
 )
+from .traffic import ideal_traffic
 from .work import DIRECTIONS, LEVELS, OP, TRAINING, Inputs, Shape, make_inputs
 
 SCHEMA_VERSION = 1
@@ -126,7 +126,7 @@ def bench_kernels(
     cells = list(job.cells())
     _check_names(job, cells, of_shape, device)
     clock = make_clock(device)
-    largest = max(round(moved_ideally(shape).forward * shape.row_bytes) for shape, _ in cells)
+    largest = max(round(ideal_traffic(shape).forward * shape.row_bytes) for shape, _ in cells)
     for shape, direction in cells:
         cell: dict[str, Any] = dataclasses.asdict(shape) | {"direction": direction}
         if job.budget is not None and time.monotonic() - start > job.budget:
@@ -219,7 +219,7 @@ class _Cell:
         if not copy_seconds:
             raise MeasureError(f"a copy of {moved // 2} bytes found no memory: pass fewer tokens")
         bandwidth = moved / statistics.median(copy_seconds)
-        ideal = moved_ideally(self.shape).parts(self.shape, self.training)
+        ideal = ideal_traffic(self.shape).parts(self.shape, self.training)
         for arm, result in zip(arms, results, strict=True):
             if arm.name in taken:
                 result |= self._timed(arm, taken[arm.name], ideal, bandwidth)
@@ -286,7 +286,7 @@ class _Cell:
     def _timed(self, arm: Arm, taken: Taken, ideal: dict[str, int], bandwidth: float) -> dict[str, Any]:
         if taken.error:
             return {"status": FAILED, "reason": f"while it was timed: {taken.error}"}
-        moved = arm.moved.parts(self.shape, self.training)
+        moved = arm.traffic.parts(self.shape, self.training)
         medians = {part: statistics.median(seconds) for part, seconds in taken.seconds.items()}
         return {
             "bytes": moved,

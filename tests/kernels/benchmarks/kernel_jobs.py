@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from kernels.benchmarks.against_peers.arms import TORCH, Arm
-from kernels.benchmarks.against_peers.bytes import Moved
 from kernels.benchmarks.against_peers.run import KernelJob
+from kernels.benchmarks.against_peers.traffic import ArmTraffic
 from kernels.benchmarks.against_peers.work import OP, definition
 
 CPU = torch.device("cpu")
@@ -19,4 +19,4 @@ def small(**changes) -> KernelJob:
 
 
 def arm_of(name, change=lambda outputs: outputs, kind=TORCH, **fields) -> Arm:
-    return Arm(name, kind, Moved(1, 1), lambda inputs, _: change(definition(inputs)), **fields)
+    return Arm(name, kind, ArmTraffic(1, 1), lambda inputs, _: change(definition(inputs)), **fields)
