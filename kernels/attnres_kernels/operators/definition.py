@@ -182,7 +182,11 @@ def _shaped(kind: Any, value: Any) -> Any:
 
 def flat(call: tuple[Any, ...]) -> list[Any]:
     """The leaves of nested tuples with names, in order."""
-    return [leaf for x in call for leaf in (flat(x) if hasattr(x, "_fields") else [x])]
+    leaves: list[Any] = []
+    for x in call:
+        is_nested = isinstance(x, tuple) and hasattr(x, "_fields")  # Dynamo asks no number for its attributes
+        leaves += flat(x) if is_nested else [x]
+    return leaves
 
 
 @cache
