@@ -92,7 +92,15 @@ def naive_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, eps: fl
 
 
 def check_sources(sources: Sequence[Tensor], key_vector: Tensor) -> None:
-    """Raise `UnsupportedSourcesError` unless a read can be made from these tensors."""
+    """Check that a read can be made from these tensors.
+
+    Args:
+        sources: `n` tensors `[*, d]`.
+        key_vector: `[d]`.
+
+    Raises:
+        UnsupportedSourcesError: they do not agree in shape or dtype, or are not floating point.
+    """
     if len(sources) == 0:
         raise UnsupportedSourcesError("A depth attention got no sources: pass at least the root of the stream.")
     first = sources[0]

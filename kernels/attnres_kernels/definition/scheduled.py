@@ -10,7 +10,9 @@ a block with its logits.
 Lowering binds each node to an implementation for the device; these definitions are what implementations must equal.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,11 +125,7 @@ def direct_read(
 
     Args:
         sources, logits: its completed blocks `[*, d]`, and their logits of `source_logits`.
-        partial: open partial sum `[*, d]`, or None.
-        keys: `[R, d]` of `key_matrix`.
-        number: of this read among them.
-        factor: of the result: the number of all sources for `scale="sum"`, else 1.
-        eps: of the key norm.
+        partial, keys, number, factor, eps: of `merge`.
     """
     key = None if partial is None else keys[number]
     parts = ReadParts(None, None, sources, logits, partial, key)
@@ -140,8 +138,7 @@ def own_logits_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, fa
     Args:
         sources: completed blocks `[*, d]` and, last, the open partial sum, if there is one.
         query, weight: `[d]`, the pseudo-query and the weight of the key norm.
-        factor: of the result: the number of all sources for `scale="sum"`, else 1.
-        eps: of the key norm.
+        factor, eps: of `merge`.
     """
     keys = key_matrix([query], [weight])
     logits = [source_logits(source, keys, 0, eps) for source in sources]
@@ -152,80 +149,33 @@ Fused = tuple[Tensor, Tensor | None, Tensor | None]
 """The value `[*, d]`, the normed value and the new partial sum; None for those that are not made."""
 
 
-def fused_merge(
-    like: Tensor,
-    inter: Tensor,
-    log_sum: Tensor,
-    sources: Sequence[Tensor],
-    logits: Sequence[Tensor],
-    partial: Tensor | None,
-    keys: Tensor,
-    number: int,
-    factor: float,
-    eps: float,
-    neighbours: Neighbours,
-) -> Fused:
-    """`merge` of a partial sum to which `neighbours.branch` is added first, and the norm behind.
+def _fused(read: Callable[..., Tensor]) -> Callable[..., Fused]:
+    """A read with its neighbours: a function with the arguments of ``read`` and, last, ``Neighbours``.
 
-    Args:
-        like, inter, log_sum, sources, logits, partial, keys, number, factor, eps: of `merge`.
-        neighbours: the add before and the norm behind.
+    The branch is added to the read's last source first, which is its open partial sum, or of a read that makes its own
+    logits the last one given: a partial sum, or the block that the branch completes.
     """
+    signature = inspect.signature(read)
 
-    def read(total: Tensor | None) -> Tensor:
-        return merge(like, inter, log_sum, sources, logits, total, keys, number, factor, eps)
+    def fused(*args: Any) -> Fused:
+        *of_read, (branch, norm, norm_eps, norm_weight, norm_bias, _) = args
+        given = signature.bind(*of_read).arguments
+        *others, last = [given["partial"]] if "partial" in given else given["sources"]
+        total = last if branch is None or last is None else last + branch
+        value = read(**given | ({"partial": total} if "partial" in given else {"sources": [*others, total]}))
+        normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
+        return value, normed, None if branch is None else total
 
-    return _with_neighbours(read, partial, neighbours)
-
-
-def fused_direct_read(
-    sources: Sequence[Tensor],
-    logits: Sequence[Tensor],
-    partial: Tensor | None,
-    keys: Tensor,
-    number: int,
-    factor: float,
-    eps: float,
-    neighbours: Neighbours,
-) -> Fused:
-    """`direct_read` of a partial sum to which `neighbours.branch` is added first, and the norm behind.
-
-    Args:
-        sources, logits, partial, keys, number, factor, eps: of `direct_read`.
-        neighbours: the add before and the norm behind.
-    """
-
-    def read(total: Tensor | None) -> Tensor:
-        return direct_read(sources, logits, total, keys, number, factor, eps)
-
-    return _with_neighbours(read, partial, neighbours)
+    fused.__name__ = fused.__qualname__ = f"fused_{read.__name__}"
+    neighbours = inspect.Parameter("neighbours", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Neighbours)
+    parameters = [*signature.parameters.values(), neighbours]
+    fused.__signature__ = inspect.Signature(parameters, return_annotation=Fused)  # type: ignore[attr-defined]
+    return fused
 
 
-def fused_own_logits_read(
-    sources: Sequence[Tensor], query: Tensor, weight: Tensor, factor: float, eps: float, neighbours: Neighbours
-) -> Fused:
-    """`own_logits_read` whose last source, a partial sum or the block that it completes, gets a branch added first.
-
-    Args:
-        sources, query, weight, factor, eps: of `own_logits_read`.
-        neighbours: the add before, whose sum is the third result, and the norm behind.
-    """
-    *others, last = sources
-
-    def read(total: Tensor | None) -> Tensor:
-        assert total is not None
-        return own_logits_read([*others, total], query, weight, factor, eps)
-
-    return _with_neighbours(read, last, neighbours)
-
-
-def _with_neighbours(read: Callable[[Tensor | None], Tensor], last: Tensor | None, neighbours: Neighbours) -> Fused:
-    """The read of `last + branch`, the norm of it, and the sum. read: from that sum, its last source."""
-    branch, norm, norm_eps, norm_weight, norm_bias, _ = neighbours
-    total = last if branch is None or last is None else last + branch
-    value = read(total)
-    normed = None if norm is None else normalise(value, norm, norm_eps, norm_weight, norm_bias)
-    return value, normed, None if branch is None else total
+fused_merge = _fused(merge)
+fused_direct_read = _fused(direct_read)
+fused_own_logits_read = _fused(own_logits_read)
 
 
 def _read(parts: ReadParts, form: ReadForm) -> Tensor:

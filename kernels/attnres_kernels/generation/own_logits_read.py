@@ -36,6 +36,12 @@ def statistics_of(spec: ReadSpec) -> int:
 
 
 def statistic(spec: ReadSpec, place: int) -> str:
+    """The pointer to a statistic of ``row``.
+
+    Args:
+        spec: of the read.
+        place: of the statistic, among ``statistics_of``.
+    """
     return f"statistics + row * {statistics_of(spec)} + {place}"
 
 

@@ -63,6 +63,12 @@ def merged_values(spec: ReadSpec) -> list[str]:
 
 
 def read_name(spec: ReadSpec, kind: str = "read") -> str:
+    """The name of a kernel, with what its read has.
+
+    Args:
+        spec: of the read.
+        kind: of the kernel.
+    """
     parts = [kind, *(["inter"] if spec.has_inter else []), *([f"n{spec.sources}"] if spec.sources else [])]
     if spec.has_partial:
         parts += ["add" if spec.adds else "partial"]
@@ -74,7 +80,12 @@ def read_name(spec: ReadSpec, kind: str = "read") -> str:
 
 
 def backward_name(spec: ReadBackwardSpec | OwnLogitsReadBackwardSpec, kind: str) -> str:
-    """The name of the backward, with the outputs of the forward that have a gradient."""
+    """The name of the backward, with the outputs of the forward that have a gradient.
+
+    Args:
+        spec: of the backward.
+        kind: of the kernel.
+    """
     given = {"of_value": spec.has_value_grad, "of_normed": spec.has_normed_grad, "of_partial": spec.has_partial_grad}
     return "_".join([read_name(spec.forward, kind), *(name for name, has in given.items() if has)])
 

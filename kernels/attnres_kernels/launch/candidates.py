@@ -44,7 +44,12 @@ def logits(reads: int) -> Choices:
 
 
 def phase_1(spec: Phase1Spec, width: int) -> Choices:
-    """One only where a launch goes on from outputs in memory: to time it would go on from them again and again."""
+    """One only where a launch goes on from outputs in memory: to time it would go on from them again and again.
+
+    Args:
+        spec: of the launch.
+        width: of the stream.
+    """
     choices = _distinct(map(_of_columns, _cut(tiling.along_width(width), width)))
     return choices[:1] if spec.continues else choices
 
@@ -55,8 +60,11 @@ def keys(width: int) -> Choices:
 
 
 def gradients(spec: SourcesBackwardSpec, width: int) -> Choices:
-    """Of the sources' gradients. Where they come with those of the keys, tiles are as many as the spec says, and sums
-    fill the registers.
+    """Of the sources' gradients; one only where they come with those of the keys, whose sums fill the registers.
+
+    Args:
+        spec: of the launch.
+        width: of the stream.
     """
     tile = tiling.steps(width)
     tiles = [tile] if spec.sums_keys else [tile, _columns(tile, 0.5), _warps(tile, 0.5)]
@@ -68,7 +76,14 @@ def read(width: int) -> Choices:
 
 
 def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memory: int) -> Choices:
-    """itemsize: bytes of an element; shared_memory: bytes of a multiprocessor."""
+    """Other numbers of stages of the pipeline over rows, and half the warps.
+
+    Args:
+        spec: of the backward.
+        width: of the stream.
+        itemsize: bytes of an element.
+        shared_memory: bytes of a multiprocessor.
+    """
     tile = tiling.whole_rows(width)
     static = tiling.stages(spec.copied, tile, itemsize, shared_memory)
     room = tiling.most_stages(spec.copied, tile, itemsize, shared_memory)
@@ -84,11 +99,22 @@ def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memo
 
 
 def own_logits_read(width: int, dtype: torch.dtype) -> Choices:
+    """Other numbers of warps.
+
+    Args:
+        width: of the stream.
+        dtype: of the sources.
+    """
     return _distinct(_of_lanes(x, dtype) for x in _whole(own_logits_tiling.forward_tile(width)))
 
 
 def own_logits_read_backward(width: int, dtype: torch.dtype) -> Choices:
-    """One only: what a thread holds of the sources, and so the text, is made for these warps."""
+    """One only: what a thread holds of the sources, and so the text, is made for these warps.
+
+    Args:
+        width: of the stream.
+        dtype: of the sources.
+    """
     return (_of_lanes(own_logits_tiling.backward_tile(width), dtype),)
 
 

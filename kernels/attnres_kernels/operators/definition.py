@@ -40,14 +40,6 @@ class Work(NamedTuple):
     takes_in: Sequence[str] = ()
 
 
-def _nothing(_call: Any) -> Any:
-    return ()
-
-
-def _unknown(_call: Any) -> Work:
-    return Work()
-
-
 @dataclass(frozen=True)
 class OperatorDefinition(Generic[Arguments]):
     """An operator of torch, and what is known of it.
@@ -63,18 +55,18 @@ class OperatorDefinition(Generic[Arguments]):
     returns: Any
     run: Callable[[Arguments], Any]
     fake: Callable[[Arguments], Any]
-    kernels: Callable[[Arguments], Sequence[KernelSpec]] = _nothing
+    kernels: Callable[[Arguments], Sequence[KernelSpec]] = lambda call: ()
     flops: Callable[[Arguments], int] | None = None
-    work: Callable[[Arguments], Work] = _unknown
+    work: Callable[[Arguments], Work] = lambda call: Work()
     computes: Sequence[Callable[..., Any]] = ()
     make: Callable[[str], Callable[[Callable[..., Any]], Any]] = triton_operator
     operator: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        assert self.name not in DEFINITIONS, f"{self.name} is defined twice"
         operator = self.make(self.name)(self._flat_function(self.run))
         operator.register_fake(self._flat_function(self.fake))
         object.__setattr__(self, "operator", operator)
-        assert self.name not in DEFINITIONS, f"{self.name} is defined twice"
         DEFINITIONS[self.name] = self
         for function in self.computes:
             described_by(self)(function)
@@ -92,7 +84,12 @@ class OperatorDefinition(Generic[Arguments]):
         return sum(map(traffic_of, self.kernels(call)), Traffic(0, 0))
 
     def bound(self, args: Sequence[Any], given: Mapping[str, Any] | None = None) -> Arguments:
-        """The arguments of a call of the operator of torch, by position and by name."""
+        """The arguments of a call of the operator of torch.
+
+        Args:
+            args: by position, flat.
+            given: by name.
+        """
         return self.named({**dict(zip(_leaves(self.arguments), args, strict=False)), **(given or {})})
 
     def named(self, given: Mapping[str, Any]) -> Arguments:
@@ -146,10 +143,9 @@ def register_flop_formulas() -> None:
     """Register the formulas with ``torch.utils.flop_counter``, which imports Triton where it is installed."""
     from torch.utils.flop_counter import register_flop_formula
 
-    for definition in DEFINITIONS.values():
+    for name, definition in DEFINITIONS.items():
         if definition.flops is not None:
-            namespace, _, name = definition.name.partition("::")
-            packet = getattr(getattr(torch.ops, namespace), name)
+            packet = getattr(torch.ops.attnres, name.removeprefix("attnres::"))
             register_flop_formula(packet)(_flop_formula(definition))
 
 
@@ -222,5 +218,10 @@ def _by_name(kind: Any, given: Mapping[str, Any]) -> Any:
 
 
 def multiplied(times: int, like: Tensor) -> int:
-    """FLOPs of so many multiplications and additions of each element of a tensor: two for each of them."""
+    """FLOPs of multiplications, each with an addition.
+
+    Args:
+        times: how many there are of each element.
+        like: of the shape of the elements.
+    """
     return 2 * times * math.prod(like.shape)
