@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.definition.naive import key_vector, statistics_dtype
+from attnres_kernels.definition.naive import key_vector, statistics_dtype, weighted_sum
 from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 
 
@@ -76,7 +76,7 @@ def inter_block(
     outputs, log_sums = [], []
     with torch.autocast(sources[0].device.type, enabled=False):
         for number in range(first, first + count):
-            columns = torch.stack([column(x, number, total) for x in logits], -1)
+            columns = torch.stack([_column(x, number, total) for x in logits], -1)
             weights = columns.softmax(-1)
             outputs.append(weighted_sum(weights, sources))
             log_sums.append(columns.logsumexp(-1))
@@ -182,7 +182,7 @@ def _read(parts: ReadParts, form: ReadForm) -> Tensor:
     """A softmax over all parts, in the dtype of the logits."""
     values = [x for x in (parts.inter, *parts.sources) if x is not None]
     columns = [] if parts.log_sum is None else [parts.log_sum]
-    columns += [column(x, form.number, form.total) for x in parts.logits]
+    columns += [_column(x, form.number, form.total) for x in parts.logits]
     with torch.autocast(parts.values()[0].device.type, enabled=False):
         if parts.partial is not None and parts.key is not None:
             value = parts.partial.to(statistics_dtype(parts.partial.dtype))
@@ -192,28 +192,9 @@ def _read(parts: ReadParts, form: ReadForm) -> Tensor:
         return merged if form.factor == 1.0 else merged * form.factor
 
 
-def column(logits: Tensor, number: int, total: int) -> Tensor:
-    """The logits `[*]` of one read.
-
-    Args:
-        logits: `[*, n]`, whose columns end at read `total - 1`.
-        number: of the read.
-        total: number of all reads.
-    """
+def _column(logits: Tensor, number: int, total: int) -> Tensor:
+    """Logits `[*]` of read `number`, of logits whose columns end at read `total - 1`."""
     return logits[..., logits.shape[-1] - (total - number)]
-
-
-def weighted_sum(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """`sum_i weights[.., i] values[i]` in the dtype of the weights.
-
-    Args:
-        weights: `[*, n]`.
-        values: `n` tensors `[*, d]`.
-    """
-    out = weights[..., :1] * values[0].to(weights.dtype)
-    for i, value in enumerate(values[1:], start=1):
-        out = out + weights[..., i : i + 1] * value.to(weights.dtype)
-    return out
 
 
 def normalise(value: Tensor, kind: str, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:

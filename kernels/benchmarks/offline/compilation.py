@@ -42,7 +42,7 @@ def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int
     """Compile the kernel of ``text`` for bf16 sources whose pointers and sizes are divisible by 16.
 
     Args:
-        text: of a generator of ``depth_attention.generated``.
+        text: of a generator of ``attnres_kernels.generation``.
         constants: compile-time arguments other than the tile.
         tile: rows, columns and warps.
         target: a name of ``TARGETS``.
