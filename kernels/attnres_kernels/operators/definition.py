@@ -133,9 +133,9 @@ def described_by(definition: OperatorDefinition[Any]) -> Callable[[Function], Fu
 
 def definition_of(target: Any) -> OperatorDefinition[Any] | None:
     """The definition of what a node of a graph calls, a function or an operator; None if it has none."""
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return DEFINITIONS.get(str(target).removesuffix(".default").replace(".", "::", 1))
-    return _DESCRIBED_BY.get(target)
+    if target in _DESCRIBED_BY:
+        return _DESCRIBED_BY[target]
+    return DEFINITIONS.get(str(getattr(target, "overloadpacket", target)).replace(".", "::", 1))
 
 
 @cache
