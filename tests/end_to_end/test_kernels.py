@@ -16,9 +16,9 @@ from attnres_compile.api.prepare import config_from
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model
 from attnres_compile.compile import graph_runs
 from attnres_compile.compile.levels import run_passes_under
-from attnres_kernels.autograd import fused, keys, own
+from attnres_kernels.autograd import generated_reads, keys, own_logits_read
 from attnres_kernels.definition import scheduled
-from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read
+from attnres_kernels.launch import launch_own_logits_read, launch_phase_1, launch_read
 from attnres_passes.ir.config import ConfigError
 from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule import schedule
@@ -79,7 +79,7 @@ def test_outputs_and_every_gradient(name: str, options: dict) -> None:
     model, args, kwargs = zoo.by_name(name).build()
     graph, found = passed(model, args, kwargs, **options)
     assert found.choice.provider is Provider.TRITON
-    assert any(node.target is fused.read for node in found.lowered.graph.nodes)
+    assert any(node.target is generated_reads.read for node in found.lowered.graph.nodes)
     assert_levels_agree(graph, found)
 
 
@@ -120,8 +120,8 @@ def test_reads_of_few_tokens_make_their_own_logits_where_nothing_is_differentiat
     """They have gradients all the same, which are compared too."""
     graph, found = passed(*zoo.by_name(name).build(), differentiates=False, **options)
     targets = [node.target for node in found.lowered.graph.nodes]
-    assert targets.count(own.own_read) == len(graph_runs.read_nodes(found.rewritten))
-    assert not {fused.read, fused.source_logits, keys.key_matrix} & set(targets)
+    assert targets.count(own_logits_read.own_logits_read) == len(graph_runs.read_nodes(found.rewritten))
+    assert not {generated_reads.read, generated_reads.source_logits, keys.key_matrix} & set(targets)
     assert "own logits" in found.schedule_text()
     assert_levels_agree(graph, found)
 
@@ -133,14 +133,14 @@ def test_both_kinds_of_reads_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(schedule, "group_reads", lambda *_: ReadGroups(cut))
     graph, found = passed(PreNorm(layers=12), (tokens(),), {}, differentiates=False, block_size=3)
     targets = [node.target for node in found.lowered.graph.nodes]
-    assert (targets.count(fused.read), targets.count(own.own_read)) == (7, 5)
-    assert targets.count(fused.source_logits) + targets.count(fused.complete_block) == 3
+    assert (targets.count(generated_reads.read), targets.count(own_logits_read.own_logits_read)) == (7, 5)
+    assert targets.count(generated_reads.source_logits) + targets.count(generated_reads.complete_block) == 3
     assert_levels_agree(graph, found)
 
 
 def test_a_decode_step_launches_one_kernel_per_read(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
-    for module in (launch_own_read, launch_phase_1, launch_read):
+    for module in (launch_own_logits_read, launch_phase_1, launch_read):
         honest = module.launchable
         monkeypatch.setattr(
             module, "launchable", lambda text, *rest, honest=honest: launched.append(text) or honest(text, *rest)
@@ -175,7 +175,7 @@ def test_norms_adds_and_blocks_are_fused() -> None:
     assert not [
         item
         for node in found.lowered.graph.nodes
-        if node.target is fused.read
+        if node.target is generated_reads.read
         for item in node.users
         if item.meta["attnres"].kind == "read"
     ]

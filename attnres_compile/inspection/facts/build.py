@@ -18,7 +18,7 @@ from attnres_kernels.definition import scheduled
 from attnres_passes.analyses.stream_nodes import StreamNodes, WriteNode
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotation_of
-from attnres_passes.ir.levels import OWN_READS, SCHEDULED_READS, is_depth_attention
+from attnres_passes.ir.levels import OWN_LOGITS_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.text import tensor_text
@@ -31,7 +31,7 @@ BREAK_FIX = (
 DECAY = "0 (group 'attnres')"
 """How ``param_groups`` decays them."""
 
-_DIRECT = (scheduled.direct_read, scheduled.fused_direct_read, *OWN_READS)
+_DIRECT = (scheduled.direct_read, scheduled.fused_direct_read, *OWN_LOGITS_READS)
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
 

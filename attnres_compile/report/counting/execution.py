@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnres_compile.report.counting import attention
 from attnres_compile.report.counting.formulas import FORMULAS
-from attnres_kernels.operators import flops as _registered  # noqa: F401  (registers the formulas of our operators)
-from attnres_kernels.operators.launches import LAUNCHES
+from attnres_kernels.operators.definition import definition_of, register_flop_formulas
 from attnres_passes.torch_private.example_values import example_value, storage_id
 from attnres_passes.torch_private.recompute import is_made_again
 from attnres_passes.torch_private.state import restored_torch_state
@@ -48,6 +47,7 @@ def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) ->
         inputs: of its placeholders, tensors on the meta device.
         keeps_inputs: count inputs that autograd keeps, too, but for vectors, which are parameters.
     """
+    register_flop_formulas()
     runner = _Runner(gm, inputs, keeps_inputs)
     forward, calls = FlopCounterMode(display=False, custom_mapping=FORMULAS), _Calls()
     with restored_torch_state(), torch.enable_grad(), runner.watched(), forward, calls:
@@ -110,8 +110,8 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if not func.is_view and func.namespace != "prim":
             self.numbers[func.overloadpacket] += 1
-            launches = LAUNCHES.get(str(func.overloadpacket))
-            self.launches += 0 if launches is None else launches(args)
+            definition = definition_of(func)
+            self.launches += 0 if definition is None else definition.launches(definition.bound(args, kwargs))
         return func(*args, **(kwargs or {}))
 
 

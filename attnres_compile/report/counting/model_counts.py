@@ -23,8 +23,9 @@ from attnres_compile.capture.weightless import weightless_copy, weightless_input
 from attnres_compile.model.errors import CaptureError, GraphBreakError
 from attnres_compile.report.counting.execution import Counted, count, weightless
 from attnres_compile.report.counting.formulas import ATTENTION
-from attnres_kernels.generation.moved import Moved
-from attnres_kernels.launch import tensors, tiling
+from attnres_kernels.generation.traffic import Traffic
+from attnres_kernels.launch import tiling
+from attnres_kernels.launch.rows import DTYPES
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.cost.residual_path import residual_path_of
@@ -83,9 +84,9 @@ class ModelCounts:
 
     plan: Plan
     shapes: tuple[StreamShape, ...]
-    plain_traffic: tuple[Moved, ...]
+    plain_traffic: tuple[Traffic, ...]
     """Of each stream of the plain model, in units of ``[T, d]``."""
-    traffic: Mapping[str, tuple[Moved, ...]]
+    traffic: Mapping[str, tuple[Traffic, ...]]
     """Of each stream with AttnRes, by schedule."""
     plain: tuple[Counted, ...] | None
     """Of each graph as it was captured, or None: ``not_counted`` says why."""
@@ -96,7 +97,7 @@ class ModelCounts:
     """Why the reads are not on generated kernels; '' where they are."""
     lengths: Lengths
 
-    def bytes_per_write(self, traffic: Sequence[Moved]) -> float:
+    def bytes_per_write(self, traffic: Sequence[Traffic]) -> float:
         """Bytes per token and sublayer of what is moved for each stream."""
         moved = sum(one.total * shape.row_bytes for one, shape in zip(traffic, self.shapes, strict=True))
         return moved / sum(len(stream.writes) for stream in self.plan.streams)
@@ -212,7 +213,7 @@ class _ResidualPath:
         """What generated kernels, which a model on a GPU runs on, cannot hold; '' if nothing."""
         for index, stream in enumerate(self.plan.streams):
             dtype = self._root_value(index).dtype
-            if dtype not in tensors.DTYPES:
+            if dtype not in DTYPES:
                 return f"a stream is {_dtype_name(dtype)}, and the kernels compute in fp32"
             if stream.width > tiling.WIDEST:
                 return f"a stream is {stream.width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
@@ -227,7 +228,7 @@ class _ResidualPath:
         gm = schedule(self.gm, plan, ProviderChoice.of(plan, Provider.TRITON)).gm
         return gm if name == "naive" else fuse(gm, plan).gm
 
-    def traffic(self, name: str) -> tuple[Moved, ...]:
+    def traffic(self, name: str) -> tuple[Traffic, ...]:
         return traffic(self.scheduled(name), self.plan)
 
     def counted(self) -> Counted:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attnres_compile.report.counting.model_counts import FULL, ModelCounts
 from attnres_compile.report.table import RESIDUAL_IO, OverheadRow
 from attnres_kernels.definition import cost
-from attnres_kernels.generation.moved import Moved
+from attnres_kernels.generation.traffic import Traffic
 
 _MHC_STREAMS = 4
 """Of the reference in the paper's Table 1."""
@@ -39,7 +39,7 @@ def io_rows(counts: ModelCounts) -> list[OverheadRow]:
     return rows + _paper_rows(counts)
 
 
-def _counted_row(counts: ModelCounts, metric: str, moved: Sequence[Moved], is_detail: bool) -> OverheadRow:
+def _counted_row(counts: ModelCounts, metric: str, moved: Sequence[Traffic], is_detail: bool) -> OverheadRow:
     plain, attnres = (counts.bytes_per_write(side) for side in (counts.plain_traffic, moved))
     return OverheadRow(metric, plain, attnres, "B", "counted", _COUNTED, is_detail, _unit(counts))
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.operators import key_ops
+from attnres_kernels.operators.definition import described_by
+from attnres_kernels.operators.keys import KEY_ROWS, KEY_ROWS_BACKWARD, KeyRows, KeyRowsBackward
 
 
 class _KeyMatrix(torch.autograd.Function):
@@ -16,23 +17,22 @@ class _KeyMatrix(torch.autograd.Function):
         ctx.reads, ctx.ranges = reads, ranges
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
-        outputs = key_ops.key_rows_op(list(parameters[:reads]), list(parameters[reads:]), _flat(ranges))
+        outputs = KEY_ROWS(KeyRows(list(parameters[:reads]), list(parameters[reads:]), _flat(ranges)))
         ctx.mark_non_differentiable(outputs[0])
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         parameters, reads = ctx.saved_tensors, ctx.reads
-        results = key_ops.key_rows_backward_op(
-            list(grads[1:]), list(parameters[:reads]), list(parameters[reads:]), _flat(ctx.ranges)
-        )
-        return None, *results
+        keys = KeyRows(list(parameters[:reads]), list(parameters[reads:]), _flat(ctx.ranges))
+        return None, *KEY_ROWS_BACKWARD(KeyRowsBackward(list(grads[1:]), keys))
 
 
 def _flat(ranges: tuple[tuple[int, int], ...]) -> list[int]:
     return [number for pair in ranges for number in pair]
 
 
+@described_by(KEY_ROWS)
 def key_matrix(
     queries: Sequence[Tensor], weights: Sequence[Tensor], ranges: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:

@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.operators import inter_ops, key_ops, merge_ops
+from attnres_kernels.definition.read_parts import ReadForm
+from attnres_kernels.operators.definition import described_by
+from attnres_kernels.operators.logits import SOURCE_LOGITS, Logits
+from attnres_kernels.operators.merge import MERGE_BACKWARD, MergeBackward, merge_forward
+from attnres_kernels.operators.phase_1 import INTER_BLOCK, INTER_BLOCK_BACKWARD, Phase1, Phase1Backward
 
 
 class _InterBlock(torch.autograd.Function):
@@ -26,53 +30,39 @@ class _InterBlock(torch.autograd.Function):
         ctx.save_for_backward(keys, *tensors)
         ctx.set_materialize_grads(False)
         sources, logits = list(tensors[:blocks]), list(tensors[blocks:])
-        return *inter_ops.inter_block_forward(sources, logits, first, count, total), *sources
+        outputs, log_sums = INTER_BLOCK(Phase1(sources, logits, first, count, total))
+        shape = sources[0].shape
+        of_reads = [log_sums[read].reshape(shape[:-1]) for read in range(count)]
+        return *(output.reshape(shape) for output in outputs), *of_reads, *sources
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         first, total, eps, count, blocks = ctx.layout
         keys, *tensors = ctx.saved_tensors
-        *grad_sources, grad_keys = inter_ops.inter_block_backward_op(
-            list(grads[2 * count :]),
-            list(grads[:count]),
-            list(grads[count : 2 * count]),
-            tensors[:blocks],
-            tensors[blocks:],
-            keys,
-            first,
-            total,
-            eps,
-        )
+        given = list(grads[2 * count :]), list(grads[:count]), list(grads[count : 2 * count])
+        call = Phase1Backward(*given, tensors[:blocks], tensors[blocks:], keys, first, total, eps)
+        *grad_sources, grad_keys = INTER_BLOCK_BACKWARD(call)
         return None, None, None, grad_keys, *grad_sources, *([None] * blocks)
 
 
 class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        layout: tuple[int, int, float, float],
-        inter: Tensor,
-        lse: Tensor,
-        partial: Tensor,
-        key: Tensor,
-        *tensors: Tensor,
+        ctx: Any, form: ReadForm, inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, *tensors: Tensor
     ) -> Tensor:
-        _, _, factor, eps = layout
-        ctx.layout = layout
+        ctx.form = form
         ctx.save_for_backward(partial, key, *tensors)
-        return merge_ops.merge_forward(inter, lse, partial, key, factor, eps)
+        return merge_forward(inter, lse, partial, key, form.factor, form.eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        read, total, factor, eps = ctx.layout
         partial, key, *tensors = ctx.saved_tensors
         blocks = len(tensors) // 2
-        grads = merge_ops.merge_backward_op(
-            grad, tensors[:blocks], tensors[blocks:], partial, key, read, total, factor, eps
-        )
+        grads = MERGE_BACKWARD(MergeBackward(grad, tensors[:blocks], tensors[blocks:], partial, key, ctx.form))
         return None, *grads, *([None] * len(tensors))
 
 
+@described_by(SOURCE_LOGITS)
 def source_logits(source: Tensor, matrix: Tensor, first: int, eps: float) -> Tensor:
     """Logits of a completed block for all later reads: one matrix product and one inverse RMS (equation 2).
 
@@ -86,10 +76,11 @@ def source_logits(source: Tensor, matrix: Tensor, first: int, eps: float) -> Ten
         `[*, R - first]`, for `inter_block` and `merge`. It carries no gradient:
         `inter_block` gives the sources and key vectors theirs.
     """
-    logits: Tensor = key_ops.source_logits_op(source.detach(), matrix.detach(), first, eps)
+    logits: Tensor = SOURCE_LOGITS(Logits(source.detach(), matrix.detach(), first, eps))
     return logits
 
 
+@described_by(INTER_BLOCK)
 def inter_block(
     sources: Sequence[Tensor], logits: Sequence[Tensor], keys: Tensor, first: int, total: int, eps: float
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -113,6 +104,7 @@ def inter_block(
     return list(outputs[:count]), list(outputs[count : 2 * count]), list(outputs[2 * count :])
 
 
+@described_by(MERGE_BACKWARD)
 def merge(
     inter: Tensor,
     lse: Tensor,
@@ -120,10 +112,7 @@ def merge(
     key: Tensor,
     sources: Sequence[Tensor],
     logits: Sequence[Tensor],
-    read: int,
-    total: int,
-    factor: float,
-    eps: float,
+    form: ReadForm,
 ) -> Tensor:
     """Phase 2: one read, from phase 1's result and the open partial sum (online softmax).
 
@@ -132,19 +121,23 @@ def merge(
         partial: `[*, d]` open partial sum.
         key: `[d]` row of `key_matrix` for this read.
         sources, logits: those given to `inter_block`; the backward recomputes `inter` from them.
-        read: number of this read.
-        total: `R`.
-        factor: of the result: the number of all sources for `scale="sum"`, else 1.
-        eps: of the key norm.
+        form: which read it is, and how it is scaled.
 
     Returns:
         `[*, d]` in the dtype of `partial`.
     """
     held = [x.detach() for x in sources]
-    out: Tensor = _Merge.apply((read, total, factor, eps), inter, lse, partial, key, *held, *logits)  # type: ignore[no-untyped-call]
+    out: Tensor = _Merge.apply(form, inter, lse, partial, key, *held, *logits)  # type: ignore[no-untyped-call]
     return out
 
 
+@described_by(MERGE_BACKWARD)
 def close(inter: Tensor, like: Tensor, factor: float) -> Tensor:
-    """A read without an open partial sum: phase 1's output, scaled and rounded to the dtype of `like`."""
+    """A read without an open partial sum: phase 1's output, scaled and rounded.
+
+    Args:
+        inter: `[*, d]`, of `inter_block` for this read.
+        like: a source; the result has its dtype.
+        factor: of the result.
+    """
     return (inter if factor == 1.0 else inter * factor).to(like.dtype)

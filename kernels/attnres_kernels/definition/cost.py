@@ -18,6 +18,10 @@ def naive(completed: int, has_partial: bool = True) -> float:
 
     The stack reads and writes every source; the three passes over it read it once each; the weighted sum
     writes one. The residual add moves three and the norm two.
+
+    Args:
+        completed: blocks that the read attends to.
+        has_partial: whether it attends to an open partial sum, too.
     """
     sources = completed + int(has_partial)
     return 5.0 * sources + 1.0 + 3.0 + 2.0
@@ -37,6 +41,13 @@ def two_phase(completed: int, reads: int) -> float:
 
     Phase 1 writes one partial output per read; phase 2 reads it, the partial sum and the branch, and writes
     the partial sum and the normed value.
+
+    Args:
+        completed: blocks that all reads of the block share.
+        reads: of the block.
+
+    Raises:
+        ValueError: there are no reads.
     """
     if reads < 1:
         raise ValueError(f"a block has {reads} reads: pass at least 1")
@@ -49,24 +60,30 @@ def logits_first() -> float:
 
 
 LAUNCH_BYTES = 8 << 20
-"""What a kernel more costs, as the bytes that a GPU moves meanwhile. An estimate: 2 to 3 us, the time of the smallest
+"""What one more kernel costs, as the bytes that a GPU moves meanwhile. An estimate: 2 to 3 us, the time of the smallest
 reads that others report on an H100 (FlagGems, pull request 737), at 3 to 4 TB/s.
 """
 
 
 def launch(tokens: int, width: int, itemsize: int) -> float:
-    """What a kernel more costs, in units of `d` elements per token, for `tokens` of `d = width` elements.
+    """What one more kernel costs, in units of `d` elements per token. With few tokens it is all that counts.
 
-    itemsize: bytes of an element. With few tokens it is all that counts. No tokens count as one.
+    Args:
+        tokens: of the batch; none count as one.
+        width: `d`, elements of a token.
+        itemsize: bytes of an element.
     """
     return LAUNCH_BYTES / (max(tokens, 1) * width * itemsize)
 
 
 def group(shared: int, completed: Sequence[int]) -> float:
-    """All reads of a group: phase 1 over `shared` blocks, and each read's further completed blocks in place.
+    """All reads of a group: phase 1 over the shared blocks, and each read's further completed blocks in place.
 
-    `completed` are the blocks that each read attends to; without `shared` blocks all are read in place. Of reads with
-    the same number it is `two_phase` or `direct` times their number.
+    Of reads with one number of blocks it is `two_phase` or `direct` times their number.
+
+    Args:
+        shared: blocks that phase 1 goes over; without any, all are read in place.
+        completed: blocks that each read attends to.
     """
     if shared == 0:
         return sum(direct(n) for n in completed)
@@ -79,15 +96,30 @@ def paper_standard_residual() -> float:
 
 
 def paper_mhc(streams: int, width: int) -> float:
-    """Table 1, mHC with `m` streams: `(8m + 2) d + 2 m^2 + 4 m` elements, here over `width = d`."""
+    """Table 1, mHC: `(8m + 2) d + 2 m^2 + 4 m` elements, here over `d`.
+
+    Args:
+        streams: `m`.
+        width: `d`.
+    """
     return 8.0 * streams + 2.0 + (2.0 * streams**2 + 4.0 * streams) / width
 
 
 def paper_full(block_size: int, num_blocks: int) -> float:
-    """Table 1, Full AttnRes in the two-phase schedule with groups of `S` sublayers: `(S + N) d`."""
+    """Table 1, Full AttnRes in the two-phase schedule with groups of `S` sublayers: `(S + N) d`.
+
+    Args:
+        block_size: `S`.
+        num_blocks: `N`.
+    """
     return float(block_size + num_blocks)
 
 
 def paper_block(block_size: int, num_blocks: int) -> float:
-    """Table 1, Block AttnRes in the two-phase schedule: `(N/S + 3) d` read and `2 d` written."""
+    """Table 1, Block AttnRes in the two-phase schedule: `(N/S + 3) d` read and `2 d` written.
+
+    Args:
+        block_size: `S`.
+        num_blocks: `N`.
+    """
     return num_blocks / block_size + 5.0

@@ -69,10 +69,20 @@ def depth_attention(sources: Sequence[Tensor], key_vector: Tensor, eps: float, s
     weights = depth_weights(sources, key_vector, eps)
     if scale == "sum":
         weights = weights * len(sources)
-    out = weights[..., :1] * sources[0].to(weights.dtype)
-    for i, source in enumerate(sources[1:], start=1):
-        out = out + weights[..., i : i + 1] * source.to(weights.dtype)
-    return out.to(sources[0].dtype).contiguous()
+    return weighted_sum(weights, sources).to(sources[0].dtype).contiguous()
+
+
+def weighted_sum(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """`sum_i weights[.., i] values[i]` in the dtype of the weights.
+
+    Args:
+        weights: `[*, n]`.
+        values: `n` tensors `[*, d]`.
+    """
+    out = weights[..., :1] * values[0].to(weights.dtype)
+    for i, value in enumerate(values[1:], start=1):
+        out = out + weights[..., i : i + 1] * value.to(weights.dtype)
+    return out
 
 
 def naive_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, eps: float, scale: str) -> Tensor:
@@ -92,7 +102,15 @@ def naive_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, eps: fl
 
 
 def check_sources(sources: Sequence[Tensor], key_vector: Tensor) -> None:
-    """Raise `UnsupportedSourcesError` unless a read can be made from these tensors."""
+    """Check that a read can be made from these tensors.
+
+    Args:
+        sources: `n` tensors `[*, d]`.
+        key_vector: `[d]`.
+
+    Raises:
+        UnsupportedSourcesError: they do not agree in shape or dtype, or are not floating point.
+    """
     if len(sources) == 0:
         raise UnsupportedSourcesError("A depth attention got no sources: pass at least the root of the stream.")
     first = sources[0]

@@ -6,7 +6,7 @@ More reads than a program has room for are those of several programs, of which t
 from __future__ import annotations
 
 from attnres_kernels.generation.specs import LogitsSpec
-from attnres_kernels.generation.writing import lines
+from attnres_kernels.generation.triton_text import lines
 
 
 def logits_text(spec: LogitsSpec) -> str:

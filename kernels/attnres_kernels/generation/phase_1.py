@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnres_kernels.generation.specs import Phase1Spec
-from attnres_kernels.generation.writing import ROW, along, lines, load, store
+from attnres_kernels.generation.triton_text import ROW, along, lines, load, store
 
 
 def phase_1_text(spec: Phase1Spec) -> str:

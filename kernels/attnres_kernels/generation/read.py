@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnres_kernels.generation.specs import OwnReadBackwardSpec, ReadBackwardSpec, ReadSpec
-from attnres_kernels.generation.writing import (
+from attnres_kernels.generation.specs import OwnLogitsReadBackwardSpec, ReadBackwardSpec, ReadSpec
+from attnres_kernels.generation.triton_text import (
     ROW,
     along,
     lines,
@@ -63,6 +63,12 @@ def merged_values(spec: ReadSpec) -> list[str]:
 
 
 def read_name(spec: ReadSpec, kind: str = "read") -> str:
+    """The name of a kernel, with what its read has.
+
+    Args:
+        spec: of the read.
+        kind: of the kernel.
+    """
     parts = [kind, *(["inter"] if spec.has_inter else []), *([f"n{spec.sources}"] if spec.sources else [])]
     if spec.has_partial:
         parts += ["add" if spec.adds else "partial"]
@@ -73,8 +79,13 @@ def read_name(spec: ReadSpec, kind: str = "read") -> str:
     return "_".join(parts)
 
 
-def backward_name(spec: ReadBackwardSpec | OwnReadBackwardSpec, kind: str) -> str:
-    """The name of the backward, with the outputs of the forward that have a gradient."""
+def backward_name(spec: ReadBackwardSpec | OwnLogitsReadBackwardSpec, kind: str) -> str:
+    """The name of the backward, with the outputs of the forward that have a gradient.
+
+    Args:
+        spec: of the backward.
+        kind: of the kernel.
+    """
     given = {"of_value": spec.has_value_grad, "of_normed": spec.has_normed_grad, "of_partial": spec.has_partial_grad}
     return "_".join([read_name(spec.forward, kind), *(name for name, has in given.items() if has)])
 

@@ -29,7 +29,7 @@ from attnres_kernels.generation.read import (
     parts_of,
 )
 from attnres_kernels.generation.specs import ReadBackwardSpec
-from attnres_kernels.generation.writing import (
+from attnres_kernels.generation.triton_text import (
     load,
     load_again,
     load_in_cache,

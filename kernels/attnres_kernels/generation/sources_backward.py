@@ -22,7 +22,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from attnres_kernels.generation.specs import SourcesBackwardSpec
-from attnres_kernels.generation.writing import (
+from attnres_kernels.generation.triton_text import (
     ROW,
     along,
     lines,

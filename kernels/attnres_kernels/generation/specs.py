@@ -138,7 +138,7 @@ class SourcesBackwardSpec:
 
 
 @dataclass(frozen=True)
-class OwnReadSpec:
+class OwnLogitsReadSpec:
     """One read that makes the logits of all its sources itself.
 
     read: its sources and neighbours, without phase 1; at_once: sources that it holds in registers at once.
@@ -155,7 +155,7 @@ class OwnReadSpec:
 
 
 @dataclass(frozen=True)
-class OwnReadBackwardSpec:
+class OwnLogitsReadBackwardSpec:
     """The backward of a read with own logits: the gradients of all its sources, too.
 
     forward: what it is the backward of; has_value_grad, has_normed_grad, has_partial_grad: which outputs have a
@@ -178,3 +178,19 @@ class OwnReadBackwardSpec:
     def norm(self) -> NormKind | None:
         """The norm, if a gradient comes through it."""
         return self.forward.norm if self.has_normed_grad else None
+
+
+KernelSpec = (
+    LogitsSpec
+    | Phase1Spec
+    | ReadSpec
+    | ReadBackwardSpec
+    | SourcesBackwardSpec
+    | OwnLogitsReadSpec
+    | OwnLogitsReadBackwardSpec
+)
+
+
+def launches_of(spec: KernelSpec) -> int:
+    """Kernels that are launched for a spec: two where the gradients of the keys have one of their own."""
+    return 2 if isinstance(spec, SourcesBackwardSpec) and not spec.sums_keys else 1

@@ -1,4 +1,4 @@
-"""Choices of a launch by kind of kernel: the static one of ``tiling`` and ``own_tiling`` first, then others to time.
+"""Choices of a launch by kind of kernel: the static one of the tables of tiles first, then others to time.
 
 All of them compute the same. Rows are shared out among as many programs whatever is chosen, those of the static choice,
 so that sums over tokens have one order; what differs is in which order the threads of a program sum over a row.
@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from attnres_kernels.generation.specs import Phase1Spec, ReadBackwardSpec, SourcesBackwardSpec
-from attnres_kernels.launch import own_tiling, tiling
+from attnres_kernels.launch import own_logits_tiling, tiling
 from attnres_kernels.launch.tiling import Tiling
 from attnres_kernels.launch.tuning import Choice
 
@@ -44,7 +44,12 @@ def logits(reads: int) -> Choices:
 
 
 def phase_1(spec: Phase1Spec, width: int) -> Choices:
-    """One only where a launch goes on from outputs in memory: to time it would go on from them again and again."""
+    """One only where a launch goes on from outputs in memory: to time it would go on from them again and again.
+
+    Args:
+        spec: of the launch.
+        width: of the stream.
+    """
     choices = _distinct(map(_of_columns, _cut(tiling.along_width(width), width)))
     return choices[:1] if spec.continues else choices
 
@@ -55,8 +60,11 @@ def keys(width: int) -> Choices:
 
 
 def gradients(spec: SourcesBackwardSpec, width: int) -> Choices:
-    """Of the sources' gradients. Where they come with those of the keys, tiles are as many as the spec says, and sums
-    fill the registers.
+    """Of the sources' gradients; one only where they come with those of the keys, whose sums fill the registers.
+
+    Args:
+        spec: of the launch.
+        width: of the stream.
     """
     tile = tiling.steps(width)
     tiles = [tile] if spec.sums_keys else [tile, _columns(tile, 0.5), _warps(tile, 0.5)]
@@ -68,7 +76,14 @@ def read(width: int) -> Choices:
 
 
 def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memory: int) -> Choices:
-    """itemsize: bytes of an element; shared_memory: bytes of a multiprocessor."""
+    """Other numbers of stages of the pipeline over rows, and half the warps.
+
+    Args:
+        spec: of the backward.
+        width: of the stream.
+        itemsize: bytes of an element.
+        shared_memory: bytes of a multiprocessor.
+    """
     tile = tiling.whole_rows(width)
     static = tiling.stages(spec.copied, tile, itemsize, shared_memory)
     room = tiling.most_stages(spec.copied, tile, itemsize, shared_memory)
@@ -83,13 +98,24 @@ def read_backward(spec: ReadBackwardSpec, width: int, itemsize: int, shared_memo
     return _distinct(Choice.of(x.warps, BLOCK_D=x.columns, STAGES=count) for x, count in pipelines)
 
 
-def own_read(width: int, dtype: torch.dtype) -> Choices:
-    return _distinct(_of_lanes(x, dtype) for x in _whole(own_tiling.forward_tile(width)))
+def own_logits_read(width: int, dtype: torch.dtype) -> Choices:
+    """Other numbers of warps.
+
+    Args:
+        width: of the stream.
+        dtype: of the sources.
+    """
+    return _distinct(_of_lanes(x, dtype) for x in _whole(own_logits_tiling.forward_tile(width)))
 
 
-def own_read_backward(width: int, dtype: torch.dtype) -> Choices:
-    """One only: what a thread holds of the sources, and so the text, is made for these warps."""
-    return (_of_lanes(own_tiling.backward_tile(width), dtype),)
+def own_logits_read_backward(width: int, dtype: torch.dtype) -> Choices:
+    """One only: what a thread holds of the sources, and so the text, is made for these warps.
+
+    Args:
+        width: of the stream.
+        dtype: of the sources.
+    """
+    return (_of_lanes(own_logits_tiling.backward_tile(width), dtype),)
 
 
 # Tiles near the static one
@@ -126,7 +152,7 @@ def _of_columns(tile: Tiling) -> Choice:
 
 
 def _of_lanes(tile: Tiling, dtype: torch.dtype) -> Choice:
-    return Choice.of(tile.warps, BLOCK_D=tile.columns, **own_tiling.lanes(tile, dtype))
+    return Choice.of(tile.warps, BLOCK_D=tile.columns, **own_logits_tiling.lanes(tile, dtype))
 
 
 def _distinct(choices: Iterable[Choice]) -> Choices:

@@ -3,91 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from attnres_kernels.definition.read_parts import ALONE, Neighbours, OutputGradients, ReadParts
 from attnres_kernels.generation.read import read_text
 from attnres_kernels.generation.read_backward import read_backward_text
-from attnres_kernels.generation.specs import NormKind, ReadBackwardSpec, ReadSpec
-from attnres_kernels.launch import candidates, tensors, tiling
-from attnres_kernels.launch.launch_phase_1 import phase_1
+from attnres_kernels.generation.specs import KernelSpec, NormKind, ReadBackwardSpec, ReadSpec
+from attnres_kernels.launch import candidates, rows, tiling
+from attnres_kernels.launch.launch_phase_1 import phase_1, phase_1_specs
 from attnres_kernels.launch.load_triton import launchable
 
-
-@dataclass(frozen=True)
-class Norm:
-    """The norm behind a read. weight, bias: ``[d]``, or None."""
-
-    kind: NormKind
-    eps: float
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+STATISTICS = 5
+"""Numbers of a token that a read keeps for its backward."""
 
 
-def norm_of(kind: str | None, eps: float, weight: Tensor | None, bias: Tensor | None) -> Norm | None:
-    """The norm, from what an operator is called with."""
-    return None if kind is None else Norm(cast(NormKind, kind), eps, weight, bias)
+def read_kernels(parts: ReadParts, neighbours: Neighbours) -> list[KernelSpec]:
+    """What ``read`` launches.
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What a read attends to.
-
-    inter, log_sum: ``[rows, d]`` and ``[rows]`` of ``phase_1``, or None; sources, logits: further completed blocks
-    ``[*, d]`` and their logits ``[rows]``, a column of ``source_logits`` each; partial, key: the open partial sum
-    ``[*, d]`` and the effective key ``[d]`` in fp32, or None.
+    Args:
+        parts, neighbours: of the read; of the tensors only the shapes count.
     """
+    before, parts = _after_phase_1(parts)
+    return [*before, read_spec(parts, neighbours)]
 
-    inter: Tensor | None = None
-    log_sum: Tensor | None = None
-    sources: Sequence[Tensor] = ()
-    logits: Sequence[Tensor] = ()
-    partial: Tensor | None = None
-    key: Tensor | None = None
 
-    def first(self) -> Tensor:
-        """A tensor of the shape and dtype of the read."""
-        return next(x for x in (self.partial, *self.sources, self.inter) if x is not None)
+def read_backward_kernels(
+    parts: ReadParts, grads: OutputGradients, adds: bool, neighbours: Neighbours
+) -> list[KernelSpec]:
+    """What ``read_backward`` launches.
 
-    def flat(self) -> Parts:
-        """With all values as rows, read in place wherever that can be."""
-        return Parts(
-            None if self.inter is None else tensors.rows_of(self.inter).contiguous(),
-            None if self.log_sum is None else self.log_sum.reshape(-1).contiguous(),
-            [tensors.rows_of(source) for source in self.sources],
-            self.logits,
-            None if self.partial is None else tensors.rows_of(self.partial),
-            None if self.key is None else self.key.contiguous(),
-        )
+    Args:
+        parts, grads, adds, neighbours: of ``read_backward``; of the tensors only the shapes count.
+    """
+    before, parts = _after_phase_1(parts)
+    return [*before, _backward_spec(parts, grads, adds, neighbours)]
 
-    def condensed(self) -> Parts:
-        """With no more blocks in place than one launch reads: phase 1 sums up the others first."""
-        most = tiling.most_in_place(self.first().shape[-1])
-        if len(self.sources) <= most:
-            return self
-        assert self.inter is None, f"phase 1's output and {len(self.sources)} blocks: put them into phase 1"
-        columns = [logits.unsqueeze(1) for logits in self.logits]
-        (inter,), log_sums = phase_1(self.sources, columns)
-        return Parts(inter, log_sums[0], (), (), self.partial, self.key)
 
-    def pointers(self) -> list[Tensor]:
-        given = [self.inter, self.log_sum, *self.sources, *self.logits, self.partial, self.key]
-        return [x for x in given if x is not None]
+def _is_condensed(parts: ReadParts) -> bool:
+    """Whether there are more blocks in place than one launch reads: a phase 1 sums them up first."""
+    return len(parts.sources) > tiling.most_in_place(parts.values()[0].shape[-1])
 
-    def strides(self) -> list[int]:
-        strides = [*(x.stride(0) for x in self.sources), *(x.stride(0) for x in self.logits)]
-        return strides + ([] if self.partial is None else [self.partial.stride(0)])
 
-    def spec(self, adds: bool, norm: Norm | None, returns_value: bool) -> ReadSpec:
-        has_weight, has_bias = (norm is not None and x is not None for x in (norm and norm.weight, norm and norm.bias))
-        kind = None if norm is None else norm.kind
-        has_inter, has_partial = self.inter is not None, self.partial is not None
-        return ReadSpec(
-            len(self.sources), has_inter, has_partial, adds, kind, has_weight, has_bias, returns_value or norm is None
-        )
+def _after_phase_1(parts: ReadParts) -> tuple[Sequence[KernelSpec], ReadParts]:
+    """The launches of that phase 1, and the parts that it leaves."""
+    if not _is_condensed(parts):
+        return [], parts
+    return phase_1_specs(len(parts.sources), 1), parts._replace(inter=parts.sources[0], sources=(), logits=())
+
+
+def _condensed(parts: ReadParts) -> ReadParts:
+    if not _is_condensed(parts):
+        return parts
+    assert parts.inter is None, f"phase 1's output and {len(parts.sources)} blocks: put them into phase 1"
+    (inter,), log_sums = phase_1(parts.sources, [logits.unsqueeze(1) for logits in parts.logits])
+    return ReadParts(inter, log_sums[0], (), (), parts.partial, parts.key)
+
+
+def read_spec(parts: ReadParts, neighbours: Neighbours) -> ReadSpec:
+    """What the kernel of a read is generated for.
+
+    Args:
+        parts, neighbours: of the read; of the tensors only whether they are there counts.
+    """
+    returns_value, _, adds = neighbours.results()
+    return ReadSpec(
+        len(parts.sources),
+        has_inter=parts.inter is not None,
+        has_partial=parts.partial is not None,
+        adds=adds,
+        norm=cast("NormKind | None", neighbours.norm),
+        has_weight=neighbours.norm_weight is not None,
+        has_bias=neighbours.norm_bias is not None,
+        returns_value=returns_value,
+    )
+
+
+def _backward_spec(parts: ReadParts, grads: OutputGradients, adds: bool, neighbours: Neighbours) -> ReadBackwardSpec:
+    behind, (value_grad, normed_grad, partial_grad) = through_norm(neighbours, grads)
+    forward = replace(read_spec(parts, behind), adds=adds)
+    has_grads = (value_grad is not None, normed_grad is not None, partial_grad is not None)
+    return ReadBackwardSpec(forward, *has_grads, tiling.is_wide(parts.values()[0].shape[-1]))
+
+
+def through_norm(neighbours: Neighbours, grads: OutputGradients) -> tuple[Neighbours, OutputGradients]:
+    """The norm that gradients come through, and no other, and the gradients that come through what there is.
+
+    Args:
+        neighbours: of the read.
+        grads: of its outputs.
+    """
+    if neighbours.norm is not None and grads.normed_grad is not None:
+        return neighbours, grads
+    return ALONE._replace(returns_value=neighbours.returns_value), grads._replace(normed_grad=None)
+
+
+def _flat(parts: ReadParts) -> ReadParts:
+    """With all values as rows, read in place wherever that can be."""
+    return ReadParts(
+        None if parts.inter is None else rows.rows_of(parts.inter).contiguous(),
+        None if parts.log_sum is None else parts.log_sum.reshape(-1).contiguous(),
+        [rows.rows_of(source) for source in parts.sources],
+        parts.logits,
+        None if parts.partial is None else rows.rows_of(parts.partial),
+        None if parts.key is None else parts.key.contiguous(),
+    )
+
+
+def _pointers(flat: ReadParts) -> list[Tensor]:
+    given = [flat.inter, flat.log_sum, *flat.sources, *flat.logits, flat.partial, flat.key]
+    return [x for x in given if x is not None]
+
+
+def _strides(flat: ReadParts) -> list[int]:
+    return [x.stride(0) for x in (*flat.sources, *flat.logits, flat.partial) if x is not None]
 
 
 @dataclass(frozen=True)
@@ -104,60 +136,61 @@ class ReadResult:
     statistics: Tensor
 
     @classmethod
-    def new(cls, spec: ReadSpec, like: Tensor, dtype: torch.dtype, numbers: int) -> ReadResult:
-        """To be written. like: ``[rows, d]``; numbers: per token, of the statistics."""
-        wanted = (spec.returns_value, spec.norm is not None, spec.adds)
-        value, normed, partial = (tensors.new(like, like.shape, dtype) if has else None for has in wanted)
-        return cls(value, normed, partial, tensors.new(like, (like.shape[0], numbers), torch.float32))
+    def new(cls, neighbours: Neighbours, like: Tensor, dtype: torch.dtype, numbers: int) -> ReadResult:
+        """To be written.
+
+        Args:
+            neighbours: of the read, which say what it makes.
+            like: ``[rows, d]``.
+            dtype: of the results but the statistics.
+            numbers: per token, of the statistics.
+        """
+        value, normed, partial = (rows.new(like, like.shape, dtype) if has else None for has in neighbours.results())
+        return cls(value, normed, partial, rows.new(like, (like.shape[0], numbers), torch.float32))
 
     def as_list(self, shape: torch.Size) -> list[Tensor]:
         """Those that there are, in ``shape``, and last the statistics."""
         made = [x.reshape(shape) for x in (self.value, self.normed, self.partial) if x is not None]
         return [*made, self.statistics]
 
+    def written(self) -> list[Tensor | None]:
+        """In the order of a kernel's arguments."""
+        return [self.partial, self.value, self.normed, self.statistics]
 
-def read(
-    parts: Parts,
-    dtype: torch.dtype,
-    factor: float,
-    eps: float,
-    branch: Tensor | None = None,
-    norm: Norm | None = None,
-    returns_value: bool = True,
-) -> ReadResult:
-    """One read.
+
+def read(parts: ReadParts, dtype: torch.dtype, factor: float, eps: float, neighbours: Neighbours = ALONE) -> ReadResult:
+    """One read (equations 2 to 6 of the paper; ``generation.read``).
 
     Args:
-        parts: what it attends to.
+        parts: what it attends to, with logits ``[rows]``.
         dtype: of the sources and of what is returned.
         factor: 1, or the number of sources for ``scale="sum"``.
         eps: of the key norm.
-        branch: ``[*, d]``, added to the partial sum first.
-        norm: behind the read.
-        returns_value: whether the value before the norm is wanted.
+        neighbours: what its kernel computes beside it.
+
+    Raises:
+        UnsupportedSourcesError: a dtype or a width that the kernels cannot take.
     """
-    tensors.check(parts.first())
-    parts = parts.condensed()
-    flat, like = parts.flat(), tensors.rows_of(parts.first())
-    rows, width = like.shape
-    added = None if branch is None else tensors.rows_of(branch)
-    spec = parts.spec(added is not None, norm, returns_value)
-    result = ReadResult.new(spec, like, dtype, numbers=5)
-    if rows == 0:
+    rows.check(parts.values()[0])
+    parts = _condensed(parts)
+    flat, like = _flat(parts), rows.rows_of(parts.values()[0])
+    count, width = like.shape
+    added = None if neighbours.branch is None else rows.rows_of(neighbours.branch)
+    result = ReadResult.new(neighbours, like, dtype, STATISTICS)
+    if count == 0:
         return result
-    others = [added, *([norm.weight, norm.bias] if norm is not None else [])]
-    others += [result.partial, result.value, result.normed, result.statistics]
-    kernel = launchable(read_text(spec), candidates.read(width))
-    kernel[(rows,)](
-        *flat.pointers(),
+    others = [added, neighbours.norm_weight, neighbours.norm_bias, *result.written()]
+    kernel = launchable(read_text(read_spec(parts, neighbours)), candidates.read(width))
+    kernel[(count,)](
+        *_pointers(flat),
         *(x for x in others if x is not None),
-        rows,
+        count,
         width,
-        *flat.strides(),
+        *_strides(flat),
         *([] if added is None else [added.stride(0)]),
         factor=factor,
         eps=eps,
-        norm_eps=0.0 if norm is None else norm.eps,
+        norm_eps=neighbours.norm_eps,
     )
     return result
 
@@ -178,62 +211,52 @@ class ReadGradients:
 
 
 def read_backward(
-    parts: Parts,
+    parts: ReadParts,
     statistics: Tensor,
     dtype: torch.dtype,
     factor: float,
-    value_grad: Tensor | None = None,
-    normed_grad: Tensor | None = None,
-    partial_grad: Tensor | None = None,
+    grads: OutputGradients,
     adds: bool = False,
-    norm: Norm | None = None,
-    returns_value: bool = True,
+    neighbours: Neighbours = ALONE,
 ) -> ReadGradients:
-    """Gradients of ``read`` from those of its outputs.
+    """Gradients of ``read`` from those of its outputs (``generation.read_backward``).
 
     Args:
-        parts, dtype, factor, norm, returns_value: as given to ``read``, but the partial sum is the one that was read
-            (the new one, with a branch); adds: whether there was a branch.
+        parts: as given to ``read``, but the partial sum is the one that was read: the new one, with a branch.
         statistics: of ``read``.
-        value_grad, normed_grad, partial_grad: ``[*, d]``, gradients of the value, of the normed value, and of the
-            partial sum from its later readers; None where there is none.
+        dtype, factor: as given to ``read``.
+        grads: of its outputs.
+        adds: whether there was a branch.
+        neighbours: as given to ``read``, the branch aside.
     """
-    parts = parts.condensed()
-    flat, like = parts.flat(), tensors.rows_of(parts.first())
-    rows, width = like.shape
-    if norm is None or normed_grad is None:
-        norm, normed_grad = None, None
-    given = [None if grad is None else tensors.rows_of(grad) for grad in (value_grad, normed_grad, partial_grad)]
-    has_value_grad, has_normed_grad, has_partial_grad = (grad is not None for grad in given)
-    forward = parts.spec(adds, norm, returns_value)
-    spec = ReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, tiling.is_wide(width))
-    programs, rows_per_program = tensors.shares(like, 1, tiling.programs_at_once(tiling.whole_rows(width)))
-    read_grad = tensors.new(like, (rows, width), dtype)
-    scalars = tensors.new(like, (2, rows), torch.float32)
-    partial_grad_out = None if parts.partial is None else tensors.new(like, (rows, width), dtype)
-    sums = [
-        tensors.new(like, (programs, width), torch.float32) if wanted else None
-        for wanted in (forward.has_partial, forward.has_weight, spec.sums_bias)
-    ]
-    if rows > 0:
-        others = [norm.weight if norm is not None else None, statistics, *given]
-        others += [read_grad, scalars, partial_grad_out, *sums]
+    parts = _condensed(parts)
+    flat, like = _flat(parts), rows.rows_of(parts.values()[0])
+    count, width = like.shape
+    behind, grads = through_norm(neighbours, grads)
+    given = [None if grad is None else rows.rows_of(grad) for grad in grads]
+    spec = _backward_spec(parts, grads, adds, behind)
+    forward = spec.forward
+    programs, rows_per_program = rows.shares(like, 1, tiling.programs_at_once(tiling.whole_rows(width)))
+    read_grad = rows.new(like, (count, width), dtype)
+    scalars = rows.new(like, (2, count), torch.float32)
+    partial_grad = None if parts.partial is None else rows.new(like, (count, width), dtype)
+    sums = rows.sums(like, programs, (forward.has_partial, forward.has_weight, spec.sums_bias))
+    if count > 0:
+        others = [behind.norm_weight, statistics, *given, read_grad, scalars, partial_grad, *sums]
         choices = candidates.read_backward(spec, width, dtype.itemsize, tiling.shared_memory(like.device))
         kernel = launchable(read_backward_text(spec), choices)
         kernel[(programs,)](
-            *flat.pointers(),
+            *_pointers(flat),
             *(x for x in others if x is not None),
-            rows,
+            count,
             width,
             rows_per_program,
             0,
-            *flat.strides(),
+            *_strides(flat),
             *(grad.stride(0) for grad in given if grad is not None),
             factor=factor,
         )
-    else:
-        sums = [None if x is None else torch.zeros_like(x) for x in sums]
     key_grad, weight_grad, bias_grad = (None if x is None else x.sum(0) for x in sums)
     if forward.has_bias and given[1] is not None and not spec.sums_bias:
         bias_grad = given[1].sum(0, dtype=torch.float32)
-    return ReadGradients(read_grad, scalars, partial_grad_out, key_grad, weight_grad, bias_grad)
+    return ReadGradients(read_grad, scalars, partial_grad, key_grad, weight_grad, bias_grad)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attnres_kernels.generation.sources_backward import gradients_text, keys_text
 from attnres_kernels.generation.specs import SourcesBackwardSpec
-from attnres_kernels.launch import candidates, tensors, tiling
-from attnres_kernels.launch.cutting import cut
+from attnres_kernels.launch import candidates, rows, tiling
 from attnres_kernels.launch.load_triton import launchable
+from attnres_kernels.launch.split_sources_backward import split_into_launches
 
 
 def sources_backward(
@@ -36,18 +36,18 @@ def sources_backward(
     Returns:
         Per source its gradient ``[rows, d]`` in its dtype, and that of the keys ``[S, d]`` in fp32.
     """
-    tensors.check(*sources)
-    flat = [tensors.rows_of(source) for source in sources]
-    results = [None if grad is None else tensors.rows_of(grad) for grad in carried]
+    rows.check(*sources)
+    flat = [rows.rows_of(source) for source in sources]
+    results = [None if grad is None else rows.rows_of(grad) for grad in carried]
     key_grads: list[Tensor | None] = [None] * keys.shape[0]
     given = [s for s, grad in enumerate(read_grads) if grad is not None]
     if not given or flat[0].shape[0] == 0:
         results = [None if grad is None else grad.clone() for grad in results]
         given = []
-    grads = [tensors.rows_of(grad) for s in given if (grad := read_grads[s]) is not None]
+    grads = [rows.rows_of(grad) for s in given if (grad := read_grads[s]) is not None]
     of_reads = [x.reshape(2, -1).contiguous() for s in given if (x := scalars[s]) is not None]
     later = tuple(i for i, grad in enumerate(results) if grad is not None)
-    for launch in cut(len(flat), tuple(given), later, flat[0].shape[1]):
+    for launch in split_into_launches(len(flat), tuple(given), later, flat[0].shape[1]):
         spec = launch.spec
         part = slice(launch.first_source, launch.first_source + spec.sources)
         of_part = slice(launch.first_read, launch.first_read + len(spec.reads))
@@ -73,13 +73,13 @@ def _launch(
     carried: list[Tensor | None],
     eps: float,
 ) -> tuple[list[Tensor | None], Tensor]:
-    rows, width = flat[0].shape
+    count, width = flat[0].shape
     later = [grad for grad in carried if grad is not None]
-    programs, rows_per_program = tensors.shares(flat[0], 1) if spec.sums_keys else (rows, 1)
-    weights, to_keys = (tensors.new(flat[0], (programs, len(flat), len(grads)), torch.float32) for _ in range(2))
-    to_selves = tensors.new(flat[0], (programs, len(flat)), torch.float32)
-    source_grads: list[Tensor | None] = [tensors.new(x, (rows, width), x.dtype) for x in flat]
-    key_grads = [tensors.new(flat[0], (programs, len(grads), width), torch.float32)] if spec.sums_keys else []
+    programs, rows_per_program = rows.shares(flat[0], 1) if spec.sums_keys else (count, 1)
+    weights, to_keys = (rows.new(flat[0], (programs, len(flat), len(grads)), torch.float32) for _ in range(2))
+    to_selves = rows.new(flat[0], (programs, len(flat)), torch.float32)
+    source_grads: list[Tensor | None] = [rows.new(x, (count, width), x.dtype) for x in flat]
+    key_grads = [rows.new(flat[0], (programs, len(grads), width), torch.float32)] if spec.sums_keys else []
     launchable(gradients_text(spec), candidates.gradients(spec, width))[(programs,)](
         *flat,
         *logits,
@@ -92,7 +92,7 @@ def _launch(
         to_keys,
         to_selves,
         *key_grads,
-        rows,
+        count,
         width,
         *([rows_per_program] if spec.sums_keys else []),
         0,
@@ -106,15 +106,15 @@ def _launch(
 
 
 def _key_grads(spec: SourcesBackwardSpec, flat: list[Tensor], to_keys: Tensor) -> Tensor:
-    rows, width = flat[0].shape
-    programs, rows_per_program = tensors.shares(flat[0], tensors.cdiv(width, tiling.along_width(width).columns))
-    key_grads = tensors.new(flat[0], (programs, len(spec.reads), width), torch.float32)
+    count, width = flat[0].shape
+    programs, rows_per_program = rows.shares(flat[0], rows.cdiv(width, tiling.along_width(width).columns))
+    key_grads = rows.new(flat[0], (programs, len(spec.reads), width), torch.float32)
     kernel = launchable(keys_text(spec), candidates.keys(width))
-    kernel[lambda numbers: (programs, tensors.cdiv(width, numbers["BLOCK_D"]))](
+    kernel[lambda numbers: (programs, rows.cdiv(width, numbers["BLOCK_D"]))](
         *flat,
         to_keys,
         key_grads,
-        rows,
+        count,
         width,
         rows_per_program,
         0,

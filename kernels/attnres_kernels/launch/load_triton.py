@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -69,15 +69,7 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 
 
-class Operator(Protocol):
-    """What torch makes of a function that is registered as an operator."""
-
-    def __call__(self, *args: Any) -> Any: ...
-
-    def register_fake(self, function: Callable[..., Any], /) -> Callable[..., Any]: ...
-
-
-def triton_operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def triton_operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Decorator that makes an operator of a function that launches kernels.
 
     A compiler traces through it to the kernels (``triton_op``), unless those are interpreted: they are Python, which
@@ -90,8 +82,10 @@ def triton_operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
 def launchable(text: str, choices: tuple[Choice, ...]) -> Any:
     """The kernel of ``text``, as a compiler can trace it: ``launchable(text, choices)[grid](*arguments)`` launches it.
 
-    choices: numbers of the launch, which are none of the arguments; the first of them, unless launches are tuned. A
-    grid that depends on them is a function of a dict with the constants.
+    Args:
+        text: of a generator.
+        choices: numbers of the launch, which are none of the arguments; the first of them, unless launches are tuned. A
+            grid that depends on them is a function of a dict with the constants.
 
     Raises:
         TuningError: what ATTNRES_AUTOTUNE asks for cannot be.

@@ -102,14 +102,22 @@ def stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
 
     Two where one of each program is less than ``IN_FLIGHT``, and as shared memory has room.
 
-    copied: rows that it copies at a time; itemsize: bytes of an element; shared_memory: bytes of a multiprocessor.
+    Args:
+        copied: rows that it copies at a time.
+        tile: of a program.
+        itemsize: bytes of an element.
+        shared_memory: bytes of a multiprocessor.
     """
     in_flight = programs_at_once(tile) * _copied_bytes(copied, tile, itemsize)
     return min(2 if in_flight >= IN_FLIGHT else 3, most_stages(copied, tile, itemsize, shared_memory))
 
 
 def most_stages(copied: int, tile: Tiling, itemsize: int, shared_memory: int) -> int:
-    """The most stages of such a pipeline for which shared memory has room, of 3."""
+    """The most stages of a pipeline over rows for which shared memory has room, of 3.
+
+    Args:
+        copied, tile, itemsize, shared_memory: of ``stages``.
+    """
     room = max(0, shared_memory // programs_at_once(tile) - RESERVED)
     return 1 + min(2, room // _copied_bytes(copied, tile, itemsize))
 
@@ -125,7 +133,12 @@ def most_in_place(width: int) -> int:
 
 @cache
 def programs(device: torch.device, at_once: int = 2) -> int:
-    """Programs that sum over tokens on their own: so many for each multiprocessor."""
+    """Programs that sum over tokens on their own.
+
+    Args:
+        device: that they run on.
+        at_once: programs for each multiprocessor.
+    """
     if device.type == "cpu":
         return INTERPRETED_PROGRAMS
     return at_once * int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -63,9 +63,11 @@ def is_on() -> bool:
 
 @cache
 def tuned(kernel: Any, choices: tuple[Choice, ...]) -> Any:
-    """``kernel`` as a ``triton.autotune`` over ``choices``; the same object for the same ones, which keeps its times.
+    """A kernel as a ``triton.autotune``; one object for equal arguments, which keeps its times.
 
-    Every choice must leave alone what a launch reads, since timing one launches it many times.
+    Args:
+        kernel: a ``triton.jit`` function.
+        choices: that it is timed with; each must leave alone what a launch reads, since it is launched many times.
     """
     import triton
 
@@ -80,7 +82,11 @@ _TUNERS: list[Any] = []
 
 
 def measure(call: Callable[[], None], quantiles: Sequence[float]) -> list[float]:
-    """Times of ``call`` in ms at these quantiles, as Triton takes them on a GPU.
+    """Times of a call in ms, as Triton takes them on a GPU.
+
+    Args:
+        call: launches a kernel.
+        quantiles: of the times.
 
     Raises:
         TuningError: there is no GPU, or a CUDA graph is being captured: what is timed would become part of the graph,

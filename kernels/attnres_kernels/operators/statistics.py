@@ -6,32 +6,40 @@ The operators are opaque to a compiler and have no gradient: a graph computes wi
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnres_kernels.definition.naive import check_sources, depth_weights, statistics_dtype
+from attnres_kernels.operators.definition import OperatorDefinition, torch_operator
 
 READ_EXTRA = 3
-"""Entries of `read_statistics` behind the weights."""
+"""Entries of `READ_STATISTICS` behind the weights."""
 
 WRITE_SIZE = 3
-"""Entries of `write_statistics`."""
+"""Entries of `WRITE_STATISTICS`."""
 
 
-@torch.library.custom_op("attnres::read_statistics", mutates_args=())
-def read_statistics(sources: Sequence[Tensor], key_vector: Tensor, value: Tensor, eps: float) -> Tensor:
+class ReadStatistics(NamedTuple):
+    """sources: the `n` sources `[*, d]` of a read; key_vector: its effective key `[d]`; value: what it gave, `[*, d]`;
+    eps: of the key norm.
+    """
+
+    sources: Sequence[Tensor]
+    key_vector: Tensor
+    value: Tensor
+    eps: float
+
+
+def _run_read(call: ReadStatistics) -> Tensor:
     """Sums over the tokens of one read, by the definition of its weights (equations 2 and 3 of the paper).
-
-    Args:
-        sources: the `n` sources `[*, d]`; value: what the read gave, `[*, d]`.
-        key_vector: `[d]` effective key vector; eps: of the key norm.
 
     Returns:
         `[n + 3]` in fp32 (fp64 for fp64 sources): the sum of the weight of each source, of the entropy of the weights
         in nats, of the mean square of `value`, and the number of tokens.
     """
+    sources, key_vector, value, eps = call
     check_sources(sources, key_vector)
     with torch.autocast(value.device.type, enabled=False):
         weights = depth_weights(sources, key_vector, eps).reshape(-1, len(sources))
@@ -39,28 +47,21 @@ def read_statistics(sources: Sequence[Tensor], key_vector: Tensor, value: Tensor
         return torch.cat([weights.sum(0), torch.stack([entropy, *_squares(value)]).to(weights.dtype)])
 
 
-@read_statistics.register_fake
-def _(sources: Sequence[Tensor], key_vector: Tensor, value: Tensor, eps: float) -> Tensor:
-    return value.new_empty([len(sources) + READ_EXTRA], dtype=statistics_dtype(value.dtype))
+class WriteStatistics(NamedTuple):
+    """branch: `[*, d]` output of a sublayer; partial: `[*, d]` sum of its block, this output included."""
+
+    branch: Tensor
+    partial: Tensor
 
 
-@torch.library.custom_op("attnres::write_statistics", mutates_args=())
-def write_statistics(branch: Tensor, partial: Tensor) -> Tensor:
+def _run_write(call: WriteStatistics) -> Tensor:
     """Sums over the tokens of one write.
-
-    Args:
-        branch: `[*, d]` output of the sublayer; partial: `[*, d]` sum of its block, this output included.
 
     Returns:
         `[3]` in fp32 (fp64 for fp64): the sums of the mean squares of both, and the number of tokens.
     """
-    with torch.autocast(branch.device.type, enabled=False):
-        return torch.stack([_squares(branch)[0], *_squares(partial)])
-
-
-@write_statistics.register_fake
-def _(branch: Tensor, partial: Tensor) -> Tensor:
-    return branch.new_empty([WRITE_SIZE], dtype=statistics_dtype(branch.dtype))
+    with torch.autocast(call.branch.device.type, enabled=False):
+        return torch.stack([_squares(call.branch)[0], *_squares(call.partial)])
 
 
 def _squares(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +79,26 @@ def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
     return (None,) * len(ctx.needs_input_grad)
 
 
-read_statistics.register_autograd(_no_gradient, setup_context=_without_gradient)
-write_statistics.register_autograd(_no_gradient, setup_context=_without_gradient)
+READ_STATISTICS = OperatorDefinition(
+    "attnres::read_statistics",
+    ReadStatistics,
+    Tensor,
+    _run_read,
+    lambda call: call.value.new_empty([len(call.sources) + READ_EXTRA], dtype=statistics_dtype(call.value.dtype)),
+    make=torch_operator(),
+)
+
+WRITE_STATISTICS = OperatorDefinition(
+    "attnres::write_statistics",
+    WriteStatistics,
+    Tensor,
+    _run_write,
+    lambda call: call.branch.new_empty([WRITE_SIZE], dtype=statistics_dtype(call.branch.dtype)),
+    make=torch_operator(),
+)
+
+for _definition in (READ_STATISTICS, WRITE_STATISTICS):
+    _definition.operator.register_autograd(_no_gradient, setup_context=_without_gradient)
 
 
 def gather_statistics(parts: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,12 @@ TILE_BYTES = 1 << 21
 
 
 def tiles(rows: int, width: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each about `TILE_BYTES` of fp32 rows of `width`."""
+    """Slices that cover all rows, each about `TILE_BYTES` in fp32.
+
+    Args:
+        rows: how many there are.
+        width: of a row.
+    """
     step = max(16, TILE_BYTES // (4 * max(width, 1)))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -22,14 +27,22 @@ def flatten(tensor: Tensor) -> Tensor:
 
 
 def inverse_rms(value: Tensor, eps: float) -> Tensor:
-    """`rsqrt(mean(v^2) + eps)` of the rows of `[rows, d]`, as `[rows]`."""
+    """`rsqrt(mean(v^2) + eps)` of each row, as `[rows]`.
+
+    Args:
+        value: `[rows, d]`.
+        eps: of the key norm.
+    """
     norm: Tensor = torch.linalg.vector_norm(value, dim=-1)
     return norm.square_().div_(value.shape[-1]).add_(eps).rsqrt_()
 
 
 def group_logits(logits: Sequence[Tensor], first: int, count: int, total: int) -> Tensor:
-    """Logits `[n, rows, count]` of the reads `first .. first + count - 1`, of `n` sources.
+    """Logits `[n, rows, count]` of some reads, of `n` sources.
 
-    The columns of every source end at read `total - 1` and start at the first read that sees the source.
+    Args:
+        logits: per source; the columns end at read `total - 1` and start at the first read that sees the source.
+        first, count: number of the first read, and of reads.
+        total: number of all reads.
     """
     return torch.stack([flatten(x).narrow(1, x.shape[-1] - (total - first), count) for x in logits])

@@ -15,9 +15,9 @@ from torch import Tensor
 from attnres_compile.report.comparison import MeasureError, paired_ratio
 
 from .arms.arm import KERNELS, PEER, TORCH, Arm
-from .counted_bytes import moved_ideally
 from .gate import TOLERANCES, Reference, errors, reference
 from .timing import CpuClock, CudaClock, Taken, Timed, copy_call, first_line, time_in_turn
+from .traffic import ideal_traffic
 from .work import Inputs, Shape, make_inputs
 
 MEASURED, SAME, UNSUPPORTED, FAILED, WRONG = "measured", "same", "unsupported", "failed", "wrong"
@@ -75,7 +75,7 @@ class Cell:
         if not copy_seconds:
             raise MeasureError(f"a copy of {moved // 2} bytes found no memory: pass fewer tokens")
         bandwidth = moved / statistics.median(copy_seconds)
-        ideal = moved_ideally(self.shape).parts(self.shape, self.training)
+        ideal = ideal_traffic(self.shape).parts(self.shape, self.training)
         for arm, result in zip(arms, results, strict=True):
             if arm.name in taken:
                 result |= self._timed(arm, taken[arm.name], ideal, bandwidth)
@@ -142,7 +142,7 @@ class Cell:
     def _timed(self, arm: Arm, taken: Taken, ideal: dict[str, int], bandwidth: float) -> dict[str, Any]:
         if taken.error:
             return {"status": FAILED, "reason": f"while it was timed: {taken.error}"}
-        moved = arm.moved.parts(self.shape, self.training)
+        moved = arm.traffic.parts(self.shape, self.training)
         medians = {part: statistics.median(seconds) for part, seconds in taken.seconds.items()}
         return {
             "bytes": moved,

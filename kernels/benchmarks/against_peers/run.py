@@ -29,9 +29,9 @@ from .arms.generated import kernel_arms
 from .arms.peers import PACKAGES, PEERS, peer_arms
 from .arms.torch_code import torch_arms
 from .cell import FAILED, WRONG, Cell, measured_cell
-from .counted_bytes import moved_ideally
 from .gate import TOLERANCES
 from .timing import make_clock
+from .traffic import ideal_traffic
 from .work import DIRECTIONS, LEVELS, OP, TRAINING, Shape
 
 SCHEMA_VERSION = 1
@@ -122,7 +122,7 @@ def measure_kernels(
     cells = list(job.cells())
     _check_names(job, cells, of_shape, device)
     clock = make_clock(device)
-    largest = max(round(moved_ideally(shape).forward * shape.row_bytes) for shape, _ in cells)
+    largest = max(round(ideal_traffic(shape).forward * shape.row_bytes) for shape, _ in cells)
     for shape, direction in cells:
         cell: dict[str, Any] = dataclasses.asdict(shape) | {"direction": direction}
         if job.budget is not None and time.monotonic() - start > job.budget:

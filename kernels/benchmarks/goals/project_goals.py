@@ -1,6 +1,6 @@
 """The goals of the project on a GPU, and how far each is, from kept records alone.
 
-Shares of the copy bandwidth are of bytes that are counted by hand (``against_peers.counted_bytes``), for bf16 and the
+Shares of the copy bandwidth are of bytes that are counted by hand (``against_peers.traffic``), for bf16 and the
 shapes of ``TOKENS``, ``WIDTHS`` and ``SOURCES``, with any number of reads in a block. *Forward* is the one part of a
 cell of direction "forward". *Backward* is neither a difference nor a training step: every sample of a training cell
 puts one event between the forward and the backward call, and the record holds the seconds of each by themselves, with

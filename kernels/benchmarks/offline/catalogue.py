@@ -10,16 +10,16 @@ from itertools import product
 import torch
 
 from attnres_kernels.generation.logits import logits_text
-from attnres_kernels.generation.own_read import own_read_text
-from attnres_kernels.generation.own_read_backward import own_read_backward_text
+from attnres_kernels.generation.own_logits_read import own_logits_read_text
+from attnres_kernels.generation.own_logits_read_backward import own_logits_read_backward_text
 from attnres_kernels.generation.phase_1 import phase_1_text
 from attnres_kernels.generation.read import read_text
 from attnres_kernels.generation.read_backward import read_backward_text
 from attnres_kernels.generation.sources_backward import gradients_text, keys_text
 from attnres_kernels.generation.specs import LogitsSpec, NormKind, Phase1Spec, ReadBackwardSpec, ReadSpec
-from attnres_kernels.launch import candidates, own_tiling, tiling
+from attnres_kernels.launch import candidates, own_logits_tiling, tiling
 from attnres_kernels.launch.candidates import Choices
-from attnres_kernels.launch.cutting import cut
+from attnres_kernels.launch.split_sources_backward import split_into_launches
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
     spec = Phase1Spec(sources, reads)
     yield Entry("phase 1", phase_1_text(spec), along, {}, _anywhere(candidates.phase_1(spec, width)))
     steps = tiling.steps(width)
-    for launch in cut(sources, tuple(range(reads)), tuple(range(sources)), width):
+    for launch in split_into_launches(sources, tuple(range(reads)), tuple(range(sources)), width):
         constants = {**eps, "LANES": tiling.lanes(steps.columns)}
         kind = "gradients and keys" if launch.spec.sums_keys else "gradients"
         choices = _anywhere(candidates.gradients(launch.spec, width))
@@ -95,20 +95,25 @@ def _own_reads(sources: int, width: int) -> Iterator[Entry]:
 
     A forward without a backward, in inference, takes more sources than one with a backward.
     """
-    forward, backward = own_tiling.forward_tile(width), own_tiling.backward_tile(width)
-    sums, sums_back = (own_tiling.lanes(tile, torch.bfloat16) for tile in (forward, backward))
+    forward, backward = own_logits_tiling.forward_tile(width), own_logits_tiling.backward_tile(width)
+    sums, sums_back = (own_logits_tiling.lanes(tile, torch.bfloat16) for tile in (forward, backward))
     norms: tuple[NormKind | None, ...] = (None, "rms", "layer")
     for norm in norms:
         has_norm = norm is not None
         beside = False, True, has_norm, norm, has_norm, norm == "layer", not has_norm
         name = "read with own logits" + (f", {norm} norm" if has_norm else "")
-        whole = ReadSpec(min(sources, own_tiling.MOST_SOURCES - 1), *beside)
-        text, constants = own_read_text(own_tiling.forward_spec(whole, width)), {"eps": 1e-6, "norm_eps": 1e-5}
-        choices = _anywhere(candidates.own_read(width, torch.bfloat16))
+        whole = ReadSpec(min(sources, own_logits_tiling.MOST_SOURCES - 1), *beside)
+        text, constants = (
+            own_logits_read_text(own_logits_tiling.forward_spec(whole, width)),
+            {"eps": 1e-6, "norm_eps": 1e-5},
+        )
+        choices = _anywhere(candidates.own_logits_read(width, torch.bfloat16))
         yield Entry(name, text, forward, {"factor": 1.0, **constants, **sums}, choices)
-        read = ReadSpec(min(sources, own_tiling.most_sources(width, norm) - 1), *beside)
-        text = own_read_backward_text(own_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm))
-        choices = _anywhere(candidates.own_read_backward(width, torch.bfloat16))
+        read = ReadSpec(min(sources, own_logits_tiling.most_sources(width, norm) - 1), *beside)
+        text = own_logits_read_backward_text(
+            own_logits_tiling.backward_spec(read, width, not has_norm, has_norm, has_norm)
+        )
+        choices = _anywhere(candidates.own_logits_read_backward(width, torch.bfloat16))
         yield Entry(f"{name}, backward", text, backward, {"factor": 1.0, **sums_back}, choices)
 
 

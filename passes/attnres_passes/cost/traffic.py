@@ -1,48 +1,48 @@
 """Analysis: what the residual path moves through memory, counted from the nodes of a scheduled graph.
 
 The unit is one ``[tokens, d]`` of the stream. Each node is charged with what the kernel that it is bound to reads and
-writes (``generated.moved``); a residual addition of its own with three and a norm of its own with two. Scalars per
-token and vectors are left out, as there.
+writes (``OperatorDefinition.traffic``); a residual addition of its own with three and a norm of its own with two.
+Scalars per token and vectors are left out, as there.
 """
 
 from __future__ import annotations
 
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from attnres_kernels.definition import cost, scheduled
-from attnres_kernels.generation import moved
-from attnres_kernels.generation.moved import Moved
-from attnres_kernels.generation.specs import MOST_SOURCES, LogitsSpec, Phase1Spec, ReadSpec
-from attnres_kernels.launch import tiling
+from attnres_kernels.generation.traffic import Traffic
+from attnres_kernels.operators.definition import Shaped, definition_of
 from attnres_passes.cost.residual_path import is_residual_add
 from attnres_passes.ir.annotations import annotation_of, read_of
-from attnres_passes.ir.levels import FUSED, OWN_READS, SCHEDULED_READS, is_depth_attention
+from attnres_passes.ir.levels import FUSED, OWN_LOGITS_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.schedule.scheduled_nodes import arguments, items
 
-ADD = Moved(2, 1)
-NORM = Moved(1, 1)
+ADD = Traffic(2, 1)
+NORM = Traffic(1, 1)
+_BY_KERNELS = (*SCHEDULED_READS, scheduled.inter_block, scheduled.source_logits, scheduled.complete_block)
 _VIEWS = ("detach", "view", "reshape", "view_as", "reshape_as", "permute", "transpose", "squeeze", "unsqueeze")
 
 
-def plain_traffic(stream: Stream) -> Moved:
+def plain_traffic(stream: Stream) -> Traffic:
     """Of the standard residual with every addition fused with one norm behind it, which then writes and reads nothing.
 
     Further norms of the same state, and that of the root, read it.
     """
-    total = Moved(0, 0)
+    total = Traffic(0, 0)
     for _ in stream.writes:
         total += ADD
     seen = {0}
     for read in stream.reads:
         if read.normed:
-            total += NORM if read.state in seen else Moved(0, 1)
+            total += NORM if read.state in seen else Traffic(0, 1)
             seen.add(read.state)
     return total
 
 
-def traffic(gm: GraphModule, plan: Plan) -> tuple[Moved, ...]:
+def traffic(gm: GraphModule, plan: Plan) -> tuple[Traffic, ...]:
     """What each stream of the plan moves per token, in units of ``[d]``.
 
     Args:
@@ -57,16 +57,9 @@ def traffic(gm: GraphModule, plan: Plan) -> tuple[Moved, ...]:
     return tuple(totals)
 
 
-def _of_node(node: Node, width: int) -> Moved:
-    if node.target in SCHEDULED_READS:
-        return _of_read(node, width)
-    if node.target is scheduled.inter_block:
-        given = arguments(node)
-        return _of_phase_1(len(given["sources"]), given["count"])
-    if node.target is scheduled.source_logits:
-        return moved.of_logits(LogitsSpec(splits_keys=False))
-    if node.target is scheduled.complete_block:
-        return moved.of_logits(LogitsSpec(splits_keys=False, adds=True))
+def _of_node(node: Node, width: int) -> Traffic:
+    if node.target in _BY_KERNELS:
+        return _of_kernels(node, width)
     if is_depth_attention(node):
         sources = node.args[0]
         assert isinstance(sources, (list, tuple))
@@ -76,49 +69,38 @@ def _of_node(node: Node, width: int) -> Moved:
     annotation = annotation_of(node)
     assert annotation is not None
     is_pass = annotation.kind == "carry" and str(node.target) not in _VIEWS
-    return NORM if is_pass else Moved(0, 0)
+    return NORM if is_pass else Traffic(0, 0)
 
 
-def _of_definition(sources: int) -> Moved:
+def _of_definition(sources: int) -> Traffic:
     """The definition, stacked and unfused (``cost.naive``): the stack, three passes over it, and the result."""
     alone = cost.naive(sources, has_partial=False) - (ADD + NORM).total
     writes = sources + 1
-    return Moved(int(alone) - writes, writes)
+    return Traffic(int(alone) - writes, writes)
 
 
-def _of_phase_1(sources: int, reads: int) -> Moved:
-    """Launches of so many sources each, which go on from the outputs of the one before."""
-    total = Moved(0, 0)
-    for first in range(0, sources, MOST_SOURCES):
-        part = min(MOST_SOURCES, sources - first)
-        total += moved.of_phase_1(Phase1Spec(part, reads, continues=first > 0))
-    return total
-
-
-def _of_read(node: Node, width: int) -> Moved:
+def _of_kernels(node: Node, width: int) -> Traffic:
+    """By the definition of the operator that computes a scheduled node; every tensor that counts has this width."""
+    definition = definition_of(node.target)
+    assert definition is not None
     given = arguments(node)
-    is_own = node.target in OWN_READS
-    has_inter = "inter" in given
-    has_partial = is_own or given["partial"] is not None
-    sources = len(given["sources"]) - is_own
-    condensed = Moved(0, 0)
-    if not is_own and sources > tiling.most_in_place(width):
-        # More than a launch takes in place are summed up by a phase 1 of their own.
-        condensed, sources, has_inter = _of_phase_1(sources, 1), 0, True
-    norm = given.get("norm")
-    is_fused = node.target in FUSED
-    value_is_used = not is_fused or bool((value := items(node).get(0)) and value.users)
-    adds = given.get("branch") is not None
-    spec = ReadSpec(
-        sources, has_inter, has_partial, adds, norm, False, False, returns_value=value_is_used or norm is None
-    )
-    return condensed + moved.of_read(spec)
+    if node.target in OWN_LOGITS_READS:
+        *sources, partial = given["sources"]
+        given |= {"sources": sources, "partial": partial}
+    if node.target in FUSED:
+        value = items(node).get(0)
+        given["neighbours"] = given["neighbours"]._replace(returns_value=value is not None and bool(value.users))
+    return definition.traffic(definition.named(map_arg(given, lambda _: Shaped((1, width)))))
 
 
-def _norms_left(gm: GraphModule, stream: Stream, index: int) -> Moved:
+def _norms_left(gm: GraphModule, stream: Stream, index: int) -> Traffic:
     """Norms that read the stream and are in no kernel: of the root, and of reads that they were not fused with."""
-    fused = {read_of(node) for node in gm.graph.nodes if node.target in FUSED and arguments(node)["norm"] is not None}
-    total = Moved(0, 0)
+    fused = {
+        read_of(node)
+        for node in gm.graph.nodes
+        if node.target in FUSED and arguments(node)["neighbours"].norm is not None
+    }
+    total = Traffic(0, 0)
     for k, read in enumerate(stream.reads):
         if read.normed and ReadId(index, k) not in fused:
             total += NORM

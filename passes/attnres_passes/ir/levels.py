@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 import attnres_kernels
-import attnres_kernels.operators.op  # defines the operator
+import attnres_kernels.operators  # defines the operators
 from attnres_kernels.definition import scheduled
 from attnres_kernels.errors import AttnResError
 from attnres_passes.ir import provenance
@@ -22,10 +22,10 @@ from attnres_passes.ir.annotations import annotation_of, read_of
 from attnres_passes.ir.plan import Plan, Read
 from attnres_passes.ir.read_id import ReadId
 
-OWN_READS = (scheduled.own_read, scheduled.fused_own_read)
+OWN_LOGITS_READS = (scheduled.own_logits_read, scheduled.fused_own_logits_read)
 """Reads that make the logits of their sources themselves."""
-FUSED = (scheduled.fused_merge, scheduled.fused_direct_read, scheduled.fused_own_read)
-SCHEDULED_READS = (scheduled.merge, scheduled.direct_read, scheduled.own_read, *FUSED)
+FUSED = (scheduled.fused_merge, scheduled.fused_direct_read, scheduled.fused_own_logits_read)
+SCHEDULED_READS = (scheduled.merge, scheduled.direct_read, scheduled.own_logits_read, *FUSED)
 """What a read is at the scheduled level."""
 
 

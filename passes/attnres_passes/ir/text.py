@@ -110,6 +110,8 @@ def _callee(target: Any, names: Collection[str]) -> str:
 def _argument(value: Any) -> str:
     if isinstance(value, Node):
         return value.name
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _named_tuple(value)
     if isinstance(value, tuple):
         inner = ", ".join(_argument(part) for part in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
@@ -120,3 +122,11 @@ def _argument(value: Any) -> str:
     if isinstance(value, slice):
         return f"slice({_argument(value.start)}, {_argument(value.stop)}, {_argument(value.step)})"
     return repr(value)
+
+
+def _named_tuple(value: Any) -> str:
+    """With the fields that are not their defaults."""
+    defaults = value._field_defaults
+    given = [(name, part) for name, part in value._asdict().items() if name not in defaults or part != defaults[name]]
+    shown = [f"{name}={_argument(part)}" for name, part in given]
+    return f"{type(value).__name__}({', '.join(shown)})"

@@ -1,19 +1,20 @@
-"""Pass: scheduled -> lowered, on generated kernels (``attnres_kernels.autograd.fused``).
+"""Pass: scheduled -> lowered, on generated kernels (``attnres_kernels.autograd.generated_reads``).
 
 Before::
 
     keys = key_matrix([query_0, ..], [key_weight_0, ..])
     inter = inter_block([x, block_1], [logits_x, logits_1], 0, 3, 24)
-    read = fused_merge(x, inter[0], inter[3], [], [], partial, keys, 0, .., branch, 'rms', ..)
+    read = fused_merge(x, inter[0], inter[3], [], [], partial, keys, 0, .., Neighbours(branch, 'rms', ..))
 
 After::
 
     keys = key_matrix([query_0, ..], [key_weight_0, ..], [(0, 3), ..])      # a copy for each set's gradient
     inter = phase_1([x, block_1], [logits_x, logits_1], 0, 3, 24)           # made again in the backward
     links, blocks = link_sources([x, block_1], [logits_x, logits_1], ..)    # one gradient per block, from all its reads
-    read = read([links], [0], inter[0], inter[3], [], [], partial, key_0, 0, .., branch, 'rms', ..)
+    parts = ReadParts(inter[0], inter[3], [], [], partial, key_0)
+    read = read([(links, 0)], parts, ReadForm(0, ..), x, Neighbours(branch, 'rms', ..))
 
-A read that makes its own logits is a call of ``own.own_read``, without links.
+A read that makes its own logits is a call of ``own_logits_read``, without links.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from attnres_kernels.autograd import fused, keys, own
+from attnres_kernels.autograd import generated_reads, keys, own_logits_read
 from attnres_kernels.definition import scheduled
-from attnres_kernels.launch.cutting import moved_by_launches
+from attnres_kernels.definition.read_parts import ALONE, Neighbours, ReadForm, ReadParts
+from attnres_kernels.launch.split_sources_backward import traffic_of_launches
 from attnres_passes.ir.annotations import Annotation, annotation_of
-from attnres_passes.ir.levels import FUSED, OWN_READS
+from attnres_passes.ir.levels import FUSED, OWN_LOGITS_READS
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.schedule.scheduled_nodes import ScheduledRead, Segment, arguments, call, calls, items, segments
@@ -47,10 +49,10 @@ def bind_kernels(gm: GraphModule, plan: Plan, keeps_values: bool) -> None:
     """
     for segment in segments(gm):
         _Binding(segment, plan, keeps_values).bind()
-    for node in calls(gm, *OWN_READS):
-        _bind_own_read(node, keeps_values)
+    for node in calls(gm, *OWN_LOGITS_READS):
+        _bind_own_logits_read(node, keeps_values)
     for node in calls(gm, scheduled.inter_block):
-        node.target = fused.phase_1
+        node.target = generated_reads.phase_1
         mark_for_recompute(node)
 
 
@@ -72,7 +74,7 @@ class _Binding:
         for user in list(old.users):
             if user.target in (scheduled.source_logits, scheduled.complete_block):
                 user.replace_input_with(old, matrix)
-                user.target = getattr(fused, user.target.__name__)
+                user.target = getattr(generated_reads, user.target.__name__)
         of_sets = iter(range(len(ranges)))
         for reads, sets in self.passes:
             links: list[tuple[int, Node]] = []
@@ -88,7 +90,9 @@ class _Binding:
         """Tie the blocks of a set, whose first read this is, to its reads; gives the node of the links."""
         blocks, logits = (of_read[of_set.start : of_set.stop] for of_read in (read.completed, read.logits))
         given = [self.handed.get(block, block) for block in blocks]
-        linked = call(read.node, fused.link_sources, given, logits, key, of_set.first, self.total, read.given["eps"])
+        linked = call(
+            read.node, generated_reads.link_sources, given, logits, key, of_set.first, self.total, read.given["eps"]
+        )
         links = call(read.node, operator.getitem, linked, 0, name="links")
         handed = call(read.node, operator.getitem, linked, 1, name="blocks")
         for index, block in enumerate(blocks):
@@ -97,40 +101,27 @@ class _Binding:
 
     def _bind_read(self, read: ScheduledRead, links: list[tuple[int, Node]]) -> None:
         node, given = read.node, read.given
-        row = None
+        row: Any = None
         if given["partial"] is not None:
             row = call(node, operator.getitem, self.rows, read.number, name=f"key_{read.number}")
-        returns_value = self.keeps_values or _value_is_used(node)
-        bound = call(
-            node,
-            fused.read,
-            [of_set for _, of_set in links],
-            [read.number - first for first, _ in links],
-            given.get("inter"),
-            given.get("log_sum"),
-            given["sources"],
-            given["logits"],
-            given["partial"],
-            row,
-            read.number,
-            self.total,
-            given["factor"],
-            given["eps"],
-            read.completed[0],
-            *_neighbours(given),
-            returns_value,
+        parts = ReadParts(
+            given.get("inter"), given.get("log_sum"), given["sources"], given["logits"], given["partial"], row
         )
-        _put_in_place(node, given, bound, returns_value)
+        form = ReadForm(read.number, self.total, given["factor"], given["eps"])
+        places = [(of_set, read.number - first) for first, of_set in links]
+        neighbours = _neighbours(node, given, self.keeps_values)
+        bound = call(node, generated_reads.read, places, parts, form, read.completed[0], neighbours)
+        _put_in_place(node, bound, neighbours)
 
 
-def _bind_own_read(node: Node, keeps_values: bool) -> None:
+def _bind_own_logits_read(node: Node, keeps_values: bool) -> None:
     """A read with own logits, which has nothing in common with other reads."""
     given = arguments(node)
     *blocks, last = given["sources"]
-    returns_value = keeps_values or _value_is_used(node)
     form = (given[name] for name in ("query", "weight", "factor", "eps"))
-    bound = call(node, own.own_read, blocks, last, *form, *_neighbours(given), returns_value)
-    _put_in_place(node, given, bound, returns_value)
+    neighbours = _neighbours(node, given, keeps_values)
+    bound = call(node, own_logits_read.own_logits_read, blocks, last, *form, neighbours)
+    _put_in_place(node, bound, neighbours)
 
 
 def _value_is_used(node: Node) -> bool:
@@ -141,19 +132,19 @@ def _value_is_used(node: Node) -> bool:
     return value is not None and bool(value.users)
 
 
-def _neighbours(given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The branch and the norm, as the kernels' functions take them."""
-    rest = given.get("norm_weight"), given.get("norm_bias")
-    return given.get("branch"), given.get("norm"), given.get("norm_eps", 0.0), *rest
+def _neighbours(node: Node, given: Mapping[str, Any], keeps_values: bool) -> Neighbours:
+    """What is fused with a scheduled read, and whether its kernel writes the value."""
+    neighbours: Neighbours = given.get("neighbours", ALONE)
+    return neighbours._replace(returns_value=keeps_values or _value_is_used(node))
 
 
-def _put_in_place(node: Node, given: Mapping[str, Any], bound: Node, returns_value: bool) -> None:
+def _put_in_place(node: Node, bound: Node, neighbours: Neighbours) -> None:
     """Let ``bound``, which has no result that is not made, stand for the scheduled read ``node``."""
     if node.target not in FUSED:
         value = call(node, operator.getitem, bound, 0)
         value.meta.update(node.meta)
         node.replace_all_uses_with(value)
-    made = [returns_value, given.get("norm") is not None, given.get("branch") is not None]
+    made = neighbours.results()
     for index, item in items(node).items() if node.target in FUSED else ():
         if made[index]:
             item.args = (bound, sum(made[:index]))
@@ -167,7 +158,7 @@ def _passes(segment: Segment, plan: Plan) -> Iterator[tuple[list[ScheduledRead],
     """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each."""
     for _, of_stage in groupby(chain.from_iterable(segment.groups), key=lambda read: _role(read).stage):
         reads = list(of_stage)
-        moved = partial(moved_by_launches, width=plan.streams[_role(reads[0]).stream].width)
+        moved = partial(traffic_of_launches, width=plan.streams[_role(reads[0]).stream].width)
         start = reads[0].number
         for found in gradient_passes([len(read.completed) for read in reads], moved, start):
             yield reads[found.first - start : found.first - start + found.reads], found.sets

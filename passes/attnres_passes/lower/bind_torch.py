@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from attnres_kernels.autograd import keys, two_phase
 from attnres_kernels.definition import scheduled
+from attnres_kernels.definition.read_parts import ReadForm
 from attnres_passes.schedule.scheduled_nodes import ScheduledRead, Segment, arguments, call, calls, items, segments
 
 
@@ -79,20 +80,9 @@ class _Binding:
             value = call(node, two_phase.close, *rest)
         else:
             row = call(node, operator.getitem, self.rows, read.number, name=f"key_{read.number}")
-            value = call(
-                node,
-                two_phase.merge,
-                given["inter"],
-                given["log_sum"],
-                given["partial"],
-                row,
-                blocks,
-                logits,
-                read.number,
-                self.segment.total,
-                given["factor"],
-                given["eps"],
-            )
+            form = ReadForm(read.number, self.segment.total, given["factor"], given["eps"])
+            of_phase_1 = given["inter"], given["log_sum"], given["partial"]
+            value = call(node, two_phase.merge, *of_phase_1, row, blocks, logits, form)
         value.meta.update(node.meta)
         node.replace_all_uses_with(value)
         node.graph.erase_node(node)

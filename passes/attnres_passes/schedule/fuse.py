@@ -8,7 +8,7 @@ Before::
 
 After::
 
-    fused = fused_merge(x, inter[0], inter[3], [], [], partial_1, keys, 0, 1.0, 1e-06, branch, 'layer', 1e-05, ..)
+    fused = fused_merge(x, inter[0], inter[3], [], [], partial_1, keys, 0, 1.0, 1e-06, Neighbours(branch, 'layer', ..))
     norm = fused[1]
     partial_2 = fused[2]
 
@@ -27,6 +27,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from attnres_kernels.definition import scheduled
+from attnres_kernels.definition.read_parts import Neighbours
 from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, modes, norms_behind
 from attnres_passes.ir.annotations import annotate, annotation_of, read_of
 from attnres_passes.ir.plan import Plan
@@ -38,7 +39,7 @@ from attnres_passes.torch_private.graph_copies import copied
 _FUSED: dict[Any, Callable[..., Any]] = {
     scheduled.merge: scheduled.fused_merge,
     scheduled.direct_read: scheduled.fused_direct_read,
-    scheduled.own_read: scheduled.fused_own_read,
+    scheduled.own_logits_read: scheduled.fused_own_logits_read,
 }
 
 
@@ -97,7 +98,7 @@ class _Graph:
         add = self._add_before(read)
         if norm is None and add is None:
             return False
-        branch = None
+        branch: Any = None
         if add is not None:
             partial, branch = add.args
             assert isinstance(partial, Node)
@@ -105,8 +106,8 @@ class _Graph:
         for vector in (norm.weight, norm.bias) if norm is not None else ():
             if vector is not None:
                 self._move_before(vector, read)
-        kind = (None, 0.0, None, None) if norm is None else (norm.kind, norm.eps, norm.weight, norm.bias)
-        fused = call(read, _FUSED[read.target], *read.args, branch, *kind)
+        behind = () if norm is None else (norm.kind, norm.eps, norm.weight, norm.bias)
+        fused = call(read, _FUSED[read.target], *read.args, Neighbours(branch, *behind))
         annotation = annotation_of(read)
         assert annotation is not None
         annotate(fused, replace(annotation, kind="schedule"))
@@ -152,7 +153,7 @@ class _Graph:
         also the one that completes its last block.
         """
         given = arguments(read)
-        last = given["sources"][-1] if read.target is scheduled.own_read else given["partial"]
+        last = given["sources"][-1] if read.target is scheduled.own_logits_read else given["partial"]
         return last if last is not None and self._can_be_made_by(read, last) else None
 
     def _can_be_made_by(self, node: Node, add: Node) -> bool:

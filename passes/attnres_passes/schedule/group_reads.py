@@ -21,7 +21,7 @@ from itertools import groupby
 from tabulate import tabulate
 
 from attnres_kernels.definition import cost
-from attnres_kernels.operators.launches import of_phase_1
+from attnres_kernels.launch.launch_phase_1 import phase_1_specs
 
 MOST_READS = 16
 """Reads of one group: as many outputs of phase 1 are alive at once."""
@@ -141,7 +141,7 @@ def _cheapest(completed: Sequence[int], allows_direct: bool, most_in_place: int,
         candidates = []
         for first in range(max(0, end - MOST_READS), end):
             for group in _groups(first, completed[first:end], allows_direct, most_in_place):
-                cost_of_group = group.moved + launch * of_phase_1(group.shared)
+                cost_of_group = group.moved + launch * len(phase_1_specs(group.shared, len(group.completed)))
                 candidates.append(_Cut(best[first].cost + cost_of_group, (*best[first].groups, group)))
         # Of equally cheap cuts, the one with fewer groups: fewer launches.
         best.append(min(candidates, key=lambda cut: (cut.cost, len(cut.groups))))

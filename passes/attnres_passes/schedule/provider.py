@@ -9,7 +9,7 @@ from enum import Enum
 
 from torch.fx import GraphModule
 
-from attnres_kernels.launch import own_tiling, tensors, tiling
+from attnres_kernels.launch import own_logits_tiling, rows, tiling
 from attnres_kernels.launch.load_triton import is_interpreted
 from attnres_passes.ir.config import ConfigError
 from attnres_passes.ir.levels import is_depth_attention
@@ -59,7 +59,7 @@ class ProviderChoice:
     @property
     def most_with_own_logits(self) -> int:
         """Completed blocks up to which a read may make its own logits, beside an open partial sum."""
-        return 0 if self.differentiates else own_tiling.MOST_SOURCES - 1
+        return 0 if self.differentiates else own_logits_tiling.MOST_SOURCES - 1
 
 
 def choose_provider(rewritten: GraphModule, plan: Plan, differentiates: bool = True) -> ProviderChoice:
@@ -103,7 +103,7 @@ def _missing(rewritten: GraphModule, plan: Plan) -> str:
             value = example_value(node)
             if value is None:
                 return "the graph does not say where its streams are"
-            if value.dtype not in tensors.DTYPES:
+            if value.dtype not in rows.DTYPES:
                 return f"a stream is {str(value.dtype).removeprefix('torch.')}, and the kernels compute in fp32"
             if value.device.type != "cuda" and not (value.device.type == "cpu" and is_interpreted()):
                 return f"a stream is on {value.device.type}"

@@ -13,8 +13,8 @@ After (Algorithm 1 of the paper, with logits first)::
     read_0 = merge(x, inter[0], inter[3], [], [], partial, keys, ..)   # once per read
 
 A group is cut by what it moves (``grouping``); under ``direct`` there is no ``inter_block``. Where nothing is
-differentiated and tokens are few, a read makes its own logits (``own_read``). With ``naive``, the graph stays as it is.
-The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes what the
+differentiated and tokens are few, a read makes its own logits (``own_logits_read``). With ``naive``, the graph stays as
+it is. The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes what the
 rewritten graph does.
 """
 
@@ -176,7 +176,9 @@ class _Segment:
         for place, read in enumerate(reads):
             of_phase_1 = (inter[place], inter[len(reads) + place]) if group.shared else ()
             node = (
-                self._own_read(read) if group.own_logits else self._read(read, group, group.first + place, of_phase_1)
+                self._own_logits_read(read)
+                if group.own_logits
+                else self._read(read, group, group.first + place, of_phase_1)
             )
             annotate(node, read.annotation)
             if "example_value" in read.node.meta:
@@ -191,9 +193,9 @@ class _Segment:
             return _call(read, scheduled.merge, read.completed[0], *of_phase_1, *given, *self._form(read))
         return _call(read, scheduled.direct_read, *given, *self._form(read))
 
-    def _own_read(self, read: _Read) -> Node:
+    def _own_logits_read(self, read: _Read) -> Node:
         sources = [*read.completed, *([] if read.partial is None else [read.partial])]
-        return _call(read, scheduled.own_read, sources, read.query, read.weight, *self._form(read))
+        return _call(read, scheduled.own_logits_read, sources, read.query, read.weight, *self._form(read))
 
     def _form(self, read: _Read) -> tuple[float, float]:
         """Factor and eps."""

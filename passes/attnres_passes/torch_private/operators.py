@@ -43,8 +43,9 @@ def flop_formula(target: Any) -> Callable[..., Any] | None:
     """
     from torch.utils.flop_counter import flop_registry
 
-    import attnres_kernels.operators.flops  # noqa: F401  (formulas of our own operators)
+    from attnres_kernels.operators.definition import register_flop_formulas
 
+    register_flop_formulas()
     packet = target.overloadpacket if is_operator(target) else target
     found = flop_registry.get(packet)
     if found is None and str(packet).startswith("aten._scaled_dot_product") and "backward" not in str(packet):

@@ -17,9 +17,9 @@ from attnres_compile.report.counting.model_counts import Lengths, model_graphs, 
 from attnres_compile.report.rows.computation import flop_rows, launch_rows, saved_rows
 from attnres_compile.report.rows.memory import pipeline_rows, prefill_bytes, storage_rows
 from attnres_compile.report.rows.traffic import io_rows
-from attnres_kernels.generation import moved
-from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read, launch_sources_backward, tiling
-from attnres_kernels.launch.cutting import moved_by_launches
+from attnres_kernels.generation.traffic import Traffic, traffic_of
+from attnres_kernels.launch import launch_own_logits_read, launch_phase_1, launch_read, launch_sources_backward, tiling
+from attnres_kernels.launch.split_sources_backward import traffic_of_launches
 from attnres_passes.cost.traffic import plain_traffic, traffic
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
@@ -57,7 +57,7 @@ def mechanism_flops(width: int, tokens: int, writes: int, size: int) -> tuple[in
             parts = n - group.shared + bool(group.shared) + bool(is_open)
             forward += parts + 2 * bool(is_open)
             backward += parts + 1 + 5 * bool(is_open)
-    for found in gradient_passes(numbers, partial(moved_by_launches, width=width)):
+    for found in gradient_passes(numbers, partial(traffic_of_launches, width=width)):
         # A block: its squares and its own term, once for all reads of a set; four per read.
         backward += sum((of_set.stop - of_set.start) * (2 + 4 * of_set.reads) for of_set in found.sets)
     # Phase 1 is made again by the inner compiler, which the graph that is counted here leaves to it.
@@ -140,7 +140,7 @@ def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: st
 @pytest.mark.parametrize("name", ["direct", "two_phase", "auto"])
 def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: str, monkeypatch) -> None:
     """The graph runs in Triton's interpreter, and every text that is launched is charged by its spec."""
-    charged: list[moved.Moved] = []
+    charged: list[Traffic] = []
     launches: list[str] = []
 
     def watch(module: object, function: str, of_spec: object) -> None:
@@ -154,9 +154,9 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
 
         monkeypatch.setattr(module, function, called)
 
-    watch(launch_phase_1, "logits_text", moved.of_logits)
-    watch(launch_phase_1, "phase_1_text", moved.of_phase_1)
-    watch(launch_read, "read_text", moved.of_read)
+    watch(launch_phase_1, "logits_text", traffic_of)
+    watch(launch_phase_1, "phase_1_text", traffic_of)
+    watch(launch_read, "read_text", traffic_of)
     for module, function in ((launch_read, "read_backward_text"), (launch_sources_backward, "gradients_text")):
         watch(module, function, None)
     watch(launch_sources_backward, "keys_text", None)
@@ -173,22 +173,22 @@ def test_counted_traffic_and_launches_are_those_of_the_kernels_that_run(name: st
     outputs[0].sum().backward()
 
     found = toy_counts(width, 3, writes, block_size=2, schedule=name)
-    by_kernels = sum(charged, moved.Moved(0, 0))
-    norm_of_root = moved.Moved(1, 1)
+    by_kernels = sum(charged, Traffic(0, 0))
+    norm_of_root = Traffic(1, 1)
     assert by_kernels + norm_of_root == found.traffic[name][0]
     assert found.residual_path[0].launches == (forward, len(launches))
 
 
 @pytest.mark.interpreter
 def test_counted_traffic_of_reads_with_own_logits_is_that_of_their_kernels(monkeypatch) -> None:
-    charged: list[moved.Moved] = []
-    honest = launch_own_read.own_read_text
+    charged: list[Traffic] = []
+    honest = launch_own_logits_read.own_logits_read_text
 
     def called(spec):
-        charged.append(moved.of_own_read(spec))
+        charged.append(traffic_of(spec))
         return honest(spec)
 
-    monkeypatch.setattr(launch_own_read, "own_read_text", called)
+    monkeypatch.setattr(launch_own_logits_read, "own_logits_read_text", called)
     width, writes = 8, 6
     (graph,) = analyse_model(PreNorm(width, writes), (torch.randn(1, 3, width),), {}, AttnResConfig(block_size=2))
     plan = graph.analysis.plan
@@ -197,7 +197,7 @@ def test_counted_traffic_of_reads_with_own_logits_is_that_of_their_kernels(monke
     added = [torch.ones(width) for _ in range(2 * writes)]
     Interpreter(lower(gm, plan, Provider.TRITON)).run(*graph.captured.inputs, *added)
     assert len(charged) == writes
-    assert traffic(gm, plan) == (sum(charged, moved.Moved(1, 1)),), "the norm of the root beside them"
+    assert traffic(gm, plan) == (sum(charged, Traffic(1, 1)),), "the norm of the root beside them"
 
 
 def test_the_papers_table_beside_what_is_counted() -> None:

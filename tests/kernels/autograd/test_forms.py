@@ -11,7 +11,7 @@ from torch import Tensor
 from attnres_kernels.autograd import two_phase
 from attnres_kernels.autograd.keys import key_matrix
 from attnres_kernels.definition import naive, scheduled
-from attnres_kernels.operators.inter_ops import inter_block_forward
+from attnres_kernels.definition.read_parts import ReadForm
 
 EPS = 1e-6
 # A schedule reorders the sums over reads; low precision rounds a block's gradient once per block of reads.
@@ -71,7 +71,9 @@ def run(
                 out = two_phase.close(inter[k], done[0], factor)
             else:
                 held = (given_sources, logits)
-                out = two_phase.merge(inter[k], lse[k], partial, rows[number], *held, number, total, factor, EPS)
+                out = two_phase.merge(
+                    inter[k], lse[k], partial, rows[number], *held, ReadForm(number, total, factor, EPS)
+                )
             outputs.append(out)
             number += 1
     return outputs
@@ -211,7 +213,8 @@ def test_operators_keep_their_contract() -> None:
     torch.library.opcheck(ops.source_logits, (values[0], matrix, 1, EPS), test_utils=checks)
     torch.library.opcheck(ops.inter_block, (values[:2], logits, 0, 4, 4), test_utils=checks)
     arguments = (values[:2], logits, 0, 4, 4)
-    results = inter_block_forward(*arguments)
+    outputs, log_sums, _ = two_phase.inter_block(*arguments[:2], group, 0, 4, EPS)
+    results = [*outputs, *log_sums]
     backward = ([None, values[1]], results[:4], [None, *results[5:]], *arguments[:2], group, 0, 4, EPS)
     torch.library.opcheck(ops.inter_block_backward, backward, test_utils=checks)
     merge_backward = (values[3], values[:2], logits, values[2], rows[0], 0, 4, 3.0, EPS)

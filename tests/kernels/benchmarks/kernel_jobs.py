@@ -6,8 +6,8 @@ import torch
 
 from kernels.benchmarks import command_line
 from kernels.benchmarks.against_peers.arms.arm import TORCH, Arm
-from kernels.benchmarks.against_peers.counted_bytes import Moved
 from kernels.benchmarks.against_peers.run import KernelJob
+from kernels.benchmarks.against_peers.traffic import ArmTraffic
 from kernels.benchmarks.against_peers.work import OP, definition
 
 CPU = torch.device("cpu")
@@ -27,4 +27,4 @@ def benchmarks(capsys, *words: str) -> tuple[int, str, str]:
 
 
 def arm_of(name, change=lambda outputs: outputs, kind=TORCH, **fields) -> Arm:
-    return Arm(name, kind, Moved(1, 1), lambda inputs, _: change(definition(inputs)), **fields)
+    return Arm(name, kind, ArmTraffic(1, 1), lambda inputs, _: change(definition(inputs)), **fields)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from attnres_kernels.definition import cost
-from attnres_kernels.launch import launch_own_read, launch_phase_1, launch_read, launch_sources_backward, tiling
+from attnres_kernels.launch import launch_own_logits_read, launch_phase_1, launch_read, launch_sources_backward, tiling
 from kernels.benchmarks.against_peers import gate as kernel_gate
 from kernels.benchmarks.against_peers.arms import generated as kernel_arms
-from kernels.benchmarks.against_peers.arms.own_logits import moved_by_own_reads
-from kernels.benchmarks.against_peers.counted_bytes import Moved, grouping, moved_by_kernels, moved_ideally
+from kernels.benchmarks.against_peers.arms.own_logits import traffic_of_own_logits
 from kernels.benchmarks.against_peers.run import measure_kernels
+from kernels.benchmarks.against_peers.traffic import ArmTraffic, grouping, ideal_traffic, traffic_of_kernels
 from kernels.benchmarks.against_peers.work import BLOCK, FORWARD, OP, TRAINING, Shape, make_inputs
 from tests.kernels.benchmarks.kernel_jobs import CPU, small
 
@@ -39,7 +39,7 @@ class Launches:
 
     def __init__(self, monkeypatch, shape: Shape) -> None:
         self.size, self.wide, self.names = shape.tokens * shape.width, 0, []
-        for module in (launch_phase_1, launch_own_read, launch_read, launch_sources_backward):
+        for module in (launch_phase_1, launch_own_logits_read, launch_read, launch_sources_backward):
             honest = module.launchable
             monkeypatch.setattr(
                 module, "launchable", lambda text, choices, honest=honest: self.counted(text, honest(text, choices))
@@ -79,7 +79,7 @@ def test_counted_bytes_are_those_that_the_kernels_of_a_compiled_block_are_given(
     found = kernel_gate.errors(wanted, shape, inputs, lambda: arm.call(inputs, state), True)
     assert max(found.values()) < 1e-5
     # The two gradients of the second read's partial sum are added by the graph, and not by a kernel of ours.
-    assert launches.wide == arm.moved.forward + arm.moved.backward - 3
+    assert launches.wide == arm.traffic.forward + arm.traffic.backward - 3
     makes_phase_1_again = sum(name.startswith("phase_1") for name in launches.names)
     assert makes_phase_1_again == (2 if schedule == "two_phase" else 2 * reads if wide else 0)
 
@@ -97,7 +97,7 @@ def test_reads_with_own_logits_are_given_the_counted_bytes_in_one_launch_each_wa
     assert len(launches.names) == 2 * reads
     # Additions of the graph's are not of our kernels: the last one, and those of gradients.
     added = 3 + 3 * (sources * (reads - 1) + 1) if level == BLOCK else 0
-    assert launches.wide == arm.moved.forward + arm.moved.backward - added
+    assert launches.wide == arm.traffic.forward + arm.traffic.backward - added
 
 
 def test_a_read_with_more_sources_than_registers_hold_is_no_arm_with_own_logits():
@@ -117,23 +117,23 @@ def test_of_our_arms_only_the_one_that_is_given_logits_leaves_work_out():
 def test_bytes_of_a_block_follow_the_cost_model(sources, reads):
     shape = Shape(BLOCK, 8192, 2048, sources, reads, "bfloat16")
     completed = [sources] * reads
-    direct, two_phase = moved_by_kernels(shape, "direct"), moved_by_kernels(shape, "two_phase")
+    direct, two_phase = traffic_of_kernels(shape, "direct"), traffic_of_kernels(shape, "two_phase")
     assert direct.forward == cost.group(0, completed) - 2 == reads * cost.direct(sources) - 2
     assert two_phase.forward == cost.group(sources, completed) - 2 == reads * cost.two_phase(sources, reads) - 2
-    assert moved_ideally(shape).forward == min(direct.forward, two_phase.forward)
+    assert ideal_traffic(shape).forward == min(direct.forward, two_phase.forward)
     # Of two reads the kernels move no more than they must: one launch gives the gradients of all blocks and keys.
     best = min(direct.backward, two_phase.backward)
-    assert moved_ideally(shape).backward == best if reads == 2 else moved_ideally(shape).backward < best
-    assert moved_by_kernels(shape, "auto").forward == moved_ideally(shape).forward
+    assert ideal_traffic(shape).backward == best if reads == 2 else ideal_traffic(shape).backward < best
+    assert traffic_of_kernels(shape, "auto").forward == ideal_traffic(shape).forward
     assert direct.parts(shape, False) == {"forward": direct.forward * 8192 * 2048 * 2}
 
 
 def test_bytes_of_one_read():
     shape = Shape(OP, 8192, 2048, 4, 1, "bfloat16")
-    assert moved_ideally(shape) == moved_by_own_reads(shape) == Moved(forward=4 + 1 + 1, backward=5 + 1 + 5)
-    assert moved_by_kernels(shape, "direct", makes_logits=True).forward == 4 + 4 + 1 + 1
-    assert moved_by_kernels(shape, "two_phase").forward == 4 + 1 + 1 + 1 + 1
-    assert moved_by_kernels(shape, "direct").backward == (4 + 4) + (4 + 1 + 4)
+    assert ideal_traffic(shape) == traffic_of_own_logits(shape) == ArmTraffic(forward=4 + 1 + 1, backward=5 + 1 + 5)
+    assert traffic_of_kernels(shape, "direct", makes_logits=True).forward == 4 + 4 + 1 + 1
+    assert traffic_of_kernels(shape, "two_phase").forward == 4 + 1 + 1 + 1 + 1
+    assert traffic_of_kernels(shape, "direct").backward == (4 + 4) + (4 + 1 + 4)
 
 
 def test_the_schedules_are_those_of_the_passes():

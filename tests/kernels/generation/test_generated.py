@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attnres_kernels.definition.read_parts import ALONE, Neighbours, OutputGradients, ReadParts
 from attnres_kernels.errors import UnsupportedSourcesError
 from attnres_kernels.launch import tiling
 from attnres_kernels.launch.launch_phase_1 import complete_block, phase_1, source_logits
-from attnres_kernels.launch.launch_read import Norm, Parts, ReadGradients, read, read_backward
+from attnres_kernels.launch.launch_read import ReadGradients, read, read_backward
 from attnres_kernels.launch.launch_sources_backward import sources_backward
 from tests.kernels.generation.sweep import DTYPES, EPS, NORMS, ROWS, TOLERANCES, WIDTHS, assert_close, norm_eps, sweep
 
@@ -97,13 +98,13 @@ def test_logits_of_more_reads_than_a_program_makes(monkeypatch: pytest.MonkeyPat
 
 @dataclass(frozen=True)
 class Group:
-    """Reads that share completed blocks, and what each attends to beside them. norm: behind every read."""
+    """Reads that share completed blocks, and what each attends to beside them. neighbours: of every read."""
 
     shared: list[Tensor]
     own: list[list[Tensor]]
     partials: list[Tensor | None]
     keys: Tensor
-    norm: Norm | None
+    neighbours: Neighbours
     factor: float
 
     def equations(self, s: int) -> tuple[Tensor, Tensor | None]:
@@ -111,22 +112,21 @@ class Group:
         partial = self.partials[s]
         values = [*self.shared, *self.own[s], *([] if partial is None else [partial])]
         (output,), _ = equations(values, self.keys[s : s + 1])
-        value, norm = self.factor * output, self.norm
-        if norm is None:
+        value, behind = self.factor * output, self.neighbours
+        if behind.norm is None:
             return value, None
-        centered = value - value.mean(-1, keepdim=True) if norm.kind == "layer" else value
-        out = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + norm.eps)
-        out = out if norm.weight is None else out * norm.weight
-        return value, out if norm.bias is None else out + norm.bias
+        centered = value - value.mean(-1, keepdim=True) if behind.norm == "layer" else value
+        out = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + behind.norm_eps)
+        out = out if behind.norm_weight is None else out * behind.norm_weight
+        return value, out if behind.norm_bias is None else out + behind.norm_bias
 
     def exact(self) -> Group:
-        norm = self.norm
-        if norm is not None:
-            weight, bias = (None if x is None else exact(x) for x in (norm.weight, norm.bias))
-            norm = replace(norm, weight=weight, bias=bias)
+        behind = self.neighbours
+        weight, bias = (None if x is None else exact(x) for x in (behind.norm_weight, behind.norm_bias))
+        behind = behind._replace(norm_weight=weight, norm_bias=bias)
         partials = [None if x is None else exact(x) for x in self.partials]
         own = [[exact(x) for x in of_read] for of_read in self.own]
-        return Group([exact(x) for x in self.shared], own, partials, exact(self.keys), norm, self.factor)
+        return Group([exact(x) for x in self.shared], own, partials, exact(self.keys), behind, self.factor)
 
 
 @sweep(25)
@@ -154,23 +154,21 @@ def test_a_group_of_reads_and_every_gradient(
     own = [[draw(rows, width) for _ in range((seed + s) % 3 if two_phase else 0)] for s in range(reads)]
     partials = [None if (seed + s) % 4 == 1 else draw(rows, width) for s in range(reads)]
     keys = draw(reads, width, dtype=torch.float32, spread=width**-0.5)
-    norm = None
+    neighbours = ALONE
     if norm_spec is not None:
         kind, weight, bias = norm_spec
-        eps = norm_eps(width)
-        norm = Norm(kind, eps, draw(width) if weight else None, draw(width) if bias else None)  # type: ignore[arg-type]
-    group = Group([draw(rows, width) for _ in range(count)], own, partials, keys, norm, 3.0 if seed % 2 else 1.0)
-    _Comparison(group, dtype, draw, seed, two_phase, returns_value=norm is None or seed % 3 > 0).run()
+        vectors = draw(width) if weight else None, draw(width) if bias else None
+        neighbours = Neighbours(None, kind, norm_eps(width), *vectors, returns_value=seed % 3 > 0)
+    group = Group([draw(rows, width) for _ in range(count)], own, partials, keys, neighbours, 3.0 if seed % 2 else 1.0)
+    _Comparison(group, dtype, draw, seed, two_phase).run()
 
 
 class _Comparison:
     """The kernels on a group of reads, beside the equations in fp64."""
 
-    def __init__(
-        self, group: Group, dtype: torch.dtype, draw: Draw, seed: int, two_phase: bool, returns_value: bool
-    ) -> None:
+    def __init__(self, group: Group, dtype: torch.dtype, draw: Draw, seed: int, two_phase: bool) -> None:
         self.group, self.dtype, self.draw, self.seed = group, dtype, draw, seed
-        self.returns_value, self.tolerance = returns_value, TOLERANCES[dtype]
+        self.returns_value, self.tolerance = group.neighbours.returns_value, TOLERANCES[dtype]
         self.reference = group.exact()
         self.loss = torch.zeros((), dtype=torch.float64)
         self.logits = [source_logits(x, group.keys, EPS) for x in group.shared]
@@ -186,18 +184,18 @@ class _Comparison:
         if self.loss.requires_grad:
             self.compare_gradients(found, carried)
 
-    def parts(self, s: int) -> Parts:
+    def parts(self, s: int) -> ReadParts:
         group, partial = self.group, self.group.partials[s]
         key = None if partial is None else group.keys[s]
         if self.phase_1 is None:
-            return Parts(sources=group.shared, logits=[x[:, s] for x in self.logits], partial=partial, key=key)
+            return ReadParts(sources=group.shared, logits=[x[:, s] for x in self.logits], partial=partial, key=key)
         logits = [source_logits(x, group.keys, EPS)[:, s] for x in group.own[s]]
-        return Parts(self.phase_1[0][s], self.phase_1[1][s], group.own[s], logits, partial, key)
+        return ReadParts(self.phase_1[0][s], self.phase_1[1][s], group.own[s], logits, partial, key)
 
     def read(self, s: int) -> ReadGradients | None:
         """Compare what read ``s`` gives, and run its backward, if it has one."""
-        parts, norm = self.parts(s), self.group.norm
-        result = read(parts, self.dtype, self.group.factor, EPS, None, norm, self.returns_value)
+        parts, neighbours = self.parts(s), self.group.neighbours
+        result = read(parts, self.dtype, self.group.factor, EPS, neighbours)
         value, normed = self.reference.equations(s)
         state = self.reference.partials[s]
         if self.returns_value:
@@ -208,15 +206,15 @@ class _Comparison:
             assert_close(result.normed, normed.detach(), self.tolerance, f"normed value {s}")
         turn, shape = self.seed + s, value.shape
         value_grad = self.draw(*shape) if self.returns_value and turn % 3 else None
-        normed_grad = self.draw(*shape) if norm and turn % 5 != 3 else None
+        normed_grad = self.draw(*shape) if neighbours.norm and turn % 5 != 3 else None
         later_grad = self.draw(*shape) if state is not None and turn % 2 else None
         given = (value_grad, normed_grad, later_grad)
         for x, grad in zip((value, normed, state), given, strict=True):
             self.add_to_loss(x, grad)
         if all(grad is None for grad in given):
             return None
-        rest = (False, norm, self.returns_value)
-        return read_backward(parts, result.statistics, self.dtype, self.group.factor, *given, *rest)
+        grads = OutputGradients(*given)
+        return read_backward(parts, result.statistics, self.dtype, self.group.factor, grads, False, neighbours)
 
     def add_to_loss(self, x: Tensor | None, grad: Tensor | None) -> None:
         if x is not None and grad is not None:
@@ -241,7 +239,7 @@ class _Comparison:
                 self.compare(f"partial sum {s}", gradients.partial, state)
         self.compare("the keys", key_grads, reference.keys)
         for name in ("weight", "bias"):
-            vector = None if reference.norm is None else getattr(reference.norm, name)
+            vector = getattr(reference.neighbours, f"norm_{name}")
             if vector is not None:
                 of_reads = [getattr(x, f"norm_{name}") for x in found if x is not None]
                 total = sum((x.double() for x in of_reads if x is not None), torch.zeros_like(vector))
@@ -260,10 +258,10 @@ def test_the_add_before_is_the_same_as_an_add_of_its_own(dtype: torch.dtype, ret
     draw = Draw(0, dtype)
     inter, partial, branch = draw(17, 33), draw(17, 33), draw(17, 33)
     key, log_sum = draw(33, dtype=torch.float32), draw(17, dtype=torch.float32)
-    norm = Norm("rms", 1e-5, draw(33))
-    fused = read(Parts(inter, log_sum, partial=partial, key=key), dtype, 1.0, EPS, branch, norm, returns_value)
+    behind = Neighbours(None, "rms", 1e-5, draw(33), None, returns_value)
+    fused = read(ReadParts(inter, log_sum, partial=partial, key=key), dtype, 1.0, EPS, behind._replace(branch=branch))
     assert fused.partial is not None
-    apart = read(Parts(inter, log_sum, partial=fused.partial, key=key), dtype, 1.0, EPS, None, norm, returns_value)
+    apart = read(ReadParts(inter, log_sum, partial=fused.partial, key=key), dtype, 1.0, EPS, behind)
     assert_close(fused.partial, partial.double() + branch.double(), TOLERANCES[dtype], "partial sum")
     for name in ("value", "normed", "statistics"):
         one, other = getattr(fused, name), getattr(apart, name)
@@ -276,12 +274,12 @@ def test_one_source_gives_keys_no_gradient_at_all() -> None:
     draw = Draw(0, torch.float32)
     source, keys = draw(17, 33), draw(3, 33)
     logits = [source_logits(source, keys, EPS)]
-    reads = [Parts(sources=[source], logits=[logits[0][:, s]]) for s in range(3)]
+    reads = [ReadParts(sources=[source], logits=[logits[0][:, s]]) for s in range(3)]
     found = []
     for parts in reads:
         result = read(parts, torch.float32, 1.0, EPS)
         assert_close(result.statistics[:, 0], logits[0][:, len(found)].double(), 1e-6, "log-sum-exp")
-        found.append(read_backward(parts, result.statistics, torch.float32, 1.0, draw(17, 33)))
+        found.append(read_backward(parts, result.statistics, torch.float32, 1.0, OutputGradients(draw(17, 33))))
     _, key_grads = sources_backward(
         [source], logits, keys, [x.read for x in found], [x.scalars for x in found], [None], EPS
     )
@@ -290,9 +288,9 @@ def test_one_source_gives_keys_no_gradient_at_all() -> None:
 
 def test_a_partial_sum_alone_gives_its_key_no_gradient_at_all() -> None:
     draw = Draw(0, torch.float32)
-    parts = Parts(partial=draw(17, 33), key=draw(33))
+    parts = ReadParts(partial=draw(17, 33), key=draw(33))
     result = read(parts, torch.float32, 1.0, EPS)
-    found = read_backward(parts, result.statistics, torch.float32, 1.0, draw(17, 33))
+    found = read_backward(parts, result.statistics, torch.float32, 1.0, OutputGradients(draw(17, 33)))
     assert found.key is not None
     assert torch.equal(found.key, torch.zeros(33))
 
@@ -302,8 +300,9 @@ def test_two_runs_give_the_same_bits() -> None:
         draw = Draw(0, torch.float32)
         sources, keys, partial = [draw(50, 33) for _ in range(3)], draw(1, 33), draw(50, 33)
         logits = [source_logits(x, keys, EPS) for x in sources]
-        parts = Parts(sources=sources, logits=[x[:, 0] for x in logits], partial=partial, key=keys[0])
-        found = read_backward(parts, read(parts, torch.float32, 1.0, EPS).statistics, torch.float32, 1.0, draw(50, 33))
+        parts = ReadParts(sources=sources, logits=[x[:, 0] for x in logits], partial=partial, key=keys[0])
+        kept, given = read(parts, torch.float32, 1.0, EPS).statistics, OutputGradients(draw(50, 33))
+        found = read_backward(parts, kept, torch.float32, 1.0, given)
         grads, of_keys = sources_backward(sources, logits, keys, [found.read], [found.scalars], [None] * 3, EPS)
         assert found.partial is not None
         assert found.key is not None

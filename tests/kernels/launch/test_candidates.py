@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from attnres_kernels.definition.read_parts import Neighbours
 from attnres_kernels.launch import launch_sources_backward, tiling, tuning
-from attnres_kernels.launch.cutting import Launch, cut
 from attnres_kernels.launch.launch_phase_1 import phase_1, source_logits
-from attnres_kernels.launch.launch_read import Norm
+from attnres_kernels.launch.split_sources_backward import Launch, split_into_launches
 from attnres_kernels.launch.tuning import Choice
 from kernels.benchmarks.offline.catalogue import kernels_of_block
 from kernels.benchmarks.offline.occupancy import SHARED_MEMORY
 from tests.kernels.benchmarks.test_offline import in_a_process
 from tests.kernels.generation.sweep import EPS, assert_close
 from tests.kernels.generation.test_generated import Draw, Group, _Comparison, equations
-from tests.kernels.generation.test_own_read import Case, compare
+from tests.kernels.generation.test_own_logits_read import Case, compare
 
 KINDS = ("logits", "phase_1", "read_backward", "read", "gradients", "keys", "own_read_backward", "own_read")
 MOST = 4
@@ -61,8 +61,8 @@ every_choice = pytest.mark.parametrize("number", range(MOST))
 
 
 def keys_apart(*arguments: Any) -> list[Launch]:
-    """The launches of ``cut``, none of which sums the gradients of the keys."""
-    return [replace(launch, spec=replace(launch.spec, tiles=0)) for launch in cut(*arguments)]
+    """The launches of ``split_into_launches``, none of which sums the gradients of the keys."""
+    return [replace(launch, spec=replace(launch.spec, tiles=0)) for launch in split_into_launches(*arguments)]
 
 
 @pytest.mark.interpreter
@@ -90,14 +90,14 @@ def test_every_choice_computes_a_group_of_reads_and_every_gradient(
 ) -> None:
     kinds = take(number)
     if not sums_keys:
-        monkeypatch.setattr(launch_sources_backward, "cut", keys_apart)
+        monkeypatch.setattr(launch_sources_backward, "split_into_launches", keys_apart)
     draw = Draw(2, dtype)
-    norm = Norm("layer", 1e-5, draw(width), draw(width))
+    behind = Neighbours(None, "layer", 1e-5, draw(width), draw(width))
     shared, partials = [draw(rows, width) for _ in range(count)], [draw(rows, width) for _ in range(reads)]
     keys = draw(reads, width, dtype=torch.float32, spread=width**-0.5)
     own = [[draw(rows, width) for _ in range(s if two_phase else 0)] for s in range(reads)]
-    group = Group(shared, own, [*partials], keys, norm, 1.0)
-    _Comparison(group, dtype, draw, 2, two_phase, returns_value=True).run()
+    group = Group(shared, own, [*partials], keys, behind, 1.0)
+    _Comparison(group, dtype, draw, 2, two_phase).run()
     expected = {"logits", "read", "read_backward"} | ({"phase_1"} if two_phase else set())
     assert kinds == expected | (set() if sums_keys else {"gradients", "keys"})
 

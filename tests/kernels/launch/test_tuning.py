@@ -11,11 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
-from attnres_kernels.autograd import own
+from attnres_kernels.autograd.own_logits_read import own_logits_read
+from attnres_kernels.definition.read_parts import Neighbours, OutputGradients, ReadParts
 from attnres_kernels.errors import AttnResError
 from attnres_kernels.launch import launch_read, tuning
 from attnres_kernels.launch.launch_phase_1 import phase_1, source_logits
-from attnres_kernels.launch.launch_read import Norm, Parts, read, read_backward
+from attnres_kernels.launch.launch_read import read, read_backward
 from attnres_kernels.launch.launch_sources_backward import sources_backward
 from attnres_kernels.launch.tuning import Choice, TuningError
 from tests.kernels.generation.sweep import EPS, assert_close
@@ -59,7 +60,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 
 def one_read(rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     vectors = draw(width, seed=1).to(dtype), draw(width, seed=2).to(dtype)
-    (value,) = own.own_read([draw(rows, width, dtype=dtype)] * 2, None, *vectors, 1.0, EPS)
+    (value,) = own_logits_read([draw(rows, width, dtype=dtype)] * 2, None, *vectors, 1.0, EPS)
     return value
 
 
@@ -69,12 +70,13 @@ def everything(width: int = 300, count: int = 14) -> list[Tensor]:
     partial, grad = draw(5, width, seed=count), draw(5, width, seed=count + 1)
     logits = [source_logits(x, keys, EPS) for x in sources]
     (inter,), log_sums = phase_1(sources, logits)
-    parts, norm = Parts(inter, log_sums[0], partial=partial, key=keys[0]), Norm("rms", 1e-5, draw(width))
-    made = read(parts, torch.float32, 1.0, EPS, None, norm)
-    found = read_backward(parts, made.statistics, torch.float32, 1.0, grad, grad, None, False, norm)
+    parts = ReadParts(inter, log_sums[0], partial=partial, key=keys[0])
+    behind, given = Neighbours(None, "rms", 1e-5, draw(width)), OutputGradients(grad, grad)
+    made = read(parts, torch.float32, 1.0, EPS, behind)
+    found = read_backward(parts, made.statistics, torch.float32, 1.0, given, False, behind)
     grads, of_keys = sources_backward(sources, logits, keys, [found.read], [found.scalars], [None] * count, EPS)
     vectors = (draw(width) * width**-0.5).requires_grad_(), draw(width)
-    (value,) = own.own_read(sources[:3], partial, *vectors, 1.0, EPS)
+    (value,) = own_logits_read(sources[:3], partial, *vectors, 1.0, EPS)
     (of_query,) = torch.autograd.grad(value.sum(), vectors[0])
     assert made.normed is not None
     assert found.key is not None

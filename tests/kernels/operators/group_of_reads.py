@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnres_kernels.autograd import fused, keys
+from attnres_kernels.autograd import generated_reads, keys
 from attnres_kernels.definition import scheduled
+from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 
 EPS, NORM_EPS, READS = 1e-6, 1e-5, 3
 
@@ -33,16 +34,16 @@ def on_kernels(given: Leaves, two_phase: bool) -> list[Tensor]:
     """The group as a lowered graph has it."""
     blocks, branches = given["block"], given["branch"]
     matrix, (of_set,), rows = keys.key_matrix(given["query"], given["key weight"], [(0, READS)])
-    logits = [fused.source_logits(x, matrix, 0, EPS) for x in blocks]
-    links, _ = fused.link_sources(blocks, logits, of_set, 0, READS, EPS)
-    made = fused.phase_1(blocks, logits, 0, READS, READS) if two_phase else [None] * (2 * READS)
+    logits = [generated_reads.source_logits(x, matrix, 0, EPS) for x in blocks]
+    links, _ = generated_reads.link_sources(blocks, logits, of_set, 0, READS, EPS)
+    made = generated_reads.phase_1(blocks, logits, 0, READS, READS) if two_phase else [None] * (2 * READS)
     in_place = ([], []) if two_phase else (blocks, logits)
     partial, outputs = branches[0], []
     for s in range(READS):
         branch = branches[s] if s else None
-        read = made[s], made[READS + s], *in_place, partial, rows[s], s, READS, 1.0, EPS, blocks[0]
-        behind = branch, "rms", NORM_EPS, given["norm weight"][s], None, False
-        normed, *rest = fused.read([links], [s], *read, *behind)
+        parts = ReadParts(made[s], made[READS + s], *in_place, partial, rows[s])
+        behind = Neighbours(branch, "rms", NORM_EPS, given["norm weight"][s], None, False)
+        normed, *rest = generated_reads.read([(links, s)], parts, ReadForm(s, READS, 1.0, EPS), blocks[0], behind)
         partial = rest[0] if rest else partial
         outputs.append(normed)
     return [*outputs, partial]

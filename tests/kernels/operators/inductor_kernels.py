@@ -17,7 +17,9 @@ from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from traced_kernels import EPS, NoDevice
 
-from attnres_kernels.operators import operators, own_operators
+from attnres_kernels.autograd.own_logits_read import own_logits_read
+from attnres_kernels.operators.logits import GENERATED_LOGITS, Logits
+from attnres_kernels.operators.phase_1 import GENERATED_PHASE_1, Phase1
 
 TOKENS, WIDTH = 24, 4096
 
@@ -57,12 +59,11 @@ def main() -> None:
     logits, vector = [torch.randn(TOKENS, 2) for _ in range(2)], torch.randn(WIDTH, dtype=torch.bfloat16)
 
     def own_read(sources: list[Tensor], vector: Tensor) -> list[Tensor]:
-        options = None, 0.0, None, None, True, 1.0, EPS
-        return own_operators.own_read_op(sources, None, vector, vector, None, *options)
+        return list(own_logits_read(sources, None, vector, vector, 1.0, EPS))
 
     found = [
-        made_of(lambda sources, logits: operators.phase_1_op(sources, logits, 0, 2, 2), sources, logits),
-        made_of(lambda source, keys: operators.logits_op(source, keys, 0, EPS), sources[0], torch.randn(3, WIDTH)),
+        made_of(lambda sources, logits: GENERATED_PHASE_1(Phase1(sources, logits, 0, 2, 2)), sources, logits),
+        made_of(lambda source, keys: GENERATED_LOGITS(Logits(source, keys, 0, EPS)), sources[0], torch.randn(3, WIDTH)),
         made_of(own_read, sources, vector),
     ]
     print(json.dumps(found))

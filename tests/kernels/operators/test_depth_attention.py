@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import attnres_kernels.operators.flops  # noqa: F401  (registers the formula)
 from attnres_kernels.definition import cost
 from attnres_kernels.definition.naive import depth_attention, depth_weights, key_vector
 from attnres_kernels.errors import UnsupportedSourcesError
-from attnres_kernels.operators.op import depth_attention_op
+from attnres_kernels.operators.definition import register_flop_formulas
 
 EPS = 1e-6
+depth_attention_op = torch.ops.attnres.depth_attention
+register_flop_formulas()
 # Rounding of one downcast: fp16 keeps 11 significant bits and bf16 8; fp32 loses some in sums over d and n.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 

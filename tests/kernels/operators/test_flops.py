@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import attnres_kernels.operators.flops  # noqa: F401  (registers the formulas)
-from attnres_kernels.autograd import fused, keys, own, two_phase
+from attnres_kernels.autograd import generated_reads, keys, own_logits_read, two_phase
+from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
+from attnres_kernels.operators.definition import register_flop_formulas
+
+register_flop_formulas()
 
 TOKENS, WIDTH, BLOCKS, READS, EPS = 5, 8, 3, 2, 1e-6
 ELEMENTS = TOKENS * WIDTH
@@ -23,13 +26,13 @@ def parameters() -> tuple[list[torch.Tensor], ...]:
 def on_kernels() -> torch.Tensor:
     sources, partials, queries, weights = parameters()
     matrix, (of_group,), rows = keys.key_matrix(queries, weights, [(0, READS)])
-    logits = [fused.source_logits(x, matrix, 0, EPS) for x in sources]
-    links, _ = fused.link_sources(sources, logits, of_group, 0, READS, EPS)
-    made = fused.phase_1(sources, logits, 0, READS, READS)
+    logits = [generated_reads.source_logits(x, matrix, 0, EPS) for x in sources]
+    links, _ = generated_reads.link_sources(sources, logits, of_group, 0, READS, EPS)
+    made = generated_reads.phase_1(sources, logits, 0, READS, READS)
     total = torch.zeros(())
     for s in range(READS):
-        of_read = made[s], made[READS + s], [], [], partials[s], rows[s]
-        (value,) = fused.read([links], [s], *of_read, s, READS, 1.0, EPS, sources[0])
+        parts = ReadParts(made[s], made[READS + s], [], [], partials[s], rows[s])
+        (value,) = generated_reads.read([(links, s)], parts, ReadForm(s, READS, 1.0, EPS), sources[0])
         total = total + value.sum()
     return total
 
@@ -42,7 +45,7 @@ def on_torch() -> torch.Tensor:
     total = torch.zeros(())
     for s in range(READS):
         of_read = inter[s], log_sums[s], partials[s], rows[s], sources, logits
-        total = total + two_phase.merge(*of_read, s, READS, 1.0, EPS).sum()
+        total = total + two_phase.merge(*of_read, ReadForm(s, READS, 1.0, EPS)).sum()
     return total
 
 
@@ -67,7 +70,9 @@ def test_on_kernels() -> None:
 def test_a_read_with_own_logits(norm: str | None) -> None:
     sources, partials, queries, weights = parameters()
     with FlopCounterMode(display=False) as counter:
-        (value,) = own.own_read(sources, partials[0], queries[0], weights[0], 1.0, EPS, norm=norm, returns_value=False)
+        behind = Neighbours(norm=norm, returns_value=False)
+        read = sources, partials[0], queries[0], weights[0], 1.0, EPS
+        (value,) = own_logits_read.own_logits_read(*read, behind)
     # Of each source square sum, dot product and weighted sum.
     assert counter.get_total_flops() == (BLOCKS + 1) * 2 * 3 * ELEMENTS
     with FlopCounterMode(display=False) as counter:

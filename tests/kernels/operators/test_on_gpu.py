@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnres_kernels.autograd import own
+from attnres_kernels.autograd import own_logits_read
 from attnres_kernels.definition import scheduled
+from attnres_kernels.definition.read_parts import Neighbours
 from attnres_kernels.launch import tuning
 from attnres_kernels.launch.launch_phase_1 import phase_1
 from attnres_passes.torch_private.inner_compilers import traced_anew
@@ -36,17 +37,19 @@ def test_a_read_with_own_logits_and_every_gradient(tokens: int, width: int, bloc
     }
 
     def behind(x: Leaves) -> tuple[object, ...]:
-        return 1.0, EPS, x["branch"][0], "rms", NORM_EPS, x["norm weight"][0], None
+        return 1.0, EPS, Neighbours(x["branch"][0], "rms", NORM_EPS, x["norm weight"][0])
 
     def on_kernels() -> list[Tensor]:
         *others, last = given["block"]
-        return list(own.own_read(others, last, given["query"][0], given["key weight"][0], *behind(given)))
+        return list(
+            own_logits_read.own_logits_read(others, last, given["query"][0], given["key weight"][0], *behind(given))
+        )
 
     found, again = (with_gradients(on_kernels(), given) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True)), "two runs, different bits"
     exact = {name: [x.detach().float().requires_grad_() for x in part] for name, part in given.items()}
     key = exact["query"][0], exact["key weight"][0]
-    expected = with_gradients(list(scheduled.fused_own_read(exact["block"], *key, *behind(exact))), exact)
+    expected = with_gradients(list(scheduled.fused_own_logits_read(exact["block"], *key, *behind(exact))), exact)
     for one, other in zip(found, expected, strict=True):
         assert (one.float() - other).norm() <= TOLERANCE * other.norm()
 

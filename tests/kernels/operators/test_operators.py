@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnres_kernels.operators import operators  # noqa: F401  (defines them)
+import attnres_kernels.operators  # noqa: F401  (defines them)
 
 pytestmark = pytest.mark.interpreter
 
@@ -51,13 +51,31 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...]]]:
                 partial,
                 key,
                 True,
+                None,
                 *full,
+                EPS,
                 torch.float32,
             ),
         ),
         "bare_read_backward": (
             "generated_read_backward",
-            (branch, None, None, statistics, None, None, sources, logits, None, None, False, *bare, torch.float32),
+            (
+                branch,
+                None,
+                None,
+                statistics,
+                None,
+                None,
+                sources,
+                logits,
+                None,
+                None,
+                False,
+                None,
+                *bare,
+                EPS,
+                torch.float32,
+            ),
         ),
         "sources_backward": (
             "generated_sources_backward",

@@ -18,7 +18,7 @@ def values(count: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_read_statistics_are_sums_over_tokens(dtype: torch.dtype) -> None:
     sources, key, value = values(3, dtype), torch.randn(8, requires_grad=True), values(1, dtype)[0]
-    found = statistics.read_statistics(sources, key, value, 1e-6)
+    found = torch.ops.attnres.read_statistics(sources, key, value, 1e-6)
     weights = depth_weights(sources, key, 1e-6).flatten(0, 1)
     assert found.dtype == weights.dtype
     assert not found.requires_grad
@@ -30,14 +30,14 @@ def test_read_statistics_are_sums_over_tokens(dtype: torch.dtype) -> None:
 
 def test_entropy_of_certain_weights_is_zero() -> None:
     sources = [torch.ones(4, 8), -torch.ones(4, 8)]
-    found = statistics.read_statistics(sources, torch.full((8,), 1e4), sources[0], 1e-6)
+    found = torch.ops.attnres.read_statistics(sources, torch.full((8,), 1e4), sources[0], 1e-6)
     assert found.tolist() == [4, 0, 0, 4, 4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_write_statistics_are_sums_over_tokens(dtype: torch.dtype) -> None:
     branch, partial = values(2, dtype)
-    found = statistics.write_statistics(branch, partial)
+    found = torch.ops.attnres.write_statistics(branch, partial)
     assert not found.requires_grad
     wide = [value.to(found.dtype).square().sum() / 8 for value in (branch, partial)]
     torch.testing.assert_close(found, torch.stack([*wide, torch.tensor(10.0)]).to(found.dtype))

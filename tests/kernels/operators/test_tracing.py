@@ -74,7 +74,7 @@ def test_inductor_times_all_choices_each_with_its_grid() -> None:
     for found, choices in (
         (phase_1, candidates.phase_1(spec, 4096)),
         (logits, candidates.logits(3)),
-        (own_read, candidates.own_read(4096, torch.bfloat16)),
+        (own_read, candidates.own_logits_read(4096, torch.bfloat16)),
     ):
         assert len(choices) > 1
         assert [x | rest for x in map(Choice.numbers, choices)] == found["configs"]

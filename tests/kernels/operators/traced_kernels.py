@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from triton.backends.compiler import GPUTarget
 
-from attnres_kernels.autograd import fused, keys, own
+from attnres_kernels.autograd import generated_reads, keys, own_logits_read
+from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 
 TOKENS, READS, EPS = 8, 2, 1e-6
 ANYWHERE = ConstantSource("x")
@@ -43,16 +44,17 @@ class Done(Exception):
 
 def group(sources: list[Tensor], queries: list[Tensor], weights: list[Tensor], branch: Tensor, norm: Tensor) -> Tensor:
     matrix, of_ranges, rows = keys.key_matrix(queries, weights, [(0, READS), (1, 1)])
-    logits = [fused.source_logits(x, matrix, 0, EPS) for x in sources]
-    block, of_block = fused.complete_block(sources[0], branch, matrix, 1, EPS)
-    links, _ = fused.link_sources(sources, logits, of_ranges[0], 0, READS, EPS)
-    later, _ = fused.link_sources([block], [of_block], of_ranges[1], 1, READS, EPS)
-    made = fused.phase_1(sources, logits, 0, READS, READS)
-    rest = {"branch": branch, "norm": "layer", "norm_eps": 1e-5, "norm_weight": norm, "norm_bias": norm}
-    read = 0, READS, 1.0, EPS, sources[0]
-    first = fused.read([links], [0], made[0], made[2], [], [], branch, rows[0], *read, **rest)
-    second = fused.read([links, later], [1, 0], made[1], made[3], [block], [of_block], None, None, 1, *read[1:])
-    alone = own.own_read(sources, sources[0], queries[0], weights[0], 1.0, EPS, **rest)
+    logits = [generated_reads.source_logits(x, matrix, 0, EPS) for x in sources]
+    block, of_block = generated_reads.complete_block(sources[0], branch, matrix, 1, EPS)
+    links, _ = generated_reads.link_sources(sources, logits, of_ranges[0], 0, READS, EPS)
+    later, _ = generated_reads.link_sources([block], [of_block], of_ranges[1], 1, READS, EPS)
+    made = generated_reads.phase_1(sources, logits, 0, READS, READS)
+    behind, like = Neighbours(branch, "layer", 1e-5, norm, norm), sources[0]
+    parts = ReadParts(made[0], made[2], [], [], branch, rows[0])
+    first = generated_reads.read([(links, 0)], parts, ReadForm(0, READS, 1.0, EPS), like, behind)
+    parts = ReadParts(made[1], made[3], [block], [of_block])
+    second = generated_reads.read([(links, 1), (later, 0)], parts, ReadForm(1, READS, 1.0, EPS), like)
+    alone = own_logits_read.own_logits_read(sources, like, queries[0], weights[0], 1.0, EPS, behind)
     return sum((x * x).sum() for x in (*first, *second, *alone))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.autograd import fused, keys, own
+from attnres_kernels.autograd import generated_reads, keys, own_logits_read
 from attnres_passes.torch_private import inner_compilers
 from attnres_passes.torch_private.recompute import mark_for_recompute
 
-from ..counted_bytes import Moved
+from ..traffic import ArmTraffic
 from ..work import Inputs
 
 KERNELS, TORCH, PEER = "kernels", "torch", "peer"
@@ -34,7 +34,7 @@ class Arm:
     name: str
     kind: str
     """KERNELS, TORCH or PEER."""
-    moved: Moved
+    traffic: ArmTraffic
     """What it is charged with."""
     call: Call | None = None
     """From the inputs and what ``prepare`` made to the outputs of ``definition``, and behind them the completed block's
@@ -65,7 +65,7 @@ def compiled(function: Callable[..., Any], inner: str) -> Callable[..., Any]:
 
     def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         for node in gm.graph.nodes:
-            if node.target is fused.phase_1:
+            if node.target is generated_reads.phase_1:
                 mark_for_recompute(node)
         return inner_compilers.compile_inner(gm, inputs, inner, None)
 
@@ -74,10 +74,10 @@ def compiled(function: Callable[..., Any], inner: str) -> Callable[..., Any]:
 
 _KERNEL_CALLS: tuple[Callable[..., Any], ...] = (
     keys.key_matrix,
-    fused.source_logits,
-    fused.complete_block,
-    fused.link_sources,
-    fused.phase_1,
-    fused.read,
-    own.own_read,
+    generated_reads.source_logits,
+    generated_reads.complete_block,
+    generated_reads.link_sources,
+    generated_reads.phase_1,
+    generated_reads.read,
+    own_logits_read.own_logits_read,
 )

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from attnres_kernels.autograd import fused, keys
+from attnres_kernels.autograd import generated_reads, keys
+from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 from attnres_passes.schedule.group_reads import ReadGroups
 
-from ..counted_bytes import SCHEDULES, grouping, moved_by_kernels
+from ..traffic import SCHEDULES, grouping, traffic_of_kernels
 from ..work import BLOCK, EPS, OP, Inputs, Shape
 from .arm import KERNELS, Arm, Call, compiled
-from .own_logits import most_sources, moved_by_own_reads, own_block, own_op
+from .own_logits import most_sources, own_block, own_op, traffic_of_own_logits
 
 
 def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
@@ -29,7 +30,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
     for schedule in (*SCHEDULES, "auto"):
         name = f"{KERNELS}, {schedule}"
         first = names.setdefault(grouping(shape, schedule), name)
-        arm = Arm(name, KERNELS, moved_by_kernels(shape, schedule, shape.level == OP), unsupported=unsupported)
+        arm = Arm(name, KERNELS, traffic_of_kernels(shape, schedule, shape.level == OP), unsupported=unsupported)
         if not unsupported and first != name:
             arm = replace(arm, same_as=first)
         elif not unsupported:
@@ -37,7 +38,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
             arm = replace(arm, call=compiled(build(shape, schedule), inner))
         arms.append(replace(arm, prepare=_kernel_logits) if shape.level == BLOCK else arm)
     if shape.level == OP:
-        known = Arm("kernels, logits known", KERNELS, moved_by_kernels(shape, "auto"), unsupported=unsupported)
+        known = Arm("kernels, logits known", KERNELS, traffic_of_kernels(shape, "auto"), unsupported=unsupported)
         if not unsupported:
             known = replace(known, call=compiled(_kernel_op(shape, "auto", True), inner), prepare=_kernel_logits)
         arms.append(replace(known, note="logits of completed blocks given, as in a model"))
@@ -46,7 +47,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
 
 def _own_logits(shape: Shape, inner: str, unsupported: str) -> Arm:
     """Reads that make their logits themselves."""
-    arm = Arm("kernels, own logits", KERNELS, moved_by_own_reads(shape))
+    arm = Arm("kernels, own logits", KERNELS, traffic_of_own_logits(shape))
     most = most_sources(shape)
     if shape.sources + 1 > most:
         unsupported = unsupported or f"makes its own logits of up to {most} sources of this width"
@@ -57,7 +58,7 @@ def _own_logits(shape: Shape, inner: str, unsupported: str) -> Arm:
 
 def _kernel_logits(inputs: Inputs) -> list[Tensor]:
     matrix, _, _ = keys.key_matrix(inputs.queries, inputs.key_weights, [])
-    return [fused.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
+    return [generated_reads.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
 
 
 def _kernel_op(shape: Shape, schedule: str, logits_known: bool = False) -> Call:
@@ -66,13 +67,12 @@ def _kernel_op(shape: Shape, schedule: str, logits_known: bool = False) -> Call:
     def read(inputs: Inputs, logits: list[Tensor]) -> list[Tensor]:
         matrix, of_ranges, rows = keys.key_matrix(inputs.queries, inputs.key_weights, [(0, 1)])
         if not logits_known:
-            logits = [fused.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
-        links, _ = fused.link_sources(inputs.sources, logits, of_ranges[0], 0, 1, EPS)
-        inter = fused.phase_1(inputs.sources, logits, 0, 1, 1) if groups[0].shared else [None, None]
+            logits = [generated_reads.source_logits(source, matrix, 0, EPS) for source in inputs.sources]
+        links, _ = generated_reads.link_sources(inputs.sources, logits, of_ranges[0], 0, 1, EPS)
+        inter = generated_reads.phase_1(inputs.sources, logits, 0, 1, 1) if groups[0].shared else [None, None]
         held, their_logits = ([], []) if groups[0].shared else (inputs.sources, logits)
-        partial, like = inputs.branches[0], inputs.sources[0]
-        of_blocks = [links], [0], inter[0], inter[1], held, their_logits
-        return list(fused.read(*of_blocks, partial, rows[0], 0, 1, 1.0, EPS, like))
+        parts = ReadParts(inter[0], inter[1], held, their_logits, inputs.branches[0], rows[0])
+        return list(generated_reads.read([(links, 0)], parts, ReadForm(0, 1, 1.0, EPS), inputs.sources[0]))
 
     return read
 
@@ -90,36 +90,21 @@ def _kernel_block(shape: Shape, schedule: str) -> Call:
             inter: Sequence[Tensor | None] = [None] * (2 * count)
             held, their_logits = inputs.sources, logits
             if group.shared:
-                inter = fused.phase_1(inputs.sources, logits, group.first, count, total)
+                inter = generated_reads.phase_1(inputs.sources, logits, group.first, count, total)
                 held, their_logits = [], []
-            links, handed = fused.link_sources(handed, logits, of_range, group.first, total, EPS)
+            links, handed = generated_reads.link_sources(handed, logits, of_range, group.first, total, EPS)
             for place in range(count):
                 number = group.first + place
                 branch = inputs.branches[number - 1] if number > 1 else None
                 partial = inputs.branches[0] if number == 1 else partial
-                made = fused.read(
-                    [links],
-                    [place],
-                    inter[place],
-                    inter[count + place],
-                    held,
-                    their_logits,
-                    partial,
-                    None if partial is None else rows[number],
-                    number,
-                    total,
-                    1.0,
-                    EPS,
-                    inputs.sources[0],
-                    branch,
-                    "rms",
-                    EPS,
-                    inputs.norm_weights[number],
-                    returns_value=False,
-                )
+                key = None if partial is None else rows[number]
+                parts = ReadParts(inter[place], inter[count + place], held, their_logits, partial, key)
+                behind = Neighbours(branch, "rms", EPS, inputs.norm_weights[number], returns_value=False)
+                form = ReadForm(number, total, 1.0, EPS)
+                made = generated_reads.read([(links, place)], parts, form, inputs.sources[0], behind)
                 normed.append(made[0])
                 partial = partial if branch is None else made[1]
         assert partial is not None
-        return [*normed, *fused.complete_block(partial, inputs.branches[last], matrix, shape.reads, EPS)]
+        return [*normed, *generated_reads.complete_block(partial, inputs.branches[last], matrix, shape.reads, EPS)]
 
     return block

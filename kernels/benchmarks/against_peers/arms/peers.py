@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from attnres_compile.report.records import package_version
 
-from ..counted_bytes import moved_ideally
+from ..traffic import ideal_traffic
 from ..work import BLOCK, EPS, Inputs, Shape, block_by_reads
 from .arm import EAGER, PEER, Arm, Call, compiled
 
@@ -228,7 +228,7 @@ def peer_arms(shape: Shape, device: torch.device, inner: str, peers: tuple[Peer,
 
 
 def _arm(peer: Peer, shape: Shape, device: torch.device, inner: str) -> Arm:
-    arm = Arm(peer.name, PEER, moved_ideally(shape), note=peer.note)
+    arm = Arm(peer.name, PEER, ideal_traffic(shape), note=peer.note)
     if package_version(peer.package) is None:
         return replace(arm, unsupported=NOT_INSTALLED)
     if device.type != "cuda":

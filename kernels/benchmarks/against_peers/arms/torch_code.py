@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnres_kernels.definition import scheduled
 
-from ..counted_bytes import moved_ideally
+from ..traffic import ideal_traffic
 from ..work import BLOCK, EPS, Inputs, Shape, block_by_reads, definition
 from .arm import EAGER, TORCH, Arm, Call, compiled, nothing
 
@@ -40,17 +40,17 @@ def torch_arms(shape: Shape, inner: str) -> list[Arm]:
         shape: of the work.
         inner: the compiler.
     """
-    moved = moved_ideally(shape)
-    arms = [Arm(f"naive, {EAGER}", TORCH, moved, lambda inputs, _: definition(inputs))]
+    ideal = ideal_traffic(shape)
+    arms = [Arm(f"naive, {EAGER}", TORCH, ideal, lambda inputs, _: definition(inputs))]
     if inner != EAGER:
         naive = compiled(lambda inputs, _: definition(inputs, _add_behind_sublayer), inner)
-        arms.append(Arm(f"naive, {inner}", TORCH, moved, naive))
+        arms.append(Arm(f"naive, {inner}", TORCH, ideal, naive))
     first = compiled(_logits_first_block(shape) if shape.level == BLOCK else _logits_first_op, inner)
     prepare = _torch_logits if shape.level == BLOCK else nothing
-    arms.append(Arm(f"logits first, {inner}", TORCH, moved, first, prepare))
+    arms.append(Arm(f"logits first, {inner}", TORCH, ideal, first, prepare))
     phases = _phases_block(shape, inner) if shape.level == BLOCK else compiled(_phases_op, inner)
     note = "phases compiled one by one" if shape.level == BLOCK and inner != EAGER else ""
-    arms.append(Arm(f"two phases, {inner}", TORCH, moved, phases, note=note))
+    arms.append(Arm(f"two phases, {inner}", TORCH, ideal, phases, note=note))
     return arms
 
 

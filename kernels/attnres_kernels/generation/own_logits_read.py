@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from attnres_kernels.generation.read import read_name
-from attnres_kernels.generation.specs import OwnReadSpec, ReadSpec
-from attnres_kernels.generation.writing import ROW, lines, load, load_vector, store, sum_together, with_additions
+from attnres_kernels.generation.specs import OwnLogitsReadSpec, ReadSpec
+from attnres_kernels.generation.triton_text import ROW, lines, load, load_vector, store, sum_together, with_additions
 
 KEPT = 3
 """Statistics of a token before those of its sources: log-sum-exp, and mean and inverse deviation for the norm."""
@@ -36,6 +36,12 @@ def statistics_of(spec: ReadSpec) -> int:
 
 
 def statistic(spec: ReadSpec, place: int) -> str:
+    """The pointer to a statistic of ``row``.
+
+    Args:
+        spec: of the read.
+        place: of the statistic, among ``statistics_of``.
+    """
     return f"statistics + row * {statistics_of(spec)} + {place}"
 
 
@@ -50,7 +56,7 @@ def sums(named: dict[str, str]) -> list[str]:
     return [*(f"{name} = {folded(tile)}" for name, tile in named.items()), together]
 
 
-def own_read_text(spec: OwnReadSpec) -> str:
+def own_logits_read_text(spec: OwnLogitsReadSpec) -> str:
     """The depth-attended value ``[rows, width]``, normed and not, and the new partial sum, as the spec says; and
     ``statistics`` ``[rows, statistics_of]`` in fp32, for the backward.
     """
@@ -110,7 +116,7 @@ def once(statements: Sequence[str]) -> list[str]:
     return ["for _ in range(0, tl.minimum(rows, 1)):", *(f"    {statement}" for statement in statements)]
 
 
-def _groups(spec: OwnReadSpec) -> list[str]:
+def _groups(spec: OwnLogitsReadSpec) -> list[str]:
     """``merged``, the sum of the sources with the weights ``exp(l_i - largest)``, and ``total`` of these weights."""
     names = sources_of(spec.read)
     text = _group(spec.read, names[: spec.at_once], 0)

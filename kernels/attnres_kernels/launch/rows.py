@@ -1,4 +1,4 @@
-"""What all launches do with tensors: check, flatten, allocate, and share tokens out among programs."""
+"""What all launches do with rows of tensors: check, flatten, allocate, and share them out among programs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check(*tensors: Tensor) -> None:
+    """Raise UnsupportedSourcesError for a dtype or a width that the kernels cannot take."""
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise UnsupportedSourcesError(
@@ -34,20 +35,47 @@ def rows_of(tensor: Tensor) -> Tensor:
 
 
 def new(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor to be written, on the device of ``like``.
+
+    Args:
+        like: any tensor.
+        shape, dtype: of the new one.
+    """
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
+def sums(like: Tensor, programs: int, wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """Sums over tokens to be written, a row ``[d]`` in fp32 of each program; zeros where there are no tokens.
+
+    Args:
+        like: ``[rows, d]``, over whose tokens is summed.
+        programs: how many share them out.
+        wanted: for each sum whether it is made; None stands for one that is not.
+    """
+    made = [new(like, (programs, like.shape[1]), torch.float32) if one else None for one in wanted]
+    return made if like.shape[0] > 0 else [None if x is None else torch.zeros_like(x) for x in made]
+
+
 def cdiv(count: int, size: int) -> int:
+    """How many pieces of a size make up a count.
+
+    Args:
+        count: of what is cut.
+        size: of a piece.
+    """
     return -(-count // size)
 
 
 def shares(like: Tensor, columns: int, at_once: int = 2) -> tuple[int, int]:
-    """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each.
-
-    columns: tiles that a row is cut into; at_once: programs for each multiprocessor.
+    """How many programs sum over the tokens of a tensor, and the tokens of each.
 
     The first number depends on the device and on how many tiles a row is cut into, never on the tokens, so that a size
     that is unknown when a graph is compiled stays so.
+
+    Args:
+        like: ``[rows, d]``.
+        columns: tiles that a row is cut into.
+        at_once: programs for each multiprocessor.
     """
     programs = max(1, tiling.programs(like.device, at_once) // columns)
     return programs, cdiv(like.shape[0], programs)

@@ -1,11 +1,34 @@
-"""Phase 2: forward in plain torch calls that a compiler fuses, backward as one operator on tiles of tokens."""
+"""Phase 2 on torch: forward in plain torch calls that a compiler fuses, backward as one operator on tiles of tokens."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from attnres_kernels.definition.read_parts import ReadForm
+from attnres_kernels.operators.definition import OperatorDefinition, Work, any_layout, multiplied
 from attnres_kernels.operators.tiles import flatten, group_logits, inverse_rms, tiles
+
+
+def merge_forward(inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, factor: float, eps: float) -> Tensor:
+    """Phase 2: the read `[*, d]` from phase 1's output and log-sum-exp and the open partial sum.
+
+    Plain torch calls with the same code for every read, so that a compiler fuses them with the residual add before and
+    the norm after, and compiles that kernel once.
+
+    Args:
+        inter, lse: phase 1's output `[*, d]` and log-sum-exp `[*]` of this read.
+        partial: open partial sum `[*, d]`.
+        key: effective key `[d]`.
+        factor: of the result.
+        eps: of the key norm.
+    """
+    value = partial.to(key.dtype)
+    rms_inverse = torch.rsqrt(value.square().mean(-1) + eps)
+    weight = torch.sigmoid((value * key).sum(-1) * rms_inverse - lse)
+    merged = torch.lerp(inter, value, weight.unsqueeze(-1))
+    return (merged if factor == 1.0 else merged * factor).to(partial.dtype)
 
 
 def _merge_tile(value: Tensor, lse: Tensor, key: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -15,32 +38,20 @@ def _merge_tile(value: Tensor, lse: Tensor, key: Tensor, eps: float) -> tuple[Te
     return torch.sigmoid(logit - lse), logit, rms_inverse
 
 
-def merge_forward(inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, factor: float, eps: float) -> Tensor:
-    """Phase 2: the read `[*, d]` from phase 1's output and log-sum-exp and the open partial sum.
+class MergeBackward(NamedTuple):
+    """grad: `[*, d]` of the result; sources, logits: those of phase 1; partial, key, form: of the read."""
 
-    Plain torch calls with the same code for every read, so that a compiler fuses them with the residual add before and
-    the norm after, and compiles that kernel once.
-    """
-    value = partial.to(key.dtype)
-    rms_inverse = torch.rsqrt(value.square().mean(-1) + eps)
-    weight = torch.sigmoid((value * key).sum(-1) * rms_inverse - lse)
-    merged = torch.lerp(inter, value, weight.unsqueeze(-1))
-    return (merged if factor == 1.0 else merged * factor).to(partial.dtype)
+    grad: Tensor
+    sources: Sequence[Tensor]
+    logits: Sequence[Tensor]
+    partial: Tensor
+    key: Tensor
+    form: ReadForm
 
 
-@torch.library.custom_op("attnres::merge_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
-def merge_backward_op(
-    grad: Tensor,
-    sources: Sequence[Tensor],
-    logits: Sequence[Tensor],
-    partial: Tensor,
-    key: Tensor,
-    read: int,
-    total: int,
-    factor: float,
-    eps: float,
-) -> list[Tensor]:
+def _run_backward(call: MergeBackward) -> list[Tensor]:
     """Gradients of `inter`, `lse`, `partial` and `key`; `inter` is recomputed from `sources`."""
+    grad, sources, logits, partial, key, (read, total, factor, eps) = call
     dtype = key.dtype
     group = group_logits(logits, read, 1, total)
     lse = group.logsumexp(0)
@@ -76,21 +87,29 @@ def merge_backward_op(
     return [grad_inter.reshape(shape), grad_lse.reshape(shape[:-1]), grad_partial.reshape(shape), grad_key]
 
 
-@merge_backward_op.register_fake
-def _(
-    grad: Tensor,
-    sources: Sequence[Tensor],
-    logits: Sequence[Tensor],
-    partial: Tensor,
-    key: Tensor,
-    read: int,
-    total: int,
-    factor: float,
-    eps: float,
-) -> list[Tensor]:
-    return [
-        key.new_empty(partial.shape),
-        key.new_empty(partial.shape[:-1]),
-        partial.new_empty(partial.shape),
-        key.new_empty(key.shape),
-    ]
+def _fake_backward(call: MergeBackward) -> list[Tensor]:
+    key, shape = call.key, call.partial.shape
+    made = [key.new_empty(shape), key.new_empty(shape[:-1]), call.partial.new_empty(shape)]
+    return [*made, key.new_empty(key.shape)]
+
+
+def _flops(call: MergeBackward) -> int:
+    """Phase 1's output again, the partial sum's logit, and what a read's backward has."""
+    return multiplied(len(call.sources) + 2 + 1 + 5, call.partial)
+
+
+def _work(call: MergeBackward) -> Work:
+    blocks = None if call.sources is None else len(call.sources)
+    return Work(blocks, takes_in=["phase 1"] + ["partial sum"] * (call.partial is not None))
+
+
+MERGE_BACKWARD = OperatorDefinition(
+    "attnres::merge_backward",
+    MergeBackward,
+    list[Tensor],
+    _run_backward,
+    _fake_backward,
+    flops=_flops,
+    work=_work,
+    make=any_layout,
+)

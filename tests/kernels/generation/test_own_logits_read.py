@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnres_kernels.autograd import own
+from attnres_kernels.autograd.own_logits_read import own_logits_read
 from attnres_kernels.definition import naive, scheduled
+from attnres_kernels.definition.read_parts import Neighbours
 from attnres_kernels.errors import UnsupportedSourcesError
-from attnres_kernels.launch import launch_own_read, tiling
+from attnres_kernels.launch import launch_own_logits_read, tiling
 from tests.kernels.generation.sweep import DTYPES, EPS, NORMS, ROWS, TOLERANCES, WIDTHS, assert_close, norm_eps, sweep
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_outputs")]
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned_outputs
 
 @dataclass(frozen=True)
 class Case:
-    """One read. sources, partial, branch: as ``own.own_read``; norm: kind, and whether it has a weight and a bias."""
+    """One read. sources, partial, branch: as ``own_logits_read``; norm: kind, whether it has a weight, and a bias."""
 
     rows: int
     width: int
@@ -59,19 +60,9 @@ class Case:
         query, key_weight = rest.pop("query"), rest.pop("key_weight")
         assert query is not None
         assert key_weight is not None
-        of_norm = None if self.norm is None else self.norm[0]
-        return own.own_read(
-            sources,
-            rest.pop("partial"),
-            query,
-            key_weight,
-            self.factor,
-            EPS,
-            norm=of_norm,
-            norm_eps=norm_eps(self.width),
-            returns_value=self.returns_value,
-            **rest,
-        )
+        partial, of_norm = rest.pop("partial"), None if self.norm is None else self.norm[0]
+        behind = Neighbours(norm=of_norm, norm_eps=norm_eps(self.width), returns_value=self.returns_value, **rest)
+        return own_logits_read(sources, partial, query, key_weight, self.factor, EPS, behind)
 
     def by_definition(self, given: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
         """The equations, and the norm behind, in the dtype of what is given."""
@@ -173,7 +164,7 @@ def test_one_source_gives_the_query_no_gradient_at_all() -> None:
     assert source is not None
     assert query is not None
     assert key_weight is not None
-    (value,) = own.own_read([source], None, query, key_weight, 1.0, EPS)
+    (value,) = own_logits_read([source], None, query, key_weight, 1.0, EPS)
     grads = torch.autograd.grad(value.square().sum(), [query, key_weight])
     assert torch.equal(value, source)
     assert all(torch.equal(grad, torch.zeros(33)) for grad in grads)
@@ -196,7 +187,7 @@ def test_sources_are_read_in_place_whatever_their_strides() -> None:
     wide, turned = torch.randn(2, 5, 66, generator=draw)[..., :33], torch.randn(2, 33, 5, generator=draw).mT
     plain = torch.randn(5, 33, generator=draw).expand(2, 5, 33)
     query, key_weight = torch.randn(33, 2, generator=draw).unbind(1)
-    (value,) = own.own_read([wide, turned], plain, query, key_weight, 1.0, EPS)
+    (value,) = own_logits_read([wide, turned], plain, query, key_weight, 1.0, EPS)
     exact = [x.double() for x in (wide, turned, plain)]
     expected = naive.depth_attention(exact, query.double() * key_weight.double(), EPS, "mean")
     assert_close(value, expected, 1e-5, "value")
@@ -204,9 +195,9 @@ def test_sources_are_read_in_place_whatever_their_strides() -> None:
 
 def test_a_read_and_its_backward_are_one_launch_each(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
-    honest = launch_own_read.launchable
+    honest = launch_own_logits_read.launchable
     monkeypatch.setattr(
-        launch_own_read, "launchable", lambda text, choices: launched.append(text) or honest(text, choices)
+        launch_own_logits_read, "launchable", lambda text, choices: launched.append(text) or honest(text, choices)
     )
     given = Case(3, 33, 33, True, True, ("rms", 1, 0), False, 1.0, torch.float32)
     outputs = given.by_kernel(given.inputs(0))
@@ -221,4 +212,4 @@ def test_a_read_and_its_backward_are_one_launch_each(monkeypatch: pytest.MonkeyP
 def test_what_the_kernels_cannot_take_is_said(source: Tensor, words: str) -> None:
     vector = torch.zeros(source.shape[1])
     with pytest.raises(UnsupportedSourcesError, match=words):
-        own.own_read([source], None, vector, vector, 1.0, EPS)
+        own_logits_read([source], None, vector, vector, 1.0, EPS)

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from attnres_kernels.definition import cost
-from attnres_kernels.generation import moved
 from attnres_kernels.generation.logits import logits_text
-from attnres_kernels.generation.own_read import own_read_text
-from attnres_kernels.generation.own_read_backward import own_read_backward_text
+from attnres_kernels.generation.own_logits_read import own_logits_read_text
+from attnres_kernels.generation.own_logits_read_backward import own_logits_read_backward_text
 from attnres_kernels.generation.phase_1 import phase_1_text
 from attnres_kernels.generation.read import read_text
 from attnres_kernels.generation.read_backward import read_backward_text
@@ -22,15 +21,17 @@ from attnres_kernels.generation.specs import (
     MOST_READS,
     MOST_SOURCES,
     LogitsSpec,
-    OwnReadBackwardSpec,
-    OwnReadSpec,
+    OwnLogitsReadBackwardSpec,
+    OwnLogitsReadSpec,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
     SourcesBackwardSpec,
 )
-from attnres_kernels.launch.cutting import cut, tiles_held
-from attnres_kernels.operators import launches
+from attnres_kernels.generation.traffic import Traffic, traffic_of
+from attnres_kernels.launch.split_sources_backward import split_into_launches, tiles_held
+from attnres_kernels.operators.definition import Shaped
+from attnres_kernels.operators.sources_backward import SOURCES_BACKWARD
 
 READ = ReadSpec(adds=True, norm="rms", has_weight=True, returns_value=False)
 
@@ -38,13 +39,13 @@ READ = ReadSpec(adds=True, norm="rms", has_weight=True, returns_value=False)
 @pytest.mark.parametrize("completed", range(1, 10))
 def test_a_direct_read_moves_what_the_cost_model_says(completed: int) -> None:
     spec = ReadSpec(completed, False, True, True, "rms", True, False, False)
-    assert moved.of_read(spec).total == cost.direct(completed) == completed + 4
+    assert traffic_of(spec).total == cost.direct(completed) == completed + 4
 
 
 @pytest.mark.parametrize(("completed", "reads"), product(range(1, 10), range(1, 9)))
 def test_a_block_in_two_phases_moves_what_the_cost_model_says(completed: int, reads: int) -> None:
-    phase_1 = moved.of_phase_1(Phase1Spec(completed, reads)).total
-    phase_2 = moved.of_read(READ).total
+    phase_1 = traffic_of(Phase1Spec(completed, reads)).total
+    phase_2 = traffic_of(READ).total
     assert phase_1 == completed + reads
     assert phase_2 == 5
     assert phase_1 + reads * phase_2 == pytest.approx(reads * cost.two_phase(completed, reads))
@@ -55,22 +56,22 @@ def test_a_block_in_two_phases_moves_what_the_cost_model_says(completed: int, re
 def test_a_group_over_several_blocks_moves_what_the_cost_model_says(shared: int, reads: int) -> None:
     completed = [shared + s for s in range(reads)]
     own = [ReadSpec(n - shared, True, True, True, "rms", True, False, False) for n in completed]
-    counted = moved.of_phase_1(Phase1Spec(shared, reads)).total + sum(moved.of_read(spec).total for spec in own)
+    counted = traffic_of(Phase1Spec(shared, reads)).total + sum(traffic_of(spec).total for spec in own)
     assert counted == cost.group(shared, completed)
 
 
 def test_logits_read_a_block_once_for_all_later_reads() -> None:
-    assert moved.of_logits(LogitsSpec(splits_keys=True)) == moved.Moved(1, 0)
+    assert traffic_of(LogitsSpec(splits_keys=True)) == Traffic(1, 0)
     # Completing the block in the same kernel saves that read: an add of its own moves three.
-    assert moved.of_logits(LogitsSpec(splits_keys=True, adds=True)).total == 3
+    assert traffic_of(LogitsSpec(splits_keys=True, adds=True)).total == 3
 
 
-def tiles(text: str) -> moved.Moved:
+def tiles(text: str) -> Traffic:
     """Different tensors whose tiles a kernel's text loads and stores."""
     stride, column = r"(?:\w+|tl\.cast\(\w+, tl\.uint32\))", r"column(?:\[None, :\])?"
     loads = re.findall(rf"tl\.load\((\w+)(?: \+ zero)? \+ row(?:\[:, None\])? \* {stride} \+ {column}", text)
     stores = re.findall(rf"tl\.store\((\w+) \+ row(?:\[:, None\])? \* {stride} \+ {column}", text)
-    return moved.Moved(len(set(loads)), len(set(stores)))
+    return Traffic(len(set(loads)), len(set(stores)))
 
 
 BOOLEANS = (False, True)
@@ -79,43 +80,41 @@ READS = [
     for n, inter, partial, adds, norm, value in product((0, 2), BOOLEANS, BOOLEANS, BOOLEANS, (None, "layer"), BOOLEANS)
     if (n or inter or partial) and (partial or not adds) and (norm or value)
 ]
-OWN_READS = [spec for spec in READS if not spec.has_inter]
-CASES: list[tuple[Callable[[Any], moved.Moved], Any, list[Callable[[Any], str]]]] = [
-    *((moved.of_logits, LogitsSpec(splits, adds), [logits_text]) for splits in BOOLEANS for adds in BOOLEANS),
-    *((moved.of_phase_1, Phase1Spec(3, 2, goes_on), [phase_1_text]) for goes_on in BOOLEANS),
-    *((moved.of_read, spec, [read_text]) for spec in READS),
+OWN_LOGITS_READS = [spec for spec in READS if not spec.has_inter]
+CASES: list[tuple[Any, list[Callable[[Any], str]]]] = [
+    *((LogitsSpec(splits, adds), [logits_text]) for splits in BOOLEANS for adds in BOOLEANS),
+    *((Phase1Spec(3, 2, goes_on), [phase_1_text]) for goes_on in BOOLEANS),
+    *((spec, [read_text]) for spec in READS),
     *(
         (
-            moved.of_read_backward,
             ReadBackwardSpec(spec, value, normed, later and spec.has_partial, wide),
             [read_backward_text],
         )
         for spec in READS
         for value, normed, later, wide in ((True, False, False, False), (False, True, True, True))
     ),
-    *((moved.of_own_read, OwnReadSpec(spec, at_once), [own_read_text]) for spec in OWN_READS for at_once in (1, 4)),
+    *((OwnLogitsReadSpec(spec, at_once), [own_logits_read_text]) for spec in OWN_LOGITS_READS for at_once in (1, 4)),
     *(
         (
-            moved.of_own_read_backward,
-            OwnReadBackwardSpec(spec, value, normed, later and spec.has_partial, at_once, at_once > 1),
-            [own_read_backward_text],
+            OwnLogitsReadBackwardSpec(spec, value, normed, later and spec.has_partial, at_once, at_once > 1),
+            [own_logits_read_backward_text],
         )
-        for spec in OWN_READS
+        for spec in OWN_LOGITS_READS
         for value, normed, later, at_once in ((True, False, False, 4), (False, True, True, 1))
     ),
-    (moved.of_sources_backward, SourcesBackwardSpec(3, (0, 2), (1,), tiles=1), [gradients_text]),
-    (moved.of_sources_backward, SourcesBackwardSpec(6, (0, 2, 3), (0, 1), tiles=3), [gradients_text]),
-    (moved.of_sources_backward, SourcesBackwardSpec(3, tuple(range(6)), ()), [gradients_text, keys_text]),
+    (SourcesBackwardSpec(3, (0, 2), (1,), tiles=1), [gradients_text]),
+    (SourcesBackwardSpec(6, (0, 2, 3), (0, 1), tiles=3), [gradients_text]),
+    (SourcesBackwardSpec(3, tuple(range(6)), ()), [gradients_text, keys_text]),
 ]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_counts_are_those_of_the_text(case: int) -> None:
-    count, spec, texts = CASES[case]
-    total = moved.Moved(0, 0)
+    spec, texts = CASES[case]
+    total = Traffic(0, 0)
     for text in texts:
         total += tiles(text(spec))
-    assert count(spec) == total, spec
+    assert traffic_of(spec) == total, spec
 
 
 # The backward of the sources in launches
@@ -123,8 +122,8 @@ def test_counts_are_those_of_the_text(case: int) -> None:
 
 def moves(width: int, sources: int, reads: int, carried: bool = True) -> int:
     later = tuple(range(sources)) if carried else ()
-    found = cut(sources, tuple(range(reads)), later, width)
-    return sum(moved.of_sources_backward(launch.spec).total for launch in found)
+    found = split_into_launches(sources, tuple(range(reads)), later, width)
+    return sum(traffic_of(launch.spec).total for launch in found)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_the_backward_of_the_sources_moves_every_row_once(width: int, reads: int
 def test_a_cut_is_of_every_pair_once_and_no_worse_than_the_fewest_launches(
     width: int, sources: int, reads: int
 ) -> None:
-    found = cut(sources, tuple(range(5, 5 + reads)), (0,), width)
+    found = split_into_launches(sources, tuple(range(5, 5 + reads)), (0,), width)
     pairs = [
         (launch.first_source + i, read)
         for launch in found
@@ -166,5 +165,7 @@ def test_a_cut_is_of_every_pair_once_and_no_worse_than_the_fewest_launches(
         assert set(launch.spec.carried) == goes_on
     passes = -(-reads // MOST_READS)
     uncut = sources * (3 * passes - 1) + -(-sources // MOST_SOURCES) * reads + passes * sources + 1
-    assert sum(moved.of_sources_backward(launch.spec).total for launch in found) <= uncut
-    assert launches.of_sources_backward(sources, reads, width) == sum(1 + (not x.spec.sums_keys) for x in found)
+    assert sum(traffic_of(launch.spec).total for launch in found) <= uncut
+    row = Shaped((1, width))
+    call = SOURCES_BACKWARD.named({"read_grads": [row] * reads, "carried": (), "sources": [row] * sources})
+    assert SOURCES_BACKWARD.launches(call) == sum(1 + (not x.spec.sums_keys) for x in found)

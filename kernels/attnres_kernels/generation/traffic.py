@@ -7,11 +7,13 @@ read once. Bytes are elements times the size of the sources' dtype, in which all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
 
 from attnres_kernels.generation.specs import (
+    KernelSpec,
     LogitsSpec,
-    OwnReadBackwardSpec,
-    OwnReadSpec,
+    OwnLogitsReadBackwardSpec,
+    OwnLogitsReadSpec,
     Phase1Spec,
     ReadBackwardSpec,
     ReadSpec,
@@ -20,7 +22,7 @@ from attnres_kernels.generation.specs import (
 
 
 @dataclass(frozen=True)
-class Moved:
+class Traffic:
     """Tensors ``[rows, d]`` that are read from memory and written to it."""
 
     reads: int
@@ -30,55 +32,67 @@ class Moved:
     def total(self) -> int:
         return self.reads + self.writes
 
-    def __add__(self, other: Moved) -> Moved:
-        return Moved(self.reads + other.reads, self.writes + other.writes)
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.reads + other.reads, self.writes + other.writes)
 
 
-def of_logits(spec: LogitsSpec) -> Moved:
+@singledispatch
+def traffic_of(spec: KernelSpec) -> Traffic:
+    """Of the kernels that a spec is of."""
+    raise TypeError(f"{type(spec).__name__} is no spec of a kernel: count what it moves in generation/traffic.py.")
+
+
+@traffic_of.register
+def _(spec: LogitsSpec) -> Traffic:
     """The block; or the two parts of it, and the block written."""
-    return Moved(2, 1) if spec.adds else Moved(1, 0)
+    return Traffic(2, 1) if spec.adds else Traffic(1, 0)
 
 
-def of_phase_1(spec: Phase1Spec) -> Moved:
+@traffic_of.register
+def _(spec: Phase1Spec) -> Traffic:
     """Every source once, and an output per read, which is read first where a launch goes on from it."""
-    return Moved(spec.sources + (spec.reads if spec.continues else 0), spec.reads)
+    return Traffic(spec.sources + (spec.reads if spec.continues else 0), spec.reads)
 
 
-def of_read(spec: ReadSpec) -> Moved:
+@traffic_of.register
+def _(spec: ReadSpec) -> Traffic:
     """Its parts and the branch; the value, the normed value and the new partial sum, those that there are."""
     reads = spec.sources + spec.has_inter + spec.has_partial + spec.adds
-    return Moved(reads, spec.returns_value + (spec.norm is not None) + spec.adds)
+    return Traffic(reads, spec.returns_value + (spec.norm is not None) + spec.adds)
 
 
-def of_read_backward(spec: ReadBackwardSpec) -> Moved:
+@traffic_of.register
+def _(spec: ReadBackwardSpec) -> Traffic:
     """Its parts and the gradients given; the gradients of the weighted sum and of the partial sum.
 
     One of the gradients is read again where that of the bias is apart, a sum over it.
     """
     again = spec.has_normed_grad and spec.forward.has_bias and not spec.sums_bias
-    return Moved(spec.tiles + again, 1 + spec.forward.has_partial)
+    return Traffic(spec.tiles + again, 1 + spec.forward.has_partial)
 
 
-def of_sources_backward(spec: SourcesBackwardSpec) -> Moved:
+@traffic_of.register
+def _(spec: SourcesBackwardSpec) -> Traffic:
     """Sources and gradients, those of reads and those carried; sources once more where a kernel of its own sums keys.
 
     A token's rows are read twice, the second time from the cache.
     """
-    sources = spec.sources
-    keys = Moved(0 if spec.sums_keys else sources, 0)
-    return Moved(sources + len(spec.reads) + len(spec.carried), sources) + keys
+    again = 0 if spec.sums_keys else spec.sources
+    return Traffic(spec.sources + len(spec.reads) + len(spec.carried) + again, spec.sources)
 
 
-def of_own_read(spec: OwnReadSpec) -> Moved:
-    """As a direct read with known logits: what these are made of is in registers."""
-    return of_read(spec.read)
+@traffic_of.register
+def _(spec: OwnLogitsReadSpec) -> Traffic:
+    """What logits are made of is in registers, so that it is that of a direct read with known ones."""
+    return traffic_of(spec.read)
 
 
-def of_own_read_backward(spec: OwnReadBackwardSpec) -> Moved:
+@traffic_of.register
+def _(spec: OwnLogitsReadBackwardSpec) -> Traffic:
     """Its sources and the gradients given; the gradients of the sources.
 
     What is read more than once comes from the cache, as do sums over tokens that registers do not hold.
     """
     sources = spec.forward.sources + spec.forward.has_partial
     given = spec.has_value_grad + (spec.norm is not None) + spec.has_partial_grad
-    return Moved(sources + given, sources)
+    return Traffic(sources + given, sources)

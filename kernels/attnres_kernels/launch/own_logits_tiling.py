@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from attnres_kernels.generation.specs import NormKind, OwnReadBackwardSpec, OwnReadSpec, ReadSpec
-from attnres_kernels.launch import tensors, tiling
+from attnres_kernels.generation.specs import NormKind, OwnLogitsReadBackwardSpec, OwnLogitsReadSpec, ReadSpec
+from attnres_kernels.launch import rows, tiling
 from attnres_kernels.launch.tiling import Tiling
 
 HELD_FORWARD = 80
@@ -34,8 +34,11 @@ LOADED_BITS = 128
 
 
 def most_sources(width: int, norm: NormKind | None) -> int:
-    """Sources, the open partial sum among them, up to which a read with this norm behind makes its own logits; with
-    more, they are made first (``logits``).
+    """Sources, the open partial sum among them, up to which a read makes its own logits; of more, they are made first.
+
+    Args:
+        width: of the stream.
+        norm: behind the read.
     """
     if not tiling.is_wide(width):
         return MOST_SOURCES
@@ -52,26 +55,44 @@ def backward_tile(width: int) -> Tiling:
 
 
 def lanes(tile: Tiling, dtype: torch.dtype) -> dict[str, int]:
-    """By which a row is summed: first the columns of a thread, ``FOLD`` for each load, then ``LANES`` threads."""
+    """By which a row is summed: first the columns of a thread, ``FOLD`` for each load, then ``LANES`` threads.
+
+    Args:
+        tile: of a program.
+        dtype: of the sources.
+    """
     fold = min(tile.columns, LOADED_BITS // (8 * dtype.itemsize))
     return {"LANES": min(tile.columns // fold, 32 * tile.warps), "FOLD": fold}
 
 
-def forward_spec(read: ReadSpec, width: int) -> OwnReadSpec:
+def forward_spec(read: ReadSpec, width: int) -> OwnLogitsReadSpec:
+    """How many sources a read holds at once.
+
+    Args:
+        read: its sources and neighbours.
+        width: of the stream.
+    """
     sources, elements = read.sources + read.has_partial, _elements(forward_tile(width))
     is_held = sources * elements <= HELD_FORWARD
-    return OwnReadSpec(read, sources if is_held else _evenly(sources, max(1, HELD_OF_GROUP // elements)))
+    return OwnLogitsReadSpec(read, sources if is_held else _evenly(sources, max(1, HELD_OF_GROUP // elements)))
 
 
 def backward_spec(
     forward: ReadSpec, width: int, has_value_grad: bool, has_normed_grad: bool, has_partial_grad: bool
-) -> OwnReadBackwardSpec:
+) -> OwnLogitsReadBackwardSpec:
+    """How many sources the backward of a read holds at once, and where its sums over tokens are.
+
+    Args:
+        forward: what it is the backward of.
+        width: of the stream.
+        has_value_grad, has_normed_grad, has_partial_grad: which outputs have a gradient.
+    """
     sources, elements = forward.sources + forward.has_partial, _elements(backward_tile(width))
     is_held = sources <= MOST_HELD and elements <= ELEMENTS_HELD
     at_once = sources if is_held else _evenly(sources, AT_ONCE)
     has_norm = forward.norm is not None and has_normed_grad
     holds_sums = is_held or (elements < ELEMENTS_HELD and not has_norm)
-    return OwnReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, at_once, holds_sums)
+    return OwnLogitsReadBackwardSpec(forward, has_value_grad, has_normed_grad, has_partial_grad, at_once, holds_sums)
 
 
 def _elements(tile: Tiling) -> int:
@@ -92,4 +113,4 @@ def shares(like: torch.Tensor) -> tuple[int, int]:
     programs = tiling.programs(like.device)
     if like.device.type != "cpu":
         programs *= max(1, BACKWARD_WARPS // backward_tile(like.shape[1]).warps)
-    return programs, tensors.cdiv(like.shape[0], programs)
+    return programs, rows.cdiv(like.shape[0], programs)

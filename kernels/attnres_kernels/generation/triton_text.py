@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 
 def lines(statements: Iterable[str], indent: int) -> str:
-    """The statements, one below the other; the first one stands where the text is put in."""
+    """The statements, one below the other; the first one stands where the text is put in.
+
+    Args:
+        statements: of Triton.
+        indent: blanks before all others.
+    """
     return f"\n{' ' * indent}".join(statements)
 
 
@@ -21,22 +26,40 @@ def along(stride: str) -> str:
 
 
 def load(pointer: str, stride: str, name: str) -> str:
-    """Load the tile at ``row`` and ``column`` in fp32; zero outside."""
+    """Load the tile at ``row`` and ``column`` in fp32; zero outside.
+
+    Args:
+        pointer, stride: names of the tensor and of the stride of its rows.
+        name: of the variable.
+    """
     return f"{load_stored(pointer, stride, name)}.to(tl.float32)"
 
 
 def load_stored(pointer: str, stride: str, name: str) -> str:
-    """Load the tile at ``row`` and ``column`` as it is stored, in half the registers of fp32 where that is bf16."""
+    """Load the tile at ``row`` and ``column`` as it is stored, in half the registers of fp32 where that is bf16.
+
+    Args:
+        pointer, stride, name: of ``load``.
+    """
     return f"{name} = tl.load({pointer} + {along(stride)} + column, mask=inside, other=0.0)"
 
 
 def load_again(pointer: str, stride: str, name: str) -> str:
-    """Load a tile a second time instead of holding it; a compiler cannot tell, for ``zero``."""
+    """Load a tile a second time instead of holding it; a compiler cannot tell, for ``zero``.
+
+    Args:
+        pointer, stride, name: of ``load``.
+    """
     return load(f"{pointer} + zero", stride, name)
 
 
 def load_vector(pointer: str, name: str) -> str:
-    """Load the columns of a vector in fp32; zero outside."""
+    """Load the columns of a vector in fp32; zero outside.
+
+    Args:
+        pointer: name of the vector.
+        name: of the variable.
+    """
     return f"{name} = tl.load({pointer} + column, mask=inside, other=0.0).to(tl.float32)"
 
 
@@ -67,7 +90,12 @@ def with_additions(kernel: str) -> str:
 
 
 def store(pointer: str, value: str) -> str:
-    """Store a tile, rounded to what is stored."""
+    """Store a tile, rounded to what is stored.
+
+    Args:
+        pointer: name of the tensor.
+        value: of the tile.
+    """
     return f"tl.store({pointer} + {along('width')} + column, {value}.to({pointer}.dtype.element_ty), mask=inside)"
 
 
@@ -77,13 +105,16 @@ def over_rows(
     """The body of a kernel whose programs go over rows of their own: ``start``, the loop, ``end``.
 
     In the loop are ``row``, ``column`` and ``inside``, and before and after it ``program``, ``column`` and ``inside``.
-    tiles: text of the number of the tile along the width.
 
     ``zero`` is 0 at run time, which a compiler does not know: so it cannot move addresses and loads of vectors out of
     the loop, of which there are far more than registers. They are cheap to make, and in the cache.
 
-    stages: name of the constant that says in how many stages the loop is a pipeline: in all but the last one, tiles of
-    rows are on their way into shared memory. All that the loop loads is copied so, but not what a condition guards.
+    Args:
+        tiles: text of the number of the tile along the width.
+        start, loop, end: statements.
+        stages: name of the constant that says in how many stages the loop is a pipeline: in all but the last one, tiles
+            of rows are on their way into shared memory. All that the loop loads is copied so, but not what a condition
+            guards.
     """
     steps = "0, tl.minimum(rows_per_program, rows - first)"
     steps = f"range({steps})" if stages is None else f"tl.range({steps}, num_stages={stages})"

@@ -1,10 +1,10 @@
-"""How the backward of several reads into completed blocks is cut into launches: so that it moves the fewest bytes.
+"""How the backward of several reads into completed blocks is split into launches: so that it moves the fewest bytes.
 
 Every launch reads the gradients of its reads; a launch of further reads reads the sources again, and the gradients that
 the launch before it wrote, to add to them. Sums for the keys that registers do not hold cost a read of the sources.
 
-Sources do not know of one another, so that each piece of them has a cut of the reads of its own. Pieces of sources are
-as few as can be, since each reads the gradients of all reads; how many reads to a launch is compared by ``moved``.
+Sources do not know of one another, so that each piece of them has a split of the reads of its own. Pieces of sources
+are as few as can be, since each reads the gradients of all reads; how many reads to a launch is compared by traffic.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from attnres_kernels.generation import moved
-from attnres_kernels.generation.specs import MOST_READS, MOST_SOURCES, MOST_TILES_OF_KEYS, SourcesBackwardSpec
+from attnres_kernels.generation.specs import (
+    MOST_READS,
+    MOST_SOURCES,
+    MOST_TILES_OF_KEYS,
+    SourcesBackwardSpec,
+    launches_of,
+)
+from attnres_kernels.generation.traffic import traffic_of
 from attnres_kernels.launch import tiling
 
 
@@ -26,19 +32,22 @@ class Launch:
     first_read: int
     spec: SourcesBackwardSpec
 
-    @property
-    def kernels(self) -> int:
-        return 1 if self.spec.sums_keys else 2
-
 
 def tiles_held(reads: int, width: int) -> int:
-    """Tiles of a row for which one launch holds sums for the keys in registers: all of them, or none."""
+    """Tiles of a row for which one launch holds sums for the keys in registers: all of them, or none.
+
+    Args:
+        reads: of the launch.
+        width: of the stream.
+    """
     tiles = -(-width // tiling.steps(width).columns)
     return tiles if reads * tiles <= MOST_TILES_OF_KEYS else 0
 
 
 @cache
-def cut(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int) -> tuple[Launch, ...]:
+def split_into_launches(
+    sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int
+) -> tuple[Launch, ...]:
     """The launches, in order, with the fewest bytes; of equals, the fewest kernels.
 
     Args:
@@ -50,20 +59,26 @@ def cut(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: i
     return tuple(
         Launch(first, launch.first_read, launch.spec)
         for first, count in (_pieces_of_sources(sources) if reads else ())
-        for launch in _cut_of_reads(count, reads, tuple(i - first for i in carried if 0 <= i - first < count), width)
+        for launch in _split_reads(count, reads, tuple(i - first for i in carried if 0 <= i - first < count), width)
     )
 
 
 @cache
-def moved_by_launches(sources: int, reads: int, width: int, carried: bool = True) -> int:
-    """What all launches move per token, in units of the width. carried: whether later reads gave gradients."""
-    return sum(_moved_by_piece(count, reads, width, carried) for _, count in _pieces_of_sources(sources))
+def traffic_of_launches(sources: int, reads: int, width: int, carried: bool = True) -> int:
+    """What all launches move per token, in units of the width.
+
+    Args:
+        sources, reads: completed blocks, and reads that have a gradient.
+        width: of the stream.
+        carried: whether later reads gave gradients.
+    """
+    return sum(_traffic_of_piece(count, reads, width, carried) for _, count in _pieces_of_sources(sources))
 
 
 @cache
-def _moved_by_piece(sources: int, reads: int, width: int, carried: bool) -> int:
-    launches = _cut_of_reads(sources, tuple(range(reads)), tuple(range(sources)) if carried else (), width)
-    return sum(moved.of_sources_backward(launch.spec).total for launch in launches)
+def _traffic_of_piece(sources: int, reads: int, width: int, carried: bool) -> int:
+    launches = _split_reads(sources, tuple(range(reads)), tuple(range(sources)) if carried else (), width)
+    return sum(traffic_of(launch.spec).total for launch in launches)
 
 
 def _pieces_of_sources(sources: int) -> list[tuple[int, int]]:
@@ -72,11 +87,11 @@ def _pieces_of_sources(sources: int) -> list[tuple[int, int]]:
 
 
 @cache
-def _cut_of_reads(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int) -> tuple[Launch, ...]:
+def _split_reads(sources: int, reads: tuple[int, ...], carried: tuple[int, ...], width: int) -> tuple[Launch, ...]:
     """The launches for one piece of the sources; every one of these is carried on from the first launch."""
 
     def cost(launches: tuple[Launch, ...]) -> tuple[int, int]:
-        return sum(moved.of_sources_backward(x.spec).total for x in launches), sum(x.kernels for x in launches)
+        return sum(traffic_of(x.spec).total for x in launches), sum(launches_of(x.spec) for x in launches)
 
     def launches(size: int) -> Iterator[Launch]:
         for first, count in _pieces(len(reads), size):

@@ -4,34 +4,55 @@ Opaque to a compiler, so that passes can find and regroup reads; correct on any 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attnres_kernels.definition.naive import check_sources, depth_attention, depth_weights
+from attnres_kernels.definition import naive
+from attnres_kernels.operators.definition import OperatorDefinition, Work, multiplied, torch_operator
 
 
-@torch.library.custom_op("attnres::depth_attention", mutates_args=())
-def depth_attention_op(sources: Sequence[Tensor], key_vector: Tensor, eps: float, scale: str) -> Tensor:
-    """`naive.depth_attention` as an operator: same arguments, same result, never an alias of a source."""
-    check_sources(sources, key_vector)
-    with torch.autocast(sources[0].device.type, enabled=False):
-        return depth_attention(sources, key_vector, eps, scale)
+class DepthAttention(NamedTuple):
+    """The arguments of `naive.depth_attention`."""
+
+    sources: Sequence[Tensor]
+    key_vector: Tensor
+    eps: float
+    scale: str
 
 
-@depth_attention_op.register_fake
-def _(sources: Sequence[Tensor], key_vector: Tensor, eps: float, scale: str) -> Tensor:
-    check_sources(sources, key_vector)
-    return sources[0].new_empty(sources[0].shape)
+def _run(call: DepthAttention) -> Tensor:
+    """`naive.depth_attention`, never an alias of a source."""
+    naive.check_sources(call.sources, call.key_vector)
+    with torch.autocast(call.sources[0].device.type, enabled=False):
+        return naive.depth_attention(*call)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Sequence[Tensor], Tensor, float, str], output: Tensor) -> None:
-    sources, key_vector, ctx.eps, ctx.scale = inputs
-    ctx.save_for_backward(key_vector, *sources)
+def _fake(call: DepthAttention) -> Tensor:
+    naive.check_sources(call.sources, call.key_vector)
+    return call.sources[0].new_empty(call.sources[0].shape)
 
 
-def depth_attention_backward(
+def _flops(call: DepthAttention) -> int:
+    """Square sum, dot product and weighted sum of every source."""
+    return multiplied(3 * len(call.sources), call.sources[0])
+
+
+DEPTH_ATTENTION = OperatorDefinition(
+    "attnres::depth_attention",
+    DepthAttention,
+    Tensor,
+    _run,
+    _fake,
+    flops=_flops,
+    work=lambda call: Work(len(call.sources)),
+    computes=(naive.naive_read,),
+    make=torch_operator(),
+)
+
+
+def _gradients(
     grad: Tensor, sources: Sequence[Tensor], key_vector: Tensor, eps: float, scale: str
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of `depth_attention`; keeps nothing but its inputs and recomputes logits and weights.
@@ -49,7 +70,7 @@ def depth_attention_backward(
     Returns:
         The gradient of every source `[*, d]` in its dtype, and that of the key vector `[d]`.
     """
-    weights = depth_weights(sources, key_vector, eps)
+    weights = naive.depth_weights(sources, key_vector, eps)
     dtype, width = weights.dtype, sources[0].shape[-1]
     factor = float(len(sources)) if scale == "sum" else 1.0
     key, grad = key_vector.to(dtype), grad.to(dtype) * factor
@@ -69,11 +90,16 @@ def depth_attention_backward(
     return grad_sources, grad_key.to(key_vector.dtype)
 
 
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    sources, key_vector, ctx.eps, ctx.scale = inputs
+    ctx.save_for_backward(key_vector, *sources)
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, None, None]:
     key_vector, *sources = ctx.saved_tensors
     with torch.autocast(grad.device.type, enabled=False):
-        grad_sources, grad_key = depth_attention_backward(grad, sources, key_vector, ctx.eps, ctx.scale)
+        grad_sources, grad_key = _gradients(grad, sources, key_vector, ctx.eps, ctx.scale)
     return grad_sources, grad_key, None, None
 
 
-depth_attention_op.register_autograd(_backward, setup_context=_setup_context)
+DEPTH_ATTENTION.operator.register_autograd(_backward, setup_context=_setup_context)

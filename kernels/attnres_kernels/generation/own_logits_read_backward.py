@@ -13,15 +13,15 @@ in a fixed order afterwards, so that two runs give the same bits.
 
 from __future__ import annotations
 
-from attnres_kernels.generation.own_read import KEPT, folded, sources_of, statistic, stride_of, sums, tile
+from attnres_kernels.generation.own_logits_read import KEPT, folded, sources_of, statistic, stride_of, sums, tile
 from attnres_kernels.generation.read import backward_name
-from attnres_kernels.generation.specs import OwnReadBackwardSpec
-from attnres_kernels.generation.writing import load, load_vector, over_rows, store, sum_together, with_additions
+from attnres_kernels.generation.specs import OwnLogitsReadBackwardSpec
+from attnres_kernels.generation.triton_text import load, load_vector, over_rows, store, sum_together, with_additions
 
 _BARRIER = "tl.debug_barrier()  # another thread may go on with a sum"
 
 
-def own_read_backward_text(spec: OwnReadBackwardSpec) -> str:
+def own_logits_read_backward_text(spec: OwnLogitsReadBackwardSpec) -> str:
     """Gradients of the sources, that of the partial sum being the branch's too where an add is fused; and, per program,
     those of the key and of the norm's vectors.
     """
@@ -72,11 +72,11 @@ def {backward_name(spec, "own_read_backward")}(
 {over_rows("0", start, loop, end)}""")
 
 
-def _statistic(spec: OwnReadBackwardSpec, name: str, place: int) -> str:
+def _statistic(spec: OwnLogitsReadBackwardSpec, name: str, place: int) -> str:
     return f"{name} = tl.load({statistic(spec.forward, place)})"
 
 
-def _load(spec: OwnReadBackwardSpec, place: int, is_first: bool) -> list[str]:
+def _load(spec: OwnLogitsReadBackwardSpec, place: int, is_first: bool) -> list[str]:
     """A source's row; a second time only where registers do not hold it."""
     if spec.holds_sources and not is_first:
         return []
@@ -86,12 +86,12 @@ def _load(spec: OwnReadBackwardSpec, place: int, is_first: bool) -> list[str]:
     return [*text, load(name, stride_of(name), tile(name))]
 
 
-def _again(spec: OwnReadBackwardSpec, operation: str) -> list[str]:
+def _again(spec: OwnLogitsReadBackwardSpec, operation: str) -> list[str]:
     """Where sources are read again, so are their addresses made: ``row`` is the same, which a compiler cannot tell."""
     return [] if spec.holds_sources else [f"row = (row {operation} zero).to(tl.uint32).to(tl.int64)"]
 
 
-def _add(spec: OwnReadBackwardSpec, name: str, value: str) -> str:
+def _add(spec: OwnLogitsReadBackwardSpec, name: str, value: str) -> str:
     """Add to a sum over tokens, in registers, or where they have no room for it, in the program's own row in memory."""
     if spec.holds_sums:
         return f"{name} += {value}"
@@ -99,7 +99,7 @@ def _add(spec: OwnReadBackwardSpec, name: str, value: str) -> str:
     return f"tl.store({at}, tl.load({at}, mask=inside, other=0.0) + {value}, mask=inside)"
 
 
-def _read_grad(spec: OwnReadBackwardSpec, has_weight: bool, has_bias: bool) -> list[str]:
+def _read_grad(spec: OwnLogitsReadBackwardSpec, has_weight: bool, has_bias: bool) -> list[str]:
     """``grad``, which is ``h``."""
     text = [_statistic(spec, "log_total", 0)]
     if spec.has_value_grad:
@@ -115,7 +115,7 @@ def _read_grad(spec: OwnReadBackwardSpec, has_weight: bool, has_bias: bool) -> l
     return [*text, "grad = grad * factor"]
 
 
-def _norm(spec: OwnReadBackwardSpec, has_weight: bool, has_bias: bool) -> list[str]:
+def _norm(spec: OwnLogitsReadBackwardSpec, has_weight: bool, has_bias: bool) -> list[str]:
     """The gradient ``outer`` of the normed value, through the norm, added to ``grad``."""
     is_layer = spec.norm == "layer"
     text = [_statistic(spec, "inverse_deviation", 2), *([_statistic(spec, "mean", 1)] if is_layer else [])]
@@ -136,7 +136,7 @@ def _norm(spec: OwnReadBackwardSpec, has_weight: bool, has_bias: bool) -> list[s
     return [*text, "grad += tl.where(inside, inner * inverse_deviation, 0.0)"]
 
 
-def _delta(spec: OwnReadBackwardSpec) -> list[str]:
+def _delta(spec: OwnLogitsReadBackwardSpec) -> list[str]:
     """``along_i``, the product of ``grad`` with each source, and ``delta``, their sum with the weights."""
     names = sources_of(spec.forward)
     text = _again(spec, "|") if spec.norm else []
@@ -148,12 +148,12 @@ def _delta(spec: OwnReadBackwardSpec) -> list[str]:
     return text
 
 
-def _weight(spec: OwnReadBackwardSpec, place: int) -> list[str]:
+def _weight(spec: OwnLogitsReadBackwardSpec, place: int) -> list[str]:
     """Made where it is needed, each time: there are not registers for the weights of all sources."""
     return [_statistic(spec, "logit", KEPT + place), "weight = tl.exp(logit - log_total)"]
 
 
-def _gradients(spec: OwnReadBackwardSpec) -> list[str]:
+def _gradients(spec: OwnLogitsReadBackwardSpec) -> list[str]:
     """One source after the other. Its scalars are read and made again: there are too many to hold them."""
     names = sources_of(spec.forward)
     text = [
