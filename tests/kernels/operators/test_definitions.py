@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from attnres_compile.inspection.facts.kernels import kernels_of
-from attnres_compile.report.execution import count
+from attnres_compile.report.counting.execution import count
 from attnres_kernels.autograd import generated_reads
 from attnres_kernels.definition import scheduled
 from attnres_kernels.generation.specs import Phase1Spec
