@@ -16,7 +16,7 @@ from attnres_compile.api.prepare import config_from
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model
 from attnres_compile.compile import graph_runs
 from attnres_compile.compile.levels import run_passes_under
-from attnres_kernels.autograd import generated_reads, keys, own_logits_read
+from attnres_kernels.autograd import generated_reads, keys, own_logits_reads
 from attnres_kernels.definition import scheduled
 from attnres_kernels.launch import launch_own_logits_read, launch_phase_1, launch_read
 from attnres_passes.ir.config import ConfigError
@@ -120,7 +120,7 @@ def test_reads_of_few_tokens_make_their_own_logits_where_nothing_is_differentiat
     """They have gradients all the same, which are compared too."""
     graph, found = passed(*zoo.by_name(name).build(), differentiates=False, **options)
     targets = [node.target for node in found.lowered.graph.nodes]
-    assert targets.count(own_logits_read.own_logits_read) == len(graph_runs.read_nodes(found.rewritten))
+    assert targets.count(own_logits_reads.own_logits_read) == len(graph_runs.read_nodes(found.rewritten))
     assert not {generated_reads.read, generated_reads.source_logits, keys.key_matrix} & set(targets)
     assert "own logits" in found.schedule_text()
     assert_levels_agree(graph, found)
@@ -133,7 +133,7 @@ def test_both_kinds_of_reads_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(schedule, "group_reads", lambda *_: ReadGroups(cut))
     graph, found = passed(PreNorm(layers=12), (tokens(),), {}, differentiates=False, block_size=3)
     targets = [node.target for node in found.lowered.graph.nodes]
-    assert (targets.count(generated_reads.read), targets.count(own_logits_read.own_logits_read)) == (7, 5)
+    assert (targets.count(generated_reads.read), targets.count(own_logits_reads.own_logits_read)) == (7, 5)
     assert targets.count(generated_reads.source_logits) + targets.count(generated_reads.complete_block) == 3
     assert_levels_agree(graph, found)
 

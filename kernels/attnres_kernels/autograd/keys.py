@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.operators.definition import described_by
-from attnres_kernels.operators.keys import KEY_ROWS, KEY_ROWS_BACKWARD, KeyRows, KeyRowsBackward
+from attnres_kernels.operators.key_rows import KEY_ROWS, KEY_ROWS_BACKWARD, KeyRows, KeyRowsBackward
 
 
 class _KeyMatrix(torch.autograd.Function):

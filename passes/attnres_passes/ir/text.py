@@ -42,7 +42,7 @@ def graph_text(gm: GraphModule) -> str:
             placeholders.append(f"    {node.name}{_type(node)},{_annotation_comment(node)}")
             continue
         if node.op == "output":
-            lines.append(f"    return {_argument(node.args[0])}")
+            lines.append(f"    return {_argument(node.args[0], names)}")
             continue
         here = _place(node)
         if here != place and here:
@@ -84,12 +84,12 @@ def _annotation_comment(node: Node) -> str:
 def _expression(node: Node, names: Collection[str]) -> str:
     if node.op == "get_attr":
         return f"self.{node.target}"
-    keywords = [f"{name}={_argument(value)}" for name, value in node.kwargs.items()]
+    keywords = [f"{name}={_argument(value, names)}" for name, value in node.kwargs.items()]
     if node.op == "call_method":
-        receiver, *rest = (_argument(argument) for argument in node.args)
+        receiver, *rest = (_argument(argument, names) for argument in node.args)
         return f"{receiver}.{node.target}({', '.join([*rest, *keywords])})"
     callee = f"self.{node.target}" if node.op == "call_module" else _callee(node.target, names)
-    return f"{callee}({', '.join([*(_argument(argument) for argument in node.args), *keywords])})"
+    return f"{callee}({', '.join([*(_argument(argument, names) for argument in node.args), *keywords])})"
 
 
 def _callee(target: Any, names: Collection[str]) -> str:
@@ -107,26 +107,26 @@ def _callee(target: Any, names: Collection[str]) -> str:
     return f"{module if is_other else short}.{name}"
 
 
-def _argument(value: Any) -> str:
+def _argument(value: Any, names: Collection[str]) -> str:
     if isinstance(value, Node):
         return value.name
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return _named_tuple(value)
+        return _named_tuple(value, names)
     if isinstance(value, tuple):
-        inner = ", ".join(_argument(part) for part in value)
+        inner = ", ".join(_argument(part, names) for part in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, list):
-        return f"[{', '.join(_argument(part) for part in value)}]"
+        return f"[{', '.join(_argument(part, names) for part in value)}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {_argument(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {_argument(part, names)}" for key, part in value.items()) + "}"
     if isinstance(value, slice):
-        return f"slice({_argument(value.start)}, {_argument(value.stop)}, {_argument(value.step)})"
+        return f"slice({_argument(value.start, names)}, {_argument(value.stop, names)}, {_argument(value.step, names)})"
     return repr(value)
 
 
-def _named_tuple(value: Any) -> str:
+def _named_tuple(value: Any, names: Collection[str]) -> str:
     """With the fields that are not their defaults."""
     defaults = value._field_defaults
     given = [(name, part) for name, part in value._asdict().items() if name not in defaults or part != defaults[name]]
-    shown = [f"{name}={_argument(part)}" for name, part in given]
-    return f"{type(value).__name__}({', '.join(shown)})"
+    shown = [f"{name}={_argument(part, names)}" for name, part in given]
+    return f"{_callee(type(value), names)}({', '.join(shown)})"

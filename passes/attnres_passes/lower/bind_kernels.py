@@ -27,7 +27,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from attnres_kernels.autograd import generated_reads, keys, own_logits_read
+from attnres_kernels.autograd import generated_reads, keys, own_logits_reads
 from attnres_kernels.definition import scheduled
 from attnres_kernels.definition.read_parts import ALONE, Neighbours, ReadForm, ReadParts
 from attnres_kernels.launch.split_sources_backward import traffic_of_launches
@@ -120,7 +120,7 @@ def _bind_own_logits_read(node: Node, keeps_values: bool) -> None:
     *blocks, last = given["sources"]
     form = (given[name] for name in ("query", "weight", "factor", "eps"))
     neighbours = _neighbours(node, given, keeps_values)
-    bound = call(node, own_logits_read.own_logits_read, blocks, last, *form, neighbours)
+    bound = call(node, own_logits_reads.own_logits_read, blocks, last, *form, neighbours)
     _put_in_place(node, bound, neighbours)
 
 

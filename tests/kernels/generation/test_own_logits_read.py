@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnres_kernels.autograd.own_logits_read import own_logits_read
+from attnres_kernels.autograd.own_logits_reads import own_logits_read
 from attnres_kernels.definition import naive, scheduled
 from attnres_kernels.definition.read_parts import Neighbours
 from attnres_kernels.errors import UnsupportedSourcesError

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from attnres_kernels.autograd.own_logits_read import own_logits_read
+from attnres_kernels.autograd.own_logits_reads import own_logits_read
 from attnres_kernels.definition.read_parts import Neighbours, OutputGradients, ReadParts
 from attnres_kernels.errors import AttnResError
 from attnres_kernels.launch import launch_read, tuning

@@ -17,7 +17,7 @@ from torch._inductor import config
 from torch._inductor.graph import GraphLowering
 from traced_kernels import EPS, NoDevice
 
-from attnres_kernels.autograd.own_logits_read import own_logits_read
+from attnres_kernels.autograd.own_logits_reads import own_logits_read
 from attnres_kernels.operators.logits import GENERATED_LOGITS, Logits
 from attnres_kernels.operators.phase_1 import GENERATED_PHASE_1, Phase1
 

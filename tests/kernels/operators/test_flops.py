@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnres_kernels.autograd import generated_reads, keys, own_logits_read, two_phase
+from attnres_kernels.autograd import generated_reads, keys, own_logits_reads, two_phase
 from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 from attnres_kernels.operators.definition import register_flop_formulas
 
@@ -72,7 +72,7 @@ def test_a_read_with_own_logits(norm: str | None) -> None:
     with FlopCounterMode(display=False) as counter:
         behind = Neighbours(norm=norm, returns_value=False)
         read = sources, partials[0], queries[0], weights[0], 1.0, EPS
-        (value,) = own_logits_read.own_logits_read(*read, behind)
+        (value,) = own_logits_reads.own_logits_read(*read, behind)
     # Of each source square sum, dot product and weighted sum.
     assert counter.get_total_flops() == (BLOCKS + 1) * 2 * 3 * ELEMENTS
     with FlopCounterMode(display=False) as counter:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnres_kernels.autograd import own_logits_read
+from attnres_kernels.autograd import own_logits_reads
 from attnres_kernels.definition import scheduled
 from attnres_kernels.definition.read_parts import Neighbours
 from attnres_kernels.launch import tuning
@@ -42,7 +42,7 @@ def test_a_read_with_own_logits_and_every_gradient(tokens: int, width: int, bloc
     def on_kernels() -> list[Tensor]:
         *others, last = given["block"]
         return list(
-            own_logits_read.own_logits_read(others, last, given["query"][0], given["key weight"][0], *behind(given))
+            own_logits_reads.own_logits_read(others, last, given["query"][0], given["key weight"][0], *behind(given))
         )
 
     found, again = (with_gradients(on_kernels(), given) for _ in range(2))

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from triton.backends.compiler import GPUTarget
 
-from attnres_kernels.autograd import generated_reads, keys, own_logits_read
+from attnres_kernels.autograd import generated_reads, keys, own_logits_reads
 from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 
 TOKENS, READS, EPS = 8, 2, 1e-6
@@ -54,7 +54,7 @@ def group(sources: list[Tensor], queries: list[Tensor], weights: list[Tensor], b
     first = generated_reads.read([(links, 0)], parts, ReadForm(0, READS, 1.0, EPS), like, behind)
     parts = ReadParts(made[1], made[3], [block], [of_block])
     second = generated_reads.read([(links, 1), (later, 0)], parts, ReadForm(1, READS, 1.0, EPS), like)
-    alone = own_logits_read.own_logits_read(sources, like, queries[0], weights[0], 1.0, EPS, behind)
+    alone = own_logits_reads.own_logits_read(sources, like, queries[0], weights[0], 1.0, EPS, behind)
     return sum((x * x).sum() for x in (*first, *second, *alone))
 
 

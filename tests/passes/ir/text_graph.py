@@ -103,7 +103,9 @@ class Path:
             return Value(self.graph.create_node("get_attr", path.removeprefix("self.")))
         return Path(self.graph, path, found, self.attributes)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Value:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.found, type) and issubclass(self.found, tuple):
+            return self.found(*args, **kwargs)  # a tuple with names, which is an argument of a node
         is_module = self.path.startswith("self.")
         op, target = ("call_module", self.path.removeprefix("self.")) if is_module else ("call_function", self.found)
         return Value(self.graph.create_node(op, target, unwrapped(args), unwrapped(kwargs)))
@@ -119,6 +121,8 @@ def unwrapped(value: Any) -> Any:
         return {key: unwrapped(part) for key, part in value.items()}
     if isinstance(value, slice):
         return slice(*map(unwrapped, (value.start, value.stop, value.step)))
+    if hasattr(value, "_fields"):
+        return type(value)(*map(unwrapped, value))
     return type(value)(map(unwrapped, value)) if isinstance(value, (list, tuple)) else value
 
 

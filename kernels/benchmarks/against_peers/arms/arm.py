@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.autograd import generated_reads, keys, own_logits_read
+from attnres_kernels.autograd import generated_reads, keys, own_logits_reads
 from attnres_passes.torch_private import inner_compilers
 from attnres_passes.torch_private.recompute import mark_for_recompute
 
@@ -79,5 +79,5 @@ _KERNEL_CALLS: tuple[Callable[..., Any], ...] = (
     generated_reads.link_sources,
     generated_reads.phase_1,
     generated_reads.read,
-    own_logits_read.own_logits_read,
+    own_logits_reads.own_logits_read,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attnres_kernels.autograd.own_logits_read import own_logits_read
+from attnres_kernels.autograd.own_logits_reads import own_logits_read
 from attnres_kernels.definition.read_parts import Neighbours
 from attnres_kernels.generation.specs import NormKind
 from attnres_kernels.launch import own_logits_tiling
