@@ -66,9 +66,9 @@ def stream_values(graph: AnalysedGraph) -> dict[Node, list[ReadId]]:
     for s, (stream, stream_nodes) in enumerate(
         zip(graph.analysis.plan.streams, graph.analysis.stream_nodes, strict=True)
     ):
-        for k, (read, site) in enumerate(zip(stream.reads, stream_nodes.reads, strict=True)):
+        for k, (read, found) in enumerate(zip(stream.reads, stream_nodes.reads, strict=True)):
             if read.num_sources > 1:
-                node = trace.nodes[trace.node_output.index(site.uses[0][0])]
+                node = trace.nodes[trace.node_output.index(found.uses[0][0])]
                 wanted.setdefault(node, []).append(ReadId(s, k))
     return wanted
 

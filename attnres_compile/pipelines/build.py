@@ -87,7 +87,7 @@ class CutOptions:
     inner: str = "eager"
 
 
-def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cutting: CutOptions) -> Chunks:
+def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cut: CutOptions) -> Chunks:
     """Capture a prepared ``model`` on one micro-batch, rewrite it and cut it into chunks. The model is not changed.
 
     A model in training mode is captured in evaluation mode as well, cut at the same places.
@@ -95,16 +95,16 @@ def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     Args:
         model: prepared; its parameters become those of the chunks.
         args, kwargs: inputs of one micro-batch.
-        cutting: where and how to cut.
+        cut: where and how to cut.
 
     Raises:
         CaptureError, GraphBreakError, NotPreparedError, StalePlanError, StageError, PipelineSupportError.
     """
-    captured = {model.training: _captured(model, args, kwargs, cutting)}
+    captured = {model.training: _captured(model, args, kwargs, cut)}
     plan = captured[model.training].staged.plan
     if model.training:
         with _evaluating(model):
-            captured[False] = _captured(model, args, kwargs, cutting, plan.cuts)
+            captured[False] = _captured(model, args, kwargs, cut, plan.cuts)
         if captured[False].staged.plan != plan:
             raise StageError(
                 f"{type(model).__name__} has other sublayers in evaluation mode than in training; call model.eval() "
@@ -126,22 +126,22 @@ def _captured(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    cutting: CutOptions,
+    cut: CutOptions,
     cuts: Sequence[int] | None = None,
 ) -> _Captured:
     added = require_parameters(model)
     graph = _whole(model, args, kwargs, added.plan.config)
     analysis = graph.analysis
-    check_checkpoints(analysis.trace, cutting.inner, cutting.splits_backward)
+    check_checkpoints(analysis.trace, cut.inner, cut.splits_backward)
     matched = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
     rewritten = rewrite(graph.captured.gm, analysis)
     check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
-    staged = stage(rewritten.gm, analysis.plan, cutting.layout, cutting.transfer, cutting.cut_points, cuts)
-    graphs = split(staged, cutting.device)
+    staged = stage(rewritten.gm, analysis.plan, cut.layout, cut.transfer, cut.cut_points, cuts)
+    graphs = split(staged, cut.device)
     parameters = [added.parameter(matched.parameter(parameter)) for parameter in rewritten.parameters]
     origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
     lowered_plan = analysis.plan
-    if cutting.splits_backward:
+    if cut.splits_backward:
         config = dataclasses.replace(lowered_plan.config, schedule="naive")
         lowered_plan = dataclasses.replace(lowered_plan, config=config)
     bodies = tuple(ChunkBody(dataclasses.replace(chunk, gm=_lowered(chunk, lowered_plan)), origins) for chunk in graphs)

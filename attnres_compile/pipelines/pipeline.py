@@ -84,8 +84,8 @@ def pipeline(
         inner: str = _prepared(model, micro_args, micro_kwargs, config, options).inner
         check_schedule(kind, layout, microbatches, inner)
         points = None if cut_points is None else tuple(cut_points)
-        cutting = CutOptions(layout, transfer, points, target_device, kind.splits_backward, inner)
-        made = build_chunks(model, micro_args, micro_kwargs, cutting), kind, batch, inner
+        cut = CutOptions(layout, transfer, points, target_device, kind.splits_backward, inner)
+        made = build_chunks(model, micro_args, micro_kwargs, cut), kind, batch, inner
     except Exception as caught:  # raised again below, when the other ranks know
         error = caught
     words = "" if made is None else f"{made[0].digest} {kind.name} {microbatches} {made[3]} {scale_grads}"

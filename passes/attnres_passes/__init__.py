@@ -13,5 +13,5 @@ scheduled  ``schedule/``: consecutive reads share one pass over completed blocks
 lowered    ``lower/``: what is left of ours is bound to torch calls or to generated kernels (``lower.py``).
 
 Beside the way: ``ir/`` says what a level is and what its nodes mean (``levels.py``), ``cost/`` counts what the
-residual mechanism moves (``traffic.py``), ``torch_private/`` holds every private name of torch.
+residual path moves (``traffic.py``), ``torch_private/`` holds every private name of torch.
 """

@@ -100,7 +100,7 @@ def assert_levels_agree(graph: AnalysedGraph, found: GraphLevels) -> None:
 
 def test_a_pass_of_the_backward_serves_reads_of_several_groups() -> None:
     graph, found = passed(PreNorm(layers=12), (tokens(),), {}, block_size=3, schedule="two_phase")
-    groups = [(group.first, len(group.completed)) for group in found.scheduled.groupings[0][0].groups]
+    groups = [(group.first, len(group.completed)) for group in found.scheduled.read_groups[0][0].groups]
     assert groups == [(0, 2), (2, 3), (5, 3), (8, 3), (11, 1)]
     (made,) = found.lowered.graph.find_nodes(op="call_function", target=keys.key_matrix)
     assert made.args[2] == [(0, 2), (2, 3), (5, 7), (8, 4), (11, 1)], "the reads of each set of blocks"

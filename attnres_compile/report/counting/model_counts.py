@@ -99,8 +99,8 @@ class ModelCounts:
 
     def bytes_per_write(self, traffic: Sequence[Traffic]) -> float:
         """Bytes per token and sublayer of what is moved for each stream."""
-        moved = sum(one.total * shape.row_bytes for one, shape in zip(traffic, self.shapes, strict=True))
-        return moved / sum(len(stream.writes) for stream in self.plan.streams)
+        total = sum(one.total * shape.row_bytes for one, shape in zip(traffic, self.shapes, strict=True))
+        return total / sum(len(stream.writes) for stream in self.plan.streams)
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class ModelGraphs:
             apply_on_decline(plan)
         paths = self.paths()
         schedules = SCHEDULES if with_model else (self.config.schedule,)
-        moved = {name: tuple(x for one in paths for x in one.traffic(name)) for name in schedules}
+        by_schedule = {name: tuple(x for one in paths for x in one.traffic(name)) for name in schedules}
         if with_model:
             full = self.under(dataclasses.replace(self.config, num_blocks=None, block_size=1))
-            moved[FULL] = tuple(x for one in full.paths() for x in one.traffic("auto"))
+            by_schedule[FULL] = tuple(x for one in full.paths() for x in one.traffic("auto"))
         plain, residual_path, not_counted = None, None, self.not_counted
         if not not_counted:
             try:
@@ -152,7 +152,7 @@ class ModelGraphs:
             plan=plan,
             shapes=tuple(shape for one in paths for shape in one.shapes()),
             plain_traffic=tuple(plain_traffic(stream) for stream in plan.streams),
-            traffic=moved,
+            traffic=by_schedule,
             plain=plain,
             residual_path=residual_path,
             not_counted=not_counted,

@@ -39,8 +39,8 @@ def io_rows(counts: ModelCounts) -> list[OverheadRow]:
     return rows + _paper_rows(counts)
 
 
-def _counted_row(counts: ModelCounts, metric: str, moved: Sequence[Traffic], is_detail: bool) -> OverheadRow:
-    plain, attnres = (counts.bytes_per_write(side) for side in (counts.plain_traffic, moved))
+def _counted_row(counts: ModelCounts, metric: str, traffic: Sequence[Traffic], is_detail: bool) -> OverheadRow:
+    plain, attnres = (counts.bytes_per_write(side) for side in (counts.plain_traffic, traffic))
     return OverheadRow(metric, plain, attnres, "B", "counted", _COUNTED, is_detail, _unit(counts))
 
 

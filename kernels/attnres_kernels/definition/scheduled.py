@@ -7,7 +7,7 @@ completed blocks are made once, by `source_logits`; only `own_logits_read` makes
 `fused_` forms have the residual add before and the norm behind in them, and `complete_block` is the add that completes
 a block with its logits.
 
-Lowering binds each node to an implementation for the device; these definitions are what implementations must equal.
+Lowering binds each node to a provider for the device, which must compute what these definitions do.
 """
 
 import inspect

@@ -107,7 +107,7 @@ def _evenly(sources: int, most: int) -> int:
 
 
 def shares(like: torch.Tensor) -> tuple[int, int]:
-    """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each; as ``tensors.shares``,
+    """How many programs sum over the tokens of ``like`` ``[rows, d]``, and the tokens of each; as ``rows.shares``,
     with more programs where they are small.
     """
     programs = tiling.programs(like.device)

@@ -55,7 +55,7 @@ class ArmTraffic:
         return {name: round(number * shape.row_bytes) for name, number in units.items()}
 
 
-def grouping(shape: Shape, schedule: str) -> ReadGroups:
+def read_groups(shape: Shape, schedule: str) -> ReadGroups:
     """The groups that the pass ``schedule`` cuts this block into.
 
     Args:
@@ -73,7 +73,7 @@ def traffic_of_kernels(shape: Shape, schedule: str, makes_logits: bool = False) 
         schedule: of the groups of reads.
         makes_logits: of all completed blocks, which a model has from before.
     """
-    groups = grouping(shape, schedule).groups
+    groups = read_groups(shape, schedule).groups
     forward = sum(_forward(shape, group) for group in groups)
     forward += shape.sources * makes_logits * units(GENERATED_LOGITS)
     backward = sum(_of_reads(shape, group) + _of_sources(shape, group) for group in groups)
@@ -91,7 +91,7 @@ def ideal_traffic(shape: Shape) -> ArmTraffic:
         return ArmTraffic(sources + 1, 2 * sources + 1)
     found = []
     for schedule in SCHEDULES:
-        groups = grouping(shape, schedule).groups
+        groups = read_groups(shape, schedule).groups
         forward = sum(_forward(shape, group) - _condensed(shape, group) for group in groups) + units(GENERATED_BLOCK)
         of_reads = sum(_of_reads(shape, group) - _condensed(shape, group) for group in groups)
         # Blocks and the gradients of their reads once, and the gradients of the blocks.

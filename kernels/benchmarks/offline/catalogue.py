@@ -87,10 +87,10 @@ def kernels_of_block(sources: int, reads: int, width: int, later_reads: int) -> 
         back = ReadBackwardSpec(read, False, True, True, tiling.is_wide(width))
         choices = partial(candidates.read_backward, back, width, 2)
         yield Entry(f"{name}, backward", read_backward_text(back), whole, {"factor": 1.0}, choices, back.copied)
-    yield from _own_reads(sources, width)
+    yield from _reads_with_own_logits(sources, width)
 
 
-def _own_reads(sources: int, width: int) -> Iterator[Entry]:
+def _reads_with_own_logits(sources: int, width: int) -> Iterator[Entry]:
     """Reads that make their own logits: alone, as is a read on its own, and with everything fused.
 
     A forward without a backward, in inference, takes more sources than one with a backward.

@@ -5,7 +5,7 @@ whatever else these take, outputs of sublayers above all, is a placeholder, and 
 Its size does not depend on what the sublayers are, so that schedules can be counted and compared in milliseconds on
 models of any size::
 
-    rewritten                                        mechanism
+    rewritten                                        residual path
     x = embedding(ids, weight)                       x = placeholder
     read_1 = depth_attention([x, a], key_1, ..)      read_1 = depth_attention([x, a], key_1, ..)
     normed = layer_norm(read_1, ..)                  normed = layer_norm(read_1, ..)
@@ -35,7 +35,7 @@ def residual_path_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
     """
     norms = [norm for norm in norms_behind(rewritten, plan).values() if isinstance(norm, Norm)]
     kept = {node for norm in norms for node in norm.inner}
-    kept |= {node for node in rewritten.graph.nodes if _is_of_mechanism(node)}
+    kept |= {node for node in rewritten.graph.nodes if _is_on_residual_path(node)}
     graph = Graph()
     env: dict[Node, Node] = {}
     taken = {argument for node in kept for argument in node.all_input_nodes}
@@ -51,7 +51,7 @@ def residual_path_of(rewritten: GraphModule, plan: Plan) -> GraphModule:
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _is_of_mechanism(node: Node) -> bool:
+def _is_on_residual_path(node: Node) -> bool:
     annotation = annotation_of(node)
     if annotation is None:
         return False

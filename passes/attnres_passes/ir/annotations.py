@@ -52,7 +52,7 @@ class Staged:
 
 
 def annotation_of(node: Node) -> Annotation | None:
-    """The role of a node; None for nodes that the rewrite did not make."""
+    """The annotation of a node; None for nodes that the rewrite did not make."""
     annotation = node.meta.get(KEY)
     assert annotation is None or isinstance(annotation, (Annotation, Staged))
     return annotation if isinstance(annotation, Annotation) else None

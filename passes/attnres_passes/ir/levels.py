@@ -101,7 +101,7 @@ def _no_nodes_of_ours(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
             yield node, "a node of the rewrite is in it"
 
 
-def _every_node_of_ours_has_a_role(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
+def _every_node_of_ours_is_annotated(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
         if is_ours(node) and annotation_of(node) is None:
             yield node, "this one has no metadata"
@@ -187,7 +187,7 @@ def _has_kind(node: Node, kind: str) -> bool:
 
 _COMMON = (
     LevelRule("the parameters of the reads are its last placeholders", _parameters_come_last),
-    LevelRule("every node of ours carries metadata", _every_node_of_ours_has_a_role),
+    LevelRule("every node of ours carries metadata", _every_node_of_ours_is_annotated),
     LevelRule("what is recorded of it goes to the output and nowhere else", _statistics_feed_nothing),
 )
 

@@ -156,15 +156,15 @@ def _put_in_place(node: Node, bound: Node, neighbours: Neighbours) -> None:
 
 def _passes(segment: Segment, plan: Plan) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:
     """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each."""
-    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=lambda read: _role(read).stage):
+    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=lambda read: _annotation(read).stage):
         reads = list(of_stage)
-        moved = partial(traffic_of_launches, width=plan.streams[_role(reads[0]).stream].width)
+        moves = partial(traffic_of_launches, width=plan.streams[_annotation(reads[0]).stream].width)
         start = reads[0].number
-        for found in gradient_passes([len(read.completed) for read in reads], moved, start):
+        for found in gradient_passes([len(read.completed) for read in reads], moves, start):
             yield reads[found.first - start : found.first - start + found.reads], found.sets
 
 
-def _role(read: ScheduledRead) -> Annotation:
+def _annotation(read: ScheduledRead) -> Annotation:
     annotation = annotation_of(read.node)
     assert annotation is not None
     return annotation

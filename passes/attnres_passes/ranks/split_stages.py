@@ -98,11 +98,11 @@ class _Splitter:
         new = self.graph.node_copy(node, self.env.__getitem__)
         copy_dynamo_source(node, new)
         if self.device is not None:
-            new.args = torch.fx.node.map_aggregate(new.args, self._moved)
-            new.kwargs = torch.fx.node.map_aggregate(new.kwargs, self._moved)
+            new.args = torch.fx.node.map_aggregate(new.args, self._on_device)
+            new.kwargs = torch.fx.node.map_aggregate(new.kwargs, self._on_device)
         self.env[node] = new
 
-    def _moved(self, argument: Any) -> Any:
+    def _on_device(self, argument: Any) -> Any:
         is_meta = isinstance(argument, torch.device) and argument.type == "meta"
         return self.device if is_meta or argument == "meta" else argument
 

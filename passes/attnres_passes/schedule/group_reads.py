@@ -42,7 +42,7 @@ class Group:
 
     @property
     def schedule(self) -> str:
-        """How ``str()`` of a grouping calls it."""
+        """Its name in the table of ``ReadGroups``."""
         return "two_phase" if self.shared else "own logits" if self.own_logits else "direct"
 
     @property

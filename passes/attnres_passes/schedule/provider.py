@@ -1,4 +1,4 @@
-"""Which implementation the reads of a graph are bound to, and why: torch calls, or generated Triton kernels."""
+"""Which provider the reads of a graph are bound to, and why: torch calls, or generated Triton kernels."""
 
 from __future__ import annotations
 

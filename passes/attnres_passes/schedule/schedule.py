@@ -12,7 +12,7 @@ After (Algorithm 1 of the paper, with logits first)::
     inter = inter_block([x, block_1], [logits_x, logits_1], 0, 3, 24)  # once per group
     read_0 = merge(x, inter[0], inter[3], [], [], partial, keys, ..)   # once per read
 
-A group is cut by what it moves (``grouping``); under ``direct`` there is no ``inter_block``. Where nothing is
+Groups are cut by what they move (``group_reads``); under ``direct`` there is no ``inter_block``. Where nothing is
 differentiated and tokens are few, a read makes its own logits (``own_logits_read``). With ``naive``, the graph stays as
 it is. The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes what the
 rewritten graph does.
@@ -41,13 +41,13 @@ from attnres_passes.torch_private.graph_copies import copied
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The scheduled level. groupings: per stream of the plan those of its reads, one for each layout of the stream."""
+    """The scheduled level. read_groups: per stream of the plan, one for each layout of it."""
 
     gm: GraphModule
-    groupings: tuple[tuple[ReadGroups, ...], ...]
+    read_groups: tuple[tuple[ReadGroups, ...], ...]
 
     def __str__(self) -> str:
-        return "\n\n".join(str(grouping) for of_stream in self.groupings for grouping in of_stream)
+        return "\n\n".join(str(groups) for of_stream in self.read_groups for groups in of_stream)
 
 
 def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Scheduled:
@@ -65,17 +65,17 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
         return Scheduled(gm, ())
     if chosen == "auto" and choice.provider is Provider.TORCH:
         chosen = "two_phase"
-    groupings = []
+    read_groups = []
     for index in range(len(plan.streams)):
         reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
         of_stream = []
         for segment in _segments(reads):
             inference = _inference(segment[0], plan, choice.most_with_own_logits)
             completed = [len(read.completed) for read in segment]
-            grouping = group_reads(completed, chosen, choice.most_in_place, inference)
-            _Segment(segment, plan).emit(grouping)
-            of_stream.append(grouping)
-        groupings.append(tuple(of_stream))
+            found = group_reads(completed, chosen, choice.most_in_place, inference)
+            _Segment(segment, plan).emit(found)
+            of_stream.append(found)
+        read_groups.append(tuple(of_stream))
         for read in reads:
             gm.graph.erase_node(read.node)
     for node in reversed(list(gm.graph.nodes)):
@@ -83,7 +83,7 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
         if annotation is not None and annotation.kind == "key" and not node.users:
             gm.graph.erase_node(node)
     gm.recompile()
-    return Scheduled(gm, tuple(groupings))
+    return Scheduled(gm, tuple(read_groups))
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class _Segment:
         parameters = [read.query for read in self.reads], [read.weight for read in self.reads]
         self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters, name="keys")
 
-    def emit(self, grouping: ReadGroups) -> None:
-        for index, group in enumerate(grouping.groups):
+    def emit(self, found: ReadGroups) -> None:
+        for index, group in enumerate(found.groups):
             self._emit_group(index, group)
         if not self.keys.users:
             self.keys.graph.erase_node(self.keys)

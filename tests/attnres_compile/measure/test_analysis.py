@@ -1,4 +1,4 @@
-"""The benchmark of the passes: its toy, its stages, and the exponent of their growth."""
+"""The benchmark of the passes: its toy, its steps, and the exponent of their growth."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def completed_and_open(writes: int, size: int) -> list[tuple[int, int]]:
     return [(1 + state // size, state % size) for state in range(1, writes + 1)]
 
 
-def mechanism_flops(width: int, tokens: int, writes: int, size: int) -> tuple[int, int]:
+def residual_path_flops(width: int, tokens: int, writes: int, size: int) -> tuple[int, int]:
     """Forward and backward of the reads on kernels, by what each kernel sums up over a row."""
     reads = completed_and_open(writes, size)
     numbers = [completed for completed, _ in reads]
@@ -75,7 +75,7 @@ def test_counted_flops_equal_closed_forms(width: int, tokens: int, writes: int, 
     forward, training = flop_rows(found)
     products = writes * 2 * tokens * width * width
     assert (forward.plain, training.plain) == (products, 3 * products)
-    added, added_backward = mechanism_flops(width, tokens, writes, size)
+    added, added_backward = residual_path_flops(width, tokens, writes, size)
     assert forward.delta == added
     assert training.delta == added + added_backward
 
@@ -114,7 +114,7 @@ def test_a_mixture_and_a_depthwise_convolution_are_counted() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "t5-tiny"])
-def test_the_mechanism_alone_counts_and_moves_what_the_whole_graph_does(name: str) -> None:
+def test_the_residual_path_alone_counts_and_moves_what_the_whole_graph_does(name: str) -> None:
     loaded = load_model(name, LoadOptions(seq=16, weightless=True))
     config = AttnResConfig(num_blocks=3)
     found = model_graphs(loaded.model, (), loaded.kwargs, config).count(Lengths())

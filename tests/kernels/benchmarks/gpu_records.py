@@ -1,4 +1,4 @@
-"""Records as of a GPU, made up: the form is that of `attnres bench`, the numbers are given."""
+"""Records as of a GPU, made up: the form is that of the benchmarks, the numbers are given."""
 
 from __future__ import annotations
 
@@ -59,7 +59,12 @@ def kernel_record(cells: list[dict] | None = None, device: str = "cuda", **told)
     if cells is None:
         cells = [cell(*place) for place in itertools.product((BLOCK, OP), DIRECTIONS, GRID)]
     job = {"device": device, "level": list(LEVELS), "inner": "inductor"}
-    common = {"schema_version": 1, "kind": "bench kernels", "command": "attnres bench kernels", "tolerances": {}}
+    common = {
+        "schema_version": 1,
+        "kind": "bench kernels",
+        "command": "python -m kernels.benchmarks peers",
+        "tolerances": {},
+    }
     return common | {"environment": environment(**told), "job": job, "cells": cells}
 
 

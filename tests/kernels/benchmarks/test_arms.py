@@ -11,7 +11,7 @@ from kernels.benchmarks.against_peers import gate as kernel_gate
 from kernels.benchmarks.against_peers.arms import generated as kernel_arms
 from kernels.benchmarks.against_peers.arms.own_logits import traffic_of_own_logits
 from kernels.benchmarks.against_peers.run import measure_kernels
-from kernels.benchmarks.against_peers.traffic import ArmTraffic, grouping, ideal_traffic, traffic_of_kernels
+from kernels.benchmarks.against_peers.traffic import ArmTraffic, ideal_traffic, read_groups, traffic_of_kernels
 from kernels.benchmarks.against_peers.work import BLOCK, FORWARD, OP, TRAINING, Shape, make_inputs
 from tests.kernels.benchmarks.kernel_jobs import CPU, small
 
@@ -137,5 +137,7 @@ def test_bytes_of_one_read():
 
 
 def test_the_schedules_are_those_of_the_passes():
-    assert [group.schedule for group in grouping(Shape(BLOCK, 1, 64, 2, 6, "float32"), "auto").groups] == ["direct"]
-    assert [group.schedule for group in grouping(Shape(BLOCK, 1, 64, 4, 6, "float32"), "auto").groups] == ["two_phase"]
+    assert [group.schedule for group in read_groups(Shape(BLOCK, 1, 64, 2, 6, "float32"), "auto").groups] == ["direct"]
+    assert [group.schedule for group in read_groups(Shape(BLOCK, 1, 64, 4, 6, "float32"), "auto").groups] == [
+        "two_phase"
+    ]

@@ -58,13 +58,13 @@ def main() -> None:
     sources = [torch.randn(TOKENS, WIDTH, dtype=torch.bfloat16) for _ in range(2)]
     logits, vector = [torch.randn(TOKENS, 2) for _ in range(2)], torch.randn(WIDTH, dtype=torch.bfloat16)
 
-    def own_read(sources: list[Tensor], vector: Tensor) -> list[Tensor]:
+    def own_logits(sources: list[Tensor], vector: Tensor) -> list[Tensor]:
         return list(own_logits_read(sources, None, vector, vector, 1.0, EPS))
 
     found = [
         made_of(lambda sources, logits: GENERATED_PHASE_1(Phase1(sources, logits, 0, 2, 2)), sources, logits),
         made_of(lambda source, keys: GENERATED_LOGITS(Logits(source, keys, 0, EPS)), sources[0], torch.randn(3, WIDTH)),
-        made_of(own_read, sources, vector),
+        made_of(own_logits, sources, vector),
     ]
     print(json.dumps(found))
 

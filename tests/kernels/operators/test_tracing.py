@@ -67,14 +67,14 @@ def test_a_compiler_takes_only_results_to_be_written_and_any_number_of_tokens(
 
 
 def test_inductor_times_all_choices_each_with_its_grid() -> None:
-    phase_1, logits, own_read = printed_by(INDUCTOR_SCRIPT, autotune="1")
+    phase_1, logits, own_logits = printed_by(INDUCTOR_SCRIPT, autotune="1")
     rest = {"num_stages": 3}
     assert phase_1["kernel"] == "phase_1_n2_s2_0"
     spec = Phase1Spec(2, 2)
     for found, choices in (
         (phase_1, candidates.phase_1(spec, 4096)),
         (logits, candidates.logits(3)),
-        (own_read, candidates.own_logits_read(4096, torch.bfloat16)),
+        (own_logits, candidates.own_logits_read(4096, torch.bfloat16)),
     ):
         assert len(choices) > 1
         assert [x | rest for x in map(Choice.numbers, choices)] == found["configs"]

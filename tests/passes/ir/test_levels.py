@@ -57,7 +57,7 @@ def own_node_in_capture(gm: GraphModule, plan: Plan) -> None:
         gm.graph.call_function(key_vector, (x, x))
 
 
-def role_in_capture(gm: GraphModule, plan: Plan) -> None:
+def annotation_in_capture(gm: GraphModule, plan: Plan) -> None:
     annotate(first(gm, lambda node: node.op == "call_function"), Annotation("write", 0))
 
 
@@ -131,7 +131,7 @@ def statistic_in_the_model(gm: GraphModule, plan: Plan) -> None:
 
 BREAKERS: list[tuple[Level, str, Breaker, str]] = [
     (Level.CAPTURED, "it is what Dynamo captured", own_node_in_capture, "a node of the rewrite is in it"),
-    (Level.CAPTURED, "it is what Dynamo captured", role_in_capture, "a node of the rewrite is in it"),
+    (Level.CAPTURED, "it is what Dynamo captured", annotation_in_capture, "a node of the rewrite is in it"),
     *[
         (
             level,

@@ -256,7 +256,7 @@ def test_nodes_from_nowhere_get_no_comment_and_end_a_run() -> None:
         (Annotation("read", 0, block=1, sublayer=2, read=ReadId(0, 4)), "read 0.4 block=1 sublayer=2"),
     ],
 )
-def test_roles_end_the_line(annotation: Annotation, text: str) -> None:
+def test_annotations_end_the_line(annotation: Annotation, text: str) -> None:
     graph = Graph()
     x = annotate(graph.placeholder("x"), annotation)
     y = annotate(graph.call_function(torch.sin, (x,)), annotation)

@@ -186,7 +186,7 @@ def test_reads_and_keys_are_gone_and_the_graph_is_sound(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_each_read_keeps_its_role_its_source_and_its_value(schedule: str) -> None:
+def test_each_read_keeps_its_annotation_its_source_and_its_value(schedule: str) -> None:
     found, analysis = six_writes(block_size=2)
     before = {annotation_of(node): node for node in reads_of(rewrite(found.gm, analysis))}
     after = {
@@ -203,7 +203,7 @@ def test_each_read_keeps_its_role_its_source_and_its_value(schedule: str) -> Non
 
 
 @pytest.mark.parametrize("schedule", ["direct", "two_phase"])
-def test_nodes_of_a_schedule_have_a_role(schedule: str) -> None:
+def test_nodes_of_a_schedule_are_annotated(schedule: str) -> None:
     found, analysis = six_writes(block_size=2)
     result = lowered(found, analysis, schedule)
     made = [node for node in result.gm.graph.nodes if "attnres_kernels" in getattr(node.target, "__module__", "")]

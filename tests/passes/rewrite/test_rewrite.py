@@ -184,7 +184,7 @@ def test_full_attention_residuals_have_no_sums() -> None:
     assert [len(node.args[0]) for node in reads_in(result)] == [2, 3, 4]
 
 
-def test_roles_of_the_nodes() -> None:
+def test_annotations_of_the_nodes() -> None:
     _, _, result = rewritten(tiny, block_size=2)
     annotations = [annotation for node in result.gm.graph.nodes if (annotation := annotation_of(node)) is not None]
     assert annotations == [

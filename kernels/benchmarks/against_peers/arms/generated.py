@@ -11,7 +11,7 @@ from attnres_kernels.autograd import generated_reads, keys
 from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 from attnres_passes.schedule.group_reads import ReadGroups
 
-from ..traffic import SCHEDULES, grouping, traffic_of_kernels
+from ..traffic import SCHEDULES, read_groups, traffic_of_kernels
 from ..work import BLOCK, EPS, OP, Inputs, Shape
 from .arm import KERNELS, Arm, Call, compiled
 from .own_logits import most_sources, own_block, own_op, traffic_of_own_logits
@@ -29,7 +29,7 @@ def kernel_arms(shape: Shape, inner: str, unsupported: str = "") -> list[Arm]:
     names: dict[ReadGroups, str] = {}
     for schedule in (*SCHEDULES, "auto"):
         name = f"{KERNELS}, {schedule}"
-        first = names.setdefault(grouping(shape, schedule), name)
+        first = names.setdefault(read_groups(shape, schedule), name)
         arm = Arm(name, KERNELS, traffic_of_kernels(shape, schedule, shape.level == OP), unsupported=unsupported)
         if not unsupported and first != name:
             arm = replace(arm, same_as=first)
@@ -62,7 +62,7 @@ def _kernel_logits(inputs: Inputs) -> list[Tensor]:
 
 
 def _kernel_op(shape: Shape, schedule: str, logits_known: bool = False) -> Call:
-    groups = grouping(shape, schedule).groups
+    groups = read_groups(shape, schedule).groups
 
     def read(inputs: Inputs, logits: list[Tensor]) -> list[Tensor]:
         matrix, of_ranges, rows = keys.key_matrix(inputs.queries, inputs.key_weights, [(0, 1)])
@@ -78,7 +78,7 @@ def _kernel_op(shape: Shape, schedule: str, logits_known: bool = False) -> Call:
 
 
 def _kernel_block(shape: Shape, schedule: str) -> Call:
-    groups, total, last = grouping(shape, schedule).groups, shape.total, shape.reads - 1
+    groups, total, last = read_groups(shape, schedule).groups, shape.total, shape.reads - 1
     ranges = [(group.first, len(group.completed)) for group in groups]
 
     def block(inputs: Inputs, logits: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Arms of ``attnres bench kernels`` whose reads make their own logits: one launch for each read.
+"""Arms of ``python -m kernels.benchmarks peers`` whose reads make their own logits: one launch for each read.
 
 At op level that is a read on its own. At block level it is what the pass ``schedule`` takes where nothing is
 differentiated and tokens are few; how many are few, these arms beside the others say.
