@@ -24,7 +24,7 @@ _LEVELS = ("captured", "rewritten", "scheduled", "lowered")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0 done, 1 an error or a failed verification; ``inspect`` also 2 for a partly and 3 for a not rewritten model.
+    0 done, 1 an error or a failed verification; ``inspect`` also 2 if some streams are rewritten and 3 if none is.
     """
     return run_command(build_parser(), sys.argv[1:] if argv is None else argv, "attnres")
 

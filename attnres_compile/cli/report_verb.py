@@ -67,7 +67,7 @@ def _lengths(loaded: Any) -> tuple[int, int] | None:
 
 
 def _explained(loaded: Any, make: Callable[[], str | bytes]) -> str | bytes:
-    """``make()``; a model that does not run on inputs that were guessed for it is not the fault of its code."""
+    """What ``make()`` gives; if a model does not run on guessed inputs, the error says that they were guessed."""
     from attnres_compile.measure.timing import garbage_collection_paused
     from attnres_compile.model.errors import CaptureError
     from attnres_compile.models.errors import InputGuessError

@@ -33,7 +33,7 @@ def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: s
 
     Raises:
         StalePlanError: it holds a planned stream in part, or with reads that the plan does not know.
-        GraphBreakError: so, where a break ends the graph.
+        GraphBreakError: the same, of a graph that ends in a break.
     """
     reads: dict[ReadId, ReadId] = {}
     taken: set[int] = set()

@@ -1,4 +1,4 @@
-"""What one call takes of the device beside time: memory at its peak, and kernels launched.
+"""What one call costs besides time: peak memory, and kernels launched.
 
 A number that cannot be had is ``{"missing": reason}``, never 0.
 """
@@ -35,7 +35,7 @@ def peak_memory(call: Callable[[], object], model: nn.Module, held: int, device:
     Args:
         call: has been called before, or its compilation counts.
         model: whose gradients are dropped.
-        held: bytes beside its parameters and buffers, a cache's for one.
+        held: bytes beside its parameters and buffers, such as those of a cache.
         device: that it is on.
     """
     if device.type != "cuda":

@@ -146,7 +146,7 @@ def materialise(module: ChunkModule, device: torch.device) -> set[str]:
         device: where the chunk will run.
 
     Returns:
-        The names of what has no value then.
+        The names of what still has no value then.
     """
     unset = {name for name, tensor in tensors_of(module) if tensor.is_meta}
     if not unset:

@@ -28,7 +28,7 @@ class Batch:
 
         Args:
             args, kwargs: inputs of the whole batch.
-            device: where they shall be.
+            device: where they are to be.
         """
         rows = self.size // self.count
         first_args, first_kwargs = tree_map_only(

@@ -33,7 +33,7 @@ def _scaled(value: float, unit: str, sign: str) -> str:
 
 
 def percent(value: float) -> str:
-    """With a sign; two decimals, or two digits where that would be nothing."""
+    """A percentage with its sign: two decimals, or two digits where those decimals would be zeros."""
     if value == 0:
         return "0 %"
     if abs(value) < 0.01:

@@ -1,6 +1,6 @@
 """From a captured graph to a lowered one. Knows FX and torch, never Triton and never the environment.
 
-The way of a graph is ``pipeline.py``, one straight function; every level has its folder, every folder a file to begin
+A graph goes through ``pipeline.py``, one straight function; every level has a folder, every folder a file to begin
 with:
 
 captured   what Dynamo hands over. ``analyses/`` run it once on fake tensors (``aten_recorder.py``), find the residual
@@ -12,6 +12,6 @@ scheduled  ``schedule/``: consecutive reads share one pass over completed blocks
            before them and the norm behind them into their kernels (``fuse.py``).
 lowered    ``lower/``: what is left of ours is bound to torch calls or to generated kernels (``lower.py``).
 
-Beside the way: ``ir/`` says what a level is and what its nodes mean (``levels.py``), ``cost/`` counts what the
+Beside these: ``ir/`` says what a level is and what its nodes mean (``levels.py``), ``cost/`` counts what the
 residual path moves (``traffic.py``), ``torch_private/`` holds every private name of torch.
 """

@@ -29,7 +29,7 @@ def _attention_backward_flops(
 
 
 def _grouped_product_flops(first_shape: Shape, second_shape: Shape, *args: Any, **kwargs: Any) -> int:
-    """Of ``grouped_product``, of a mixture of experts: each row of the first meets one matrix.
+    """FLOPs of ``grouped_product`` in a mixture of experts: each row of the first input meets one matrix.
 
     Two matrices, where the groups cut the dimension that is summed over, or a stack of them on either side.
     """

@@ -164,7 +164,7 @@ class ModelGraphs:
 def model_graphs(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: AttnResConfig
 ) -> ModelGraphs:
-    """Capture a model, which is not changed, without its data; with them, and saying why, where it needs them for that.
+    """Capture a model without its data, or with it, saying why, where capture needs it; the model is not changed.
 
     Args:
         model: plain, with data or on the meta device.
@@ -232,7 +232,7 @@ class _ResidualPath:
         return traffic(self.scheduled(name), self.plan)
 
     def counted(self) -> Counted:
-        """Of the path, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
+        """Counts of the path, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
         on_kernels = not self.without_kernels()
         if on_kernels:
             lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.TRITON)

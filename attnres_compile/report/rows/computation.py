@@ -17,7 +17,7 @@ def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
 
     Args:
         plan: of the model.
-        plain: parameters of the plain model, their number.
+        plain: number of parameters of the plain model.
     """
     added = sum(2 * stream.width * len(stream.parametrized_reads) for stream in plan.streams)
     return [OverheadRow(PARAMETERS, plain, plain + added, "", "exact")]

@@ -66,7 +66,7 @@ def prefill_rows(counts: ModelCounts) -> list[OverheadRow]:
 
 
 def pipeline_rows(counts: ModelCounts, layout: StageLayout) -> list[OverheadRow]:
-    """What the fullest hop and a whole step send, every hop carrying all blocks, and with what ranks keep left out.
+    """What the fullest hop and a whole step send, with all blocks on every hop, and without those that ranks keep.
 
     Args:
         counts: of the model.

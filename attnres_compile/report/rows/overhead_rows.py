@@ -15,7 +15,7 @@ def counted_rows(counts: ModelCounts, parameters: int, layout: StageLayout | Non
 
     Args:
         counts: of the model.
-        parameters: of the plain model, their number.
+        parameters: number of those of the plain model.
         layout: of a pipeline to count transfers for.
     """
     return [

@@ -51,7 +51,7 @@ def _unit(counts: ModelCounts) -> float | None:
 
 
 def _paper_rows(counts: ModelCounts) -> list[OverheadRow]:
-    """Of each stream; mHC with its four streams for reference."""
+    """What the paper counts for each stream, with its mHC of four streams for reference."""
     rows = []
     for stream, shape in zip(counts.plan.streams, counts.shapes, strict=True):
         name = f", {stream.name}" if len(counts.plan.streams) > 1 else ""

@@ -5,8 +5,8 @@ those reads by `link_sources`: per read it hands out two *links*, tensors withou
 takes as inputs and does not look at. A read's backward gives as their gradients `h`, the gradient of its weighted sum,
 and two numbers per token, with which the backward of `link_sources` makes the gradients of all its blocks and keys from
 all its reads at once (see `generation.sources_backward`). `link_sources` hands its blocks on, too: given to the next
-group's, the contributions of later groups arrive as gradients that are added in the same kernel. So a block gets one
-gradient from all its readers, without a chain of sums, whichever way the reads are grouped.
+group's call, the contributions of later groups arrive as gradients that are added in the same kernel. So a block gets
+one gradient from all its readers, without a chain of sums, whichever way the reads are grouped.
 
 Phase 1's outputs have no gradients of their own. They are made of blocks that are kept anyway, so that a compiler may
 make them again in the backward rather than keep them; the pass that calls `phase_1` marks it so.
@@ -230,7 +230,7 @@ def read(
     """One read with its neighbours (equations 2 to 6 of the paper; Algorithm 1 where it has phase 1's result).
 
     Args:
-        links: of each call of `link_sources` for blocks that it attends to the links, and its place among their reads.
+        links: per call of `link_sources` on blocks that it attends to, the links and its place among their reads.
         parts: what it attends to; inter and log_sum of `phase_1` for this read, the key its row of `keys.key_matrix`.
         form: which read it is, and how it is scaled.
         like: a source; the results have its dtype.

@@ -1,4 +1,4 @@
-"""The two-phase schedule (Algorithm 1) as functions a graph pass calls, one stream at a time.
+"""The two-phase schedule (Algorithm 1) as functions that a graph pass calls, one stream at a time.
 
 Order of calls for a stream whose reads with two sources or more are numbered `0 .. R-1`:
 

@@ -1,6 +1,7 @@
 """Text of the kernel for logits first: one completed block, all its later reads, in one pass over the block.
 
-More reads than a program has room for are those of several programs, of which the others find the block in the cache.
+Where one program has no room for all reads, several share them: the first loads the block, the others find it in the
+cache.
 """
 
 from __future__ import annotations

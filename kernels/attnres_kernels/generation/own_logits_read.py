@@ -9,7 +9,7 @@ A program holds whole rows in registers and sums the squares and the products wi
 which is one exchange between its threads and not two per source. Where registers do not hold all sources at once, it
 takes them in groups, whose weights are put right by the usual update of a softmax.
 
-Of the sources of a model most logits are known when a read begins, made once for all reads (``logits``): that moves
+In a model most logits are known when a read begins, made once per block for all reads (``logits``): that moves
 less for many tokens. With few, or for a read on its own, what counts is that this is one launch.
 """
 
@@ -110,8 +110,8 @@ def _keep(spec: ReadSpec) -> list[str]:
 def once(statements: Sequence[str]) -> list[str]:
     """The statements in a loop of one round.
 
-    How many rounds it has a compiler cannot tell. Without it, it loads what follows too early, for which there are not
-    registers enough.
+    A compiler cannot tell how many rounds it has. Without the loop it would load what follows too early, and registers
+    have no room for that.
     """
     return ["for _ in range(0, tl.minimum(rows, 1)):", *(f"    {statement}" for statement in statements)]
 

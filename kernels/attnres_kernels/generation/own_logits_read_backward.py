@@ -81,13 +81,13 @@ def _load(spec: OwnLogitsReadBackwardSpec, place: int, is_first: bool) -> list[s
     if spec.holds_sources and not is_first:
         return []
     name = sources_of(spec.forward)[place]
-    # A compiler would load all sources at once, for which there are not registers enough: it does not at a barrier.
+    # A compiler would load all sources at once, and registers have no room for them: a barrier keeps it from that.
     text = [] if place == 0 or place % spec.at_once else ["tl.debug_barrier()"]
     return [*text, load(name, stride_of(name), tile(name))]
 
 
 def _again(spec: OwnLogitsReadBackwardSpec, operation: str) -> list[str]:
-    """Where sources are read again, so are their addresses made: ``row`` is the same, which a compiler cannot tell."""
+    """Where sources are read again, their addresses are made again: ``row`` is the same, but a compiler cannot tell."""
     return [] if spec.holds_sources else [f"row = (row {operation} zero).to(tl.uint32).to(tl.int64)"]
 
 

@@ -9,7 +9,7 @@ from attnres_kernels.generation.triton_text import ROW, along, lines, load, stor
 def phase_1_text(spec: Phase1Spec) -> str:
     """Outputs ``[rows, width]`` per read and log-sum-exps ``[reads, rows]`` from sources and their logits.
 
-    The logits are known, so the softmax of every read is too: what is left are weighted sums, which tile freely along
+    The logits are known, and so is the softmax of every read: what is left are weighted sums, which tile freely along
     the width. A launch that ``continues`` merges its part with what the launch before wrote, as phase 2 does.
     """
     sources, reads = range(spec.sources), range(spec.reads)

@@ -105,7 +105,7 @@ def {backward_name(spec, "read_backward")}(
 
 
 def _numbers(spec: ReadBackwardSpec) -> list[str]:
-    """Loads of what a row has one number of."""
+    """Loads of what is one number per row."""
     norm = spec.forward.norm if spec.has_normed_grad else None
     places = {"log_total": 0}
     places |= {"logit_partial": 1, "inverse_rms": 2} if spec.forward.has_partial else {}
@@ -170,7 +170,7 @@ def _row_again() -> list[str]:
 def _partial(spec: ReadBackwardSpec) -> list[str]:
     """Gradients of the partial sum and of its key."""
     later = [load("partial_grad_before", "partial_grad_stride", "later")] if spec.has_partial_grad else []
-    # Before the condition or behind it: for wide rows ptxas spills registers with the one or with the other.
+    # Loaded before the condition or behind it: for wide rows, ptxas spills registers in one of the two places.
     before, behind = ([], later) if spec.forward.norm == "layer" else (later, [])
     return [
         *_row_again(),

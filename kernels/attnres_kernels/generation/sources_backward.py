@@ -13,7 +13,7 @@ program that has several tokens holds them in registers, where those suffice (``
 another kernel reads the sources once more.
 
 No source needs another one's numbers, so that sources and reads are cut into launches freely; a launch adds to what the
-launch before it, or a later group of reads, gave to a source. Sums over tokens are made in two stages, per program and
+launch before it, or a later group of reads, gave to a source. Sums over tokens are made in two steps, per program and
 then over programs in a fixed order, so that two runs give the same bits.
 """
 
@@ -142,7 +142,7 @@ def _store_key_grad(spec: SourcesBackwardSpec, s: int, value: str) -> str:
 
 
 def _groups(spec: SourcesBackwardSpec) -> list[range]:
-    """The sources, so many as a thread works on at once."""
+    """The sources, as many to a group as a thread works on at once."""
     usual = tuple(min(AT_ONCE, spec.sources - i) for i in range(0, spec.sources, AT_ONCE))
     sizes = AT_ONCE_OF.get((len(spec.reads), spec.tiles), {}).get(spec.sources, usual)
     return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
@@ -175,7 +175,7 @@ def _many_tokens(spec: SourcesBackwardSpec) -> str:
 
 
 def _over_tiles(spec: SourcesBackwardSpec, statements: list[str], tile: int | None = None) -> list[str]:
-    """A loop over the tiles of a row, or over one of them: not to let a compiler move what is in it out of it."""
+    """A loop over the tiles of a row, or over one of them, so that a compiler does not move its content out of it."""
     tiles = "0, width" if tile is None else f"{tile} * BLOCK_D, tl.minimum({tile + 1} * BLOCK_D, width)"
     of_step = "tl.multiple_of(step & zero, 16) + " if spec.sums_keys else ""
     column = [f"column = start + {of_step}tl.arange(0, BLOCK_D)", "inside = column < width"]

@@ -38,7 +38,7 @@ class Traffic:
 
 @singledispatch
 def traffic_of(spec: KernelSpec) -> Traffic:
-    """Of the kernels that a spec is of."""
+    """What the kernels of a spec move."""
     raise TypeError(f"{type(spec).__name__} is no spec of a kernel: count what it moves in generation/traffic.py.")
 
 
@@ -83,7 +83,7 @@ def _(spec: SourcesBackwardSpec) -> Traffic:
 
 @traffic_of.register
 def _(spec: OwnLogitsReadSpec) -> Traffic:
-    """What logits are made of is in registers, so that it is that of a direct read with known ones."""
+    """The sources are in registers when logits are made of them, so this is that of a direct read with known logits."""
     return traffic_of(spec.read)
 
 

@@ -1,11 +1,11 @@
 """Choices of a launch by kind of kernel: the static one of the tables of tiles first, then others to time.
 
-All of them compute the same. Rows are shared out among as many programs whatever is chosen, those of the static choice,
-so that sums over tokens have one order; what differs is in which order the threads of a program sum over a row.
+All of them compute the same values. Rows are shared out among as many programs whatever is chosen, those of the static
+choice, so that sums over tokens have one order; what differs is in which order the threads of a program sum over a row.
 
-Others are half and twice the warps, half and twice the columns where a row is cut, and other numbers of stages. None is
-here that loads less than 128 bits at a time in bf16, nor one that spills registers on sm_90 with up to 9 completed
-blocks, which leaves kernels whose sums fill the registers with the static choice: a test compiles those of some shapes
+Others are half and twice the warps, half and twice the columns where a row is cut, and other numbers of stages. No
+choice loads less than 128 bits at a time in bf16, and none spills registers on sm_90 with up to 9 completed blocks;
+so kernels whose sums fill the registers keep the static choice. A test compiles the choices of some shapes
 (``tests/kernels/launch/test_candidates.py``).
 """
 
@@ -37,14 +37,14 @@ MOST_COPIED_BY_HALF = 8
 
 
 def logits(reads: int) -> Choices:
-    """By how many reads there are registers for: a program holds a sum for each token of its tile and each read."""
+    """Cut by how many reads registers have room for: a program holds a sum for each token of its tile and each read."""
     tiles = [tiling.matrix_product(reads), Tiling(32, 64, 4 if reads <= 32 else 8), Tiling(64, 64, 8)]
     at_once = tiling.reads_of_logits(reads)
     return _distinct(Choice.of(x.warps, BLOCK_T=x.rows, BLOCK_D=x.columns, BLOCK_R=at_once) for x in tiles)
 
 
 def phase_1(spec: Phase1Spec, width: int) -> Choices:
-    """One only where a launch goes on from outputs in memory: to time it would go on from them again and again.
+    """One choice only where a launch goes on from outputs in memory: timing it would do so again and again.
 
     Args:
         spec: of the launch.
@@ -55,12 +55,12 @@ def phase_1(spec: Phase1Spec, width: int) -> Choices:
 
 
 def keys(width: int) -> Choices:
-    """Of the keys' gradients where the sources' backward does not sum them."""
+    """For the keys' gradients where the sources' backward does not sum them."""
     return _distinct(map(_of_columns, _cut(tiling.along_width(width), width)))
 
 
 def gradients(spec: SourcesBackwardSpec, width: int) -> Choices:
-    """Of the sources' gradients; one only where they come with those of the keys, whose sums fill the registers.
+    """For the sources' gradients; one choice only where those of the keys come with them and fill the registers.
 
     Args:
         spec: of the launch.
@@ -109,7 +109,7 @@ def own_logits_read(width: int, dtype: torch.dtype) -> Choices:
 
 
 def own_logits_read_backward(width: int, dtype: torch.dtype) -> Choices:
-    """One only: what a thread holds of the sources, and so the text, is made for these warps.
+    """One choice only: what a thread holds of the sources, and so the text, is made for these warps.
 
     Args:
         width: of the stream.
@@ -122,14 +122,14 @@ def own_logits_read_backward(width: int, dtype: torch.dtype) -> Choices:
 
 
 def _whole(tile: Tiling) -> list[Tiling]:
-    """Of whole rows: other numbers of warps."""
+    """Tiles of whole rows with other numbers of warps."""
     if tile.columns > WIDEST_TUNED:
         return [tile]
     return [tile, _warps(tile, 0.5), *([_warps(tile, 2)] if _fills(_warps(tile, 2)) else [])]
 
 
 def _cut(tile: Tiling, width: int) -> list[Tiling]:
-    """Of rows that are cut: other columns, and other columns of a thread."""
+    """Tiles of rows that are cut, with other columns, and with other columns of a thread."""
     wider = [_columns(tile, 2)] if tile.columns < width else []
     return [tile, _columns(tile, 0.5), *wider, _warps(tile, 0.5)]
 
@@ -139,7 +139,7 @@ def _warps(tile: Tiling, factor: float) -> Tiling:
 
 
 def _columns(tile: Tiling, factor: float) -> Tiling:
-    """With as many columns of a thread."""
+    """A tile with other columns and the warps for as many columns of a thread as before."""
     return replace(_warps(tile, factor), columns=max(1, int(tile.columns * factor)))
 
 

@@ -1,4 +1,4 @@
-"""One read from tensors to tensors, its neighbours fused, and its backward; shapes and grids as ``launch_phase_1``."""
+"""One read from tensors to tensors, its neighbours fused, and its backward; shapes as in ``launch_phase_1``."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _backward_spec(parts: ReadParts, grads: OutputGradients, adds: bool, neighbo
 
 
 def through_norm(neighbours: Neighbours, grads: OutputGradients) -> tuple[Neighbours, OutputGradients]:
-    """The norm that gradients come through, and no other, and the gradients that come through what there is.
+    """The neighbours and gradients with the norm left out if no gradient comes through it.
 
     Args:
         neighbours: of the read.
@@ -102,7 +102,7 @@ def through_norm(neighbours: Neighbours, grads: OutputGradients) -> tuple[Neighb
 
 
 def _flat(parts: ReadParts) -> ReadParts:
-    """With all values as rows, read in place wherever that can be."""
+    """The parts as rows, read in place wherever that can be."""
     return ReadParts(
         None if parts.inter is None else rows.rows_of(parts.inter).contiguous(),
         None if parts.log_sum is None else parts.log_sum.reshape(-1).contiguous(),
@@ -137,7 +137,7 @@ class ReadResult:
 
     @classmethod
     def new(cls, neighbours: Neighbours, like: Tensor, dtype: torch.dtype, numbers: int) -> ReadResult:
-        """To be written.
+        """Results that a kernel is to write.
 
         Args:
             neighbours: of the read, which say what it makes.
@@ -149,12 +149,12 @@ class ReadResult:
         return cls(value, normed, partial, rows.new(like, (like.shape[0], numbers), torch.float32))
 
     def as_list(self, shape: torch.Size) -> list[Tensor]:
-        """Those that there are, in ``shape``, and last the statistics."""
+        """The results that there are, in ``shape``, and last the statistics."""
         made = [x.reshape(shape) for x in (self.value, self.normed, self.partial) if x is not None]
         return [*made, self.statistics]
 
     def written(self) -> list[Tensor | None]:
-        """In the order of a kernel's arguments."""
+        """All of them in the order of a kernel's arguments."""
         return [self.partial, self.value, self.normed, self.statistics]
 
 

@@ -1,4 +1,4 @@
-"""The backward of several reads into completed blocks, from tensors to tensors; as ``launch_phase_1``."""
+"""The backward of several reads into completed blocks, from tensors to tensors; shapes as in ``launch_phase_1``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a read with own logits is cut, by width and number of sources: a static table, as ``tiling``."""
+"""How a read with own logits is cut, by width and number of sources: a static table, as in ``tiling``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOADED_BITS = 128
 
 
 def most_sources(width: int, norm: NormKind | None) -> int:
-    """Sources, the open partial sum among them, up to which a read makes its own logits; of more, they are made first.
+    """The most sources, the open partial sum among them, of which a read makes the logits itself.
 
     Args:
         width: of the stream.
@@ -55,7 +55,7 @@ def backward_tile(width: int) -> Tiling:
 
 
 def lanes(tile: Tiling, dtype: torch.dtype) -> dict[str, int]:
-    """By which a row is summed: first the columns of a thread, ``FOLD`` for each load, then ``LANES`` threads.
+    """How a row is summed: first the columns of a thread, ``FOLD`` for each load, then over ``LANES`` threads.
 
     Args:
         tile: of a program.
@@ -96,12 +96,12 @@ def backward_spec(
 
 
 def _elements(tile: Tiling) -> int:
-    """Of a row, in a thread."""
+    """Elements of a row that one thread holds."""
     return max(1, tile.columns // (32 * tile.warps))
 
 
 def _evenly(sources: int, most: int) -> int:
-    """Sources of each group, of as few groups as can be."""
+    """Sources of each group, with as few groups as can be."""
     groups = -(-sources // most)
     return -(-sources // groups)
 

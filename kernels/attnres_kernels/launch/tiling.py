@@ -78,7 +78,7 @@ def steps(width: int) -> Tiling:
 
 
 def reads_of_logits(reads: int) -> int:
-    """Of one program, rounded up to what a matrix product on tensor cores takes."""
+    """Reads of one program, rounded up to what a matrix product on tensor cores takes."""
     return min(MOST_READS_OF_LOGITS, max(16, power_of_two(reads)))
 
 

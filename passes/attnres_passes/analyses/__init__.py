@@ -2,5 +2,5 @@
 
 In order: ``aten_recorder.py`` runs the graph, ``chains.py`` finds additions in a row, ``reads.py`` who reads their
 states and whether a norm is behind it, ``stream_nodes.py`` the nodes, ``blocks.py`` the blocks. ``streams.py`` puts
-this together to a plan, ``declines.py`` says why a chain is left out. ``norms/`` look at rewritten graphs.
+this together into a plan, ``declines.py`` says why a chain is left out. ``norms/`` look at rewritten graphs.
 """

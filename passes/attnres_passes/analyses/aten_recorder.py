@@ -30,7 +30,7 @@ from attnres_passes.torch_private.state import restored_torch_state
 
 
 def trace_aten(gm: GraphModule) -> AtenTrace:
-    """Execute ``gm`` once on the fake values of its placeholders and record what happened.
+    """Execute ``gm`` once on the fake values of its placeholders and note what happened.
 
     Neither the graph, nor the random state, nor guards and symbols of a compilation in progress change.
     """
@@ -62,7 +62,7 @@ def _keep_live(trace: AtenTrace) -> None:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Numbers tensors and records each dispatched operation into the trace."""
+    """Numbers tensors and adds each dispatched operation to the trace."""
 
     supports_higher_order_operators = True
 
@@ -87,7 +87,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return func.decompose(*args, **kwargs)
         recorded_args = tree_map_only(torch.Tensor, lambda tensor: Ref(self.lookup(tensor)), (args, kwargs))
         out = func(*args, **kwargs)
-        self.record(func, recorded_args, args, kwargs, out)
+        self.add(func, recorded_args, args, kwargs, out)
         return out
 
     def lookup(self, tensor: torch.Tensor) -> int:
@@ -127,7 +127,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.trace.users[value].append(index)
         return numbers
 
-    def record(self, func: Any, recorded: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def add(self, func: Any, recorded: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         recorded_args, recorded_kwargs = recorded
         inputs = tuple(leaf.value for leaf in tree_leaves(recorded) if isinstance(leaf, Ref))
         written = list(_written_tensors(func, args, kwargs))

@@ -77,7 +77,7 @@ class AtenTrace:
     node_output[k]: value number of node k's tensor output, where it is one tensor.
     node_ops[k]: indices of the operations executed for node k, dead ones left out.
     users[v]: indices of the operations that read value v, dead ones left out.
-    grad_enabled[k]: whether gradients were recorded when node k began.
+    grad_enabled[k]: whether the grad mode was on when node k began.
     """
 
     nodes: list[Node]
@@ -95,5 +95,5 @@ class AtenTrace:
         return any(self.grad_enabled)
 
     def cuts_gradients(self, node: int) -> bool:
-        """Whether node ``node`` is under ``torch.no_grad`` in a graph that records gradients elsewhere."""
+        """Whether node ``node`` is under ``torch.no_grad`` in a graph whose grad mode is on elsewhere."""
         return self._records_gradients and not self.grad_enabled[node]

@@ -56,7 +56,7 @@ def sources_of_read(state: int, block_size: int) -> int:
     """How many sources a read has: root, completed blocks, and the open partial sum unless a block is just complete.
 
     Args:
-        state: number of writes that the state holds which is read.
+        state: number of writes that the state holds.
         block_size: writes per block.
     """
     return 1 + math.ceil(state / block_size)

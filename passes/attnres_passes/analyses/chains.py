@@ -144,7 +144,7 @@ class _Search:
             self.product_of[value] = live if is_product else product
 
     def add(self, op: Op) -> None:
-        """Record ``op`` as the next addition of a chain, or as the first of a new one, if it is either."""
+        """Take ``op`` as the next addition of a chain, or as the first of a new one, if it is either."""
         best: tuple[bool, int, _State, Addition] | None = None
         left, right = op.args[0].value, op.args[1].value
         for state, branch in ((left, right), (right, left)):

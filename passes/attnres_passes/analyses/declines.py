@@ -82,7 +82,7 @@ def worth_reporting(
     Args:
         trace: of the captured graph.
         declined: every candidate that was declined, and why.
-        found_streams: whether others were not.
+        found_streams: whether the trace has streams that were not declined.
     """
     relevant = [
         (candidate, decline)

@@ -44,7 +44,7 @@ class ReadGroup:
 
     @classmethod
     def of(cls, members: Sequence[ReadGroup]) -> ReadGroup:
-        """The read that several reads of one state are together."""
+        """The one read that several reads of one state make together."""
         return cls(
             state=members[0].state,
             uses=tuple(sorted({use for member in members for use in member.uses}, key=lambda use: (use[1], use[0]))),
@@ -222,7 +222,7 @@ class _Reads:
         return met
 
     def _reader(self, node: int, value: int, state: int) -> int:
-        """The reader that a node of the graph is: it takes a state in as one read."""
+        """The reader for a node of the graph, which takes a state in as one read."""
         index = self.reader_at.setdefault((node, state), len(self.readers))
         if index == len(self.readers):
             self.readers.append(_Reader(state))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def join_shared_reads(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -> StreamReads:
-    """The reads, with those joined that project one state bare and meet before the next write.
+    """The reads, joined where several project one bare state and meet before the next write.
 
     Looks once at the operations between two writes, so it is linear in the size of the graph.
 

@@ -2,7 +2,7 @@
 
 The unit is one ``[tokens, d]`` of the stream. Each node is charged with what the kernel that it is bound to reads and
 writes (``OperatorDefinition.traffic``); a residual addition of its own with three and a norm of its own with two.
-Scalars per token and vectors are left out, as there.
+Scalars per token and vectors are left out.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _VIEWS = ("detach", "view", "reshape", "view_as", "reshape_as", "permute", "tran
 
 
 def plain_traffic(stream: Stream) -> Traffic:
-    """Of the standard residual with every addition fused with one norm behind it, which then writes and reads nothing.
+    """What the standard residual moves, every addition fused with one norm behind it, which then only writes.
 
-    Further norms of the same state, and that of the root, read it.
+    Further norms of the same state, and all those of the root, read it, too.
     """
     total = Traffic(0, 0)
     for _ in stream.writes:
@@ -73,14 +73,14 @@ def _of_node(node: Node, width: int) -> Traffic:
 
 
 def _of_definition(sources: int) -> Traffic:
-    """The definition, stacked and unfused (``cost.naive``): the stack, three passes over it, and the result."""
+    """What the definition moves, stacked, not fused (``cost.naive``): stack, three passes over it, result."""
     alone = cost.naive(sources, has_partial=False) - (ADD + NORM).total
     writes = sources + 1
     return Traffic(int(alone) - writes, writes)
 
 
 def _of_kernels(node: Node, width: int) -> Traffic:
-    """By the definition of the operator that computes a scheduled node; every tensor that counts has this width."""
+    """What a scheduled node moves, by the definition of its operator; every tensor that counts has this width."""
     definition = definition_of(node.target)
     assert definition is not None
     given = arguments(node)

@@ -1,4 +1,4 @@
-"""What passes share and no pass is: plan and options, who a node is, how a graph reads, what its levels allow.
+"""What all passes share: plan and options, what a node is for, the text of a graph, the rules of its levels.
 
 Begin with ``plan`` (what is decided), ``read_id`` and ``annotations`` (what a node is for), ``levels`` (the rules).
 """

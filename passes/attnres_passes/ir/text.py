@@ -93,7 +93,7 @@ def _expression(node: Node, names: Collection[str]) -> str:
 
 
 def _callee(target: Any, names: Collection[str]) -> str:
-    """A function by a short name of its module, or, where that leads to something else, by the whole one."""
+    """A function by a short name of its module, or by the whole one where the short one leads to something else."""
     module = getattr(target, "__module__", None) or ""
     if is_operator(target) or module.startswith("torch._ops."):
         return f"torch.ops.{target}".removesuffix(".default")

@@ -139,7 +139,7 @@ def _neighbours(node: Node, given: Mapping[str, Any], keeps_values: bool) -> Nei
 
 
 def _put_in_place(node: Node, bound: Node, neighbours: Neighbours) -> None:
-    """Let ``bound``, which has no result that is not made, stand for the scheduled read ``node``."""
+    """Let ``bound``, whose results are only those that are made, stand for the scheduled read ``node``."""
     if node.target not in FUSED:
         value = call(node, operator.getitem, bound, 0)
         value.meta.update(node.meta)

@@ -51,7 +51,7 @@ def balanced_cuts(stream: Stream, chunks: int, costs: Sequence[int]) -> tuple[in
     Args:
         stream: what is cut.
         chunks: how many are wanted.
-        costs: of the sublayers ``1 .. W``, what comes before the first and after the last one included in theirs.
+        costs: of the sublayers ``1 .. W``; those of the first and the last include what comes before and after.
 
     Raises:
         StageError: there are more chunks than sublayers that can be cut apart.

@@ -16,7 +16,7 @@ After::
     whole_0_1 = gather(read_0_1, length, 2, '0')
     n2 = layer_norm(whole_0_1)
 
-A read mixes the blocks of one token, so reads need nothing of other ranks: phase 1 and phase 2 both run on the own
+A read mixes the blocks of one token, so reads need nothing of other ranks: phase 1 and phase 2 both run on a rank's own
 tokens, between a reduce-scatter and an all-gather that together carry what the all-reduce did. A write that every
 rank has whole is cut instead. For inference: the collectives pass no gradients on.
 
@@ -44,7 +44,7 @@ _TOKEN_BY_TOKEN = ("to", "detach")
 
 
 def shard_sequence(rewritten: Rewritten, shards: Shards) -> GraphModule:
-    """A copy of the rewritten graph whose sources are those of the own tokens.
+    """A copy of the rewritten graph whose sources hold this rank's tokens alone.
 
     Args:
         rewritten: the graph, and where its streams are in it.
@@ -112,14 +112,14 @@ class _Sharder:
         self.own[value] = self._call(*call, value, annotation, f"{value.name}_shard")
 
     def _is_read_whole(self, value: Node, reduced: AllReduced) -> bool:
-        """Whether something else than the stream reads the sum over all ranks, or what was summed."""
+        """Whether anything but the stream reads the sum over all ranks, or what was summed."""
         users = {*value.users, *reduced.given.users, *(user for node in reduced.nodes for user in node.users)}
         return any(
             user not in self.sums and user not in reduced.nodes and not is_depth_attention(user) for user in users
         )
 
     def _carry_on(self, node: Node) -> None:
-        """What a source becomes on its way, for the own tokens."""
+        """What a source becomes on its way, for this rank's tokens."""
         annotation = annotation_of(node)
         if node not in self.sums and (annotation is None or annotation.kind != "carry"):
             return

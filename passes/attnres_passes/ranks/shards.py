@@ -34,7 +34,7 @@ class Shards:
 
     @classmethod
     def of(cls, group: str) -> Shards:
-        """The ranks of a process group of this process.
+        """The ranks of a process group, and which of them this process is.
 
         Raises:
             SequenceError: there is no group with this name here.
@@ -54,7 +54,7 @@ def shard(whole: Tensor, size: int, rank: int) -> Tensor:
     Args:
         whole: ``[.., T, d]``.
         size: number of ranks.
-        rank: the one.
+        rank: whose tokens.
     """
     length = _shard_length(whole, size)
     return _padded(whole, size).narrow(DIMENSION, rank * length, length).clone(memory_format=torch.contiguous_format)
@@ -75,7 +75,7 @@ def gather(part: Tensor, length: int, size: int, group: str) -> Tensor:
 
 
 def sum_and_shard(partial: Tensor, size: int, group: str) -> Tensor:
-    """The own tokens of the sum over all ranks: a reduce-scatter where an all-reduce was.
+    """This rank's tokens of the sum over all ranks: a reduce-scatter where an all-reduce was.
 
     Args:
         partial: what is summed, ``[.., T, d]``.

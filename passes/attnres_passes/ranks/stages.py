@@ -90,7 +90,7 @@ def stage(
 
 
 def _labels(stream: Stream) -> list[str]:
-    """A module for each write: that which makes it, or, where several writes share it, that which reads its input."""
+    """A module per write: the one that makes it, or, where it makes several, the one that reads the write's input."""
     shared = Counter(write.module for write in stream.writes)
     readers = {read.state + 1: read.module for read in reversed(stream.reads)}
     return [

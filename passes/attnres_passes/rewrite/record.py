@@ -19,7 +19,7 @@ After::
 
 Statistics stand right behind what they are about, which may be changed in place later. They are made of the sources,
 by the definition, so that they are the same under every schedule. Probes come in as one more input, before the
-parameters of the reads, and only in a graph that records gradients.
+parameters of the reads, and only in a graph that has gradients.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class Recorded:
 
 
 def record(rewritten: Rewritten, with_gradients: bool) -> Recorded:
-    """A copy of a rewritten graph that records.
+    """A copy of a rewritten graph with its statistics as one more output.
 
     Args:
         rewritten: of one process; the graph is not changed.
-        with_gradients: record the norms of the gradients of its writes, too.
+        with_gradients: the norms of the gradients of its writes, too.
     """
     return _Recorder(rewritten, with_gradients).run()
 

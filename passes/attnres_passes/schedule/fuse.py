@@ -87,7 +87,7 @@ def fuse(scheduled_gm: GraphModule, plan: Plan) -> Fused:
 
 
 class _Graph:
-    """The graph that is being changed. order, modes: of its nodes before anything was."""
+    """The graph that is being changed. order, modes: of its nodes before any change."""
 
     def __init__(self, gm: GraphModule) -> None:
         self.order = {node: index for index, node in enumerate(gm.graph.nodes)}

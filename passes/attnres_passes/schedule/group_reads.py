@@ -55,8 +55,8 @@ class Group:
 class Inference:
     """What counts beside bytes where nothing is differentiated.
 
-    launch: what a kernel more costs, in units of the width moved per token (``cost.launch``); most: completed blocks up
-    to which a read may make the logits of its sources itself.
+    launch: what one more kernel costs, in units of the width moved per token (``cost.launch``); most: completed blocks
+    up to which a read may make the logits of its sources itself.
     """
 
     launch: float
@@ -65,7 +65,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class ReadGroups:
-    """The groups of one stream; ``str()`` is the cost model's table. inference: what they were compared by, too."""
+    """The groups of one stream; ``str()`` is the cost model's table. inference: what else they were compared by."""
 
     groups: tuple[Group, ...]
     inference: Inference | None = None

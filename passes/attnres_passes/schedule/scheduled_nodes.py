@@ -109,7 +109,7 @@ def call(
     Args:
         before: a node of the rewrite.
         function, args: what is called, on what.
-        annotation: of what the call helps; that of ``before`` without one.
+        annotation: of the node that the call helps, by default that of ``before``.
         name: for the reader of the graph's text; nothing depends on it.
     """
     with before.graph.inserting_before(before):

@@ -41,7 +41,7 @@ def all_gather(part: torch.Tensor, size: int, group: str) -> torch.Tensor:
 
 
 def reduce_scatter(whole: torch.Tensor, size: int, group: str) -> torch.Tensor:
-    """The own part, along the first dimension, of the sum over all ranks.
+    """This rank's part, along the first dimension, of the sum over all ranks.
 
     Args:
         whole: what is summed, ``[size * n, ..]``.
@@ -61,7 +61,7 @@ class AllReduced:
 
 
 def all_reduced(value: torch.fx.Node, group: str) -> AllReduced | None:
-    """How a value is a sum over the ranks of a group, made out of place or in place; None if it is none.
+    """The sum over the ranks of a group that a value is, made out of place or in place; None if it is no such sum.
 
     Args:
         value: any node.

@@ -56,9 +56,9 @@ def inductor_modes() -> dict[str, dict[str, Any]]:
 def traced_anew(anew: bool) -> contextlib.AbstractContextManager[Any]:
     """If ``anew``, graphs that torch knows from an earlier process are traced again.
 
-    Of an operator that a graph calls, the key of AOTAutograd's cache holds the name and not which kernels it launches:
-    a graph whose launches are not tuned would be taken for one whose are. (Graphs of the backend are not in that cache,
-    and the key of Inductor's own has the choices.)
+    The key of AOTAutograd's cache holds the name of each operator that a graph calls, and not the kernels it launches:
+    a graph whose launches are not tuned would be taken for one whose launches are. (Graphs of the backend are not in
+    that cache, and the key of Inductor's own has the choices.)
     """
     if not anew:
         return contextlib.nullcontext()
@@ -81,20 +81,20 @@ def compile_later(gm: GraphModule, inputs: list[Any], inner: str, mode: str | No
     """
     if inner == "eager":
         return compile_inner(gm, inputs, inner, mode)
-    recorded = [example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
-    fake_mode = fake_mode_of(recorded)
-    examples = [_as_called(example, value, fake_mode) for example, value in zip(recorded, inputs, strict=True)]
+    kept = [example_value(node) for node in gm.graph.nodes if node.op == "placeholder"]
+    fake_mode = fake_mode_of(kept)
+    examples = [_as_called(example, value, fake_mode) for example, value in zip(kept, inputs, strict=True)]
     with _tracing_under(fake_mode), without_new_guards(fake_mode):
         return compile_inner(gm, examples, inner, mode)
 
 
 def _tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:
-    """Have compilers take values of ``fake_mode`` for those of the graph that they compile, as while Dynamo calls."""
+    """Have compilers take values of ``fake_mode`` for those of the graph, as they do while Dynamo calls them."""
     return torch._guards.tracing(torch._guards.TracingContext(fake_mode))
 
 
 def _as_called(example: Any, value: Any, fake_mode: Any) -> Any:
-    """The recorded value of a placeholder; a new one where tracing the graph has changed it, or recorded none."""
+    """The recorded value of a placeholder; a new one where tracing has changed it or Dynamo kept none."""
     if not isinstance(value, torch.Tensor):
         return value if example is None else example
     if not is_fake(example):

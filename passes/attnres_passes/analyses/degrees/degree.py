@@ -120,7 +120,7 @@ SHAPE_ONLY = frozenset(
 
 
 def is_shape_only(op: Op) -> bool:
-    """Whether the values of the only tensor that ``op`` takes do not matter; a tensor beside it always does."""
+    """Whether ``op`` takes one tensor alone and only its shape matters; values of a second tensor always matter."""
     return op.name in SHAPE_ONLY and len(op.inputs) == 1
 
 

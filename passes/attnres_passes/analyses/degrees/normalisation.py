@@ -43,7 +43,7 @@ def rms_norm(call: Call) -> list[Degree]:
 
 @rule("native_group_norm _batch_norm_with_update")
 def group_norm(call: Call) -> list[Degree]:
-    """Weight and bias come second, eps last; the batch norm that updates its statistics is one of training."""
+    """Weight and bias come second, eps last; a batch norm that updates its statistics is in training."""
     return _normalized(call, call.op.args[1:3], (1, -1), call.op.args[-1])
 
 

@@ -72,13 +72,13 @@ class Region:
 
     @property
     def dtype(self) -> torch.dtype:
-        return recorded(self.read).dtype
+        return example_tensor(self.read).dtype
 
     def key(self) -> tuple[Any, ...]:
         """Calls, constants, wiring, shapes and dtypes: regions with equal keys compute one function."""
         label = {self.read: "%x"}
-        label |= {node: f"%dtype {recorded(node).dtype}" for node in self.templates}
-        label |= {node: f"%vector {k} {recorded(node).dtype}" for k, node in enumerate(self.vectors)}
+        label |= {node: f"%dtype {example_tensor(node).dtype}" for node in self.templates}
+        label |= {node: f"%vector {k} {example_tensor(node).dtype}" for k, node in enumerate(self.vectors)}
         label |= {node: f"%{k}" for k, node in enumerate(self.nodes)}
 
         def spelled(leaf: Any) -> Any:
@@ -101,7 +101,7 @@ class Region:
             RefusedError: a value is changed in place, or dtypes differ from those of the graph.
         """
         wider: Mapping[Any, Any] = _WIDER if widened else {}
-        templates = {node: torch.empty((), dtype=recorded(node).dtype) for node in self.templates}
+        templates = {node: torch.empty((), dtype=example_tensor(node).dtype) for node in self.templates}
         env: dict[Node, Any] = {
             **{node: value.to(wider.get(value.dtype, value.dtype)) for node, value in templates.items()},
             **dict(zip(self.vectors, vectors, strict=True)),
@@ -133,11 +133,11 @@ class Region:
 
 
 class RefusedError(Exception):
-    """What forbids a region, seen while it is executed."""
+    """Why a region is not taken for a norm, found while it is executed."""
 
 
-def recorded(node: Node) -> Tensor:
-    """The fake tensor that was recorded for a node."""
+def example_tensor(node: Node) -> Tensor:
+    """The example value of a node, which is a fake tensor."""
     value = example_value(node)
     assert isinstance(value, Tensor)
     return value
@@ -187,14 +187,14 @@ class _Check:
     def __init__(self, region: Region) -> None:
         self.region = region
         self.generator = torch.Generator("cpu").manual_seed(0)
-        value = recorded(region.read)
+        value = example_tensor(region.read)
         leading = itertools.islice(itertools.cycle((2, 3)), value.ndim - 1)
         self.shape = (*leading, int(value.shape[-1]))
         self.is_half = region.dtype != torch.float32
 
     def formula(self) -> Formula | str:
         constants = _constants(self.region)
-        # An eps shows where it is as large as the mean square; none, in zeros that a clamped divisor leaves defined.
+        # An eps shows where the mean square is as small; a missing one, on zeros, where a clamped divisor gives no NaN.
         magnitudes = (1.0, 1e3, *(eps**0.5 for eps in constants))
         results = self._run(magnitudes, self.is_half)
         found = next((f for f in self._formulas(constants) if _agree(f, results, _TOLERANCE[torch.float32])), None)
@@ -212,7 +212,7 @@ class _Check:
 
     def _given(self, magnitude: float, widened: bool) -> Given:
         """Random inputs; the value that is read has a mean other than zero."""
-        dtypes = [recorded(node).dtype for node in (self.region.read, *self.region.vectors)]
+        dtypes = [example_tensor(node).dtype for node in (self.region.read, *self.region.vectors)]
         dtype, *others = [_WIDER.get(dtype, dtype) if widened else dtype for dtype in dtypes]
         x = magnitude * (self._random(*self.shape) + 0.5)
         return x.to(dtype), [self._random(self.shape[-1]).to(other) for other in others]

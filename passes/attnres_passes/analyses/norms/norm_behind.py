@@ -33,8 +33,8 @@ from attnres_passes.analyses.norms.formula import (
     Formula,
     Kind,
     Region,
+    example_tensor,
     formula_of,
-    recorded,
     signature,
 )
 from attnres_passes.ir.annotations import annotation_of, read_of
@@ -195,7 +195,7 @@ class _Finder:
         value = example_value(node)
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point or value.ndim != 1:
             return False
-        if size_token(value.shape[0]) != recorded(read).shape[-1]:
+        if size_token(value.shape[0]) != example_tensor(read).shape[-1]:
             return False
         pending, seen = [node], {node}
         while pending and len(seen) <= MOST_NODES:
