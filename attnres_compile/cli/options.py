@@ -48,7 +48,7 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
         "--allow-unnormed", action="store_const", const=True, help="also rewrite streams read without a norm"
     )
     group.add_argument(
-        "--stream", action="append", metavar="NAME", dest="streams", help="rewrite this stream only; may repeat"
+        "--stream", action="append", metavar="NAME", dest="streams", help="rewrite this stream only; may be repeated"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from attnres_kernels.errors import AttnResError
 
 KERNEL_KINDS = ("bench kernels", "bench offline")
-"""Of records that ``python -m kernels.benchmarks`` keeps; it is no part of what is installed."""
+"""Kinds of the records that ``python -m kernels.benchmarks`` keeps, which is no part of what is installed."""
 
 
 class OutputError(AttnResError, OSError):

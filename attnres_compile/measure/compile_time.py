@@ -33,7 +33,7 @@ class CompileJob:
     load: LoadOptions
     workload: str
     options: dict[str, Any]
-    """Of the rewrite, as plain data."""
+    """Options of the rewrite, as plain data."""
     without_dropout: bool = False
 
 

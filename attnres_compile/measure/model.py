@@ -56,7 +56,7 @@ class ModelJob:
     load: LoadOptions
     workloads: tuple[str, ...] = WORKLOADS
     rounds: int = DEFAULT_ROUNDS
-    """Of latency."""
+    """Samples of each latency."""
     compile_rounds: int = 0
     """Processes of each side for the time to compile, 0 for none."""
     without_dropout: bool = False
@@ -64,7 +64,7 @@ class ModelJob:
     schedules: tuple[str, ...] = ("auto",)
     """Each is paired with the plain model."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the rewrite, without its schedule."""
+    """Options of the rewrite, without its schedule."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:

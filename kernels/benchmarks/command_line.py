@@ -63,7 +63,7 @@ def _add_peers(verbs: Any) -> None:
     parser = add_verb(verbs, "peers", _run_peers, text)
     grid = parser.add_argument_group("grid: every combination is measured")
     grid.add_argument("--level", choices=("op", "block"), help="one read, or all reads of a block (default both)")
-    grid.add_argument("--direction", choices=("forward", "training"), help="training: and backward (default both)")
+    grid.add_argument("--direction", choices=("forward", "training"), help="training: with the backward (default both)")
     for name, values, text in _GRID:
         default = " ".join(map(str, values))
         grid.add_argument(name, type=int, nargs="+", default=values, help=f"{text} (default {default})")

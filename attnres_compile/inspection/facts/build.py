@@ -29,7 +29,7 @@ BREAK_FIX = (
     "torch.compile(model, fullgraph=True) shows the stack"
 )
 DECAY = "0 (group 'attnres')"
-"""How ``param_groups`` decays them."""
+"""How ``param_groups`` decays the added parameters."""
 
 _DIRECT = (scheduled.direct_read, scheduled.fused_direct_read, *OWN_LOGITS_READS)
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")

@@ -32,11 +32,11 @@ class Counted:
     training: Counter[str] | None
     """FLOPs of both directions; None where nothing wants a gradient."""
     saved_bytes: int
-    """Of distinct storages that autograd keeps for the backward, apart from inputs of the graph."""
+    """Bytes of distinct storages that autograd keeps for the backward, apart from inputs of the graph."""
     uncounted: Counter[str]
     """Calls of operators without a formula, in both directions."""
     launches: tuple[int, int]
-    """Of kernels of ours, forward, and in both directions."""
+    """Launches of our kernels, forward, and in both directions."""
 
 
 def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) -> Counted:

@@ -10,7 +10,7 @@ from attnres_passes.ranks.transfer_cost import TransferCost, transfer_cost
 from attnres_passes.ranks.transfers import Transfer, plan_stages
 
 _PREFILL_TOKENS = 128 * 1024
-"""Of the paper's example (section 4.2)."""
+"""Tokens of the prompt in the paper's example (section 4.2)."""
 
 _TENSOR_RANKS = (1, 2, 4, 8)
 

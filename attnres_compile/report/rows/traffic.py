@@ -10,7 +10,7 @@ from attnres_kernels.definition import cost
 from attnres_kernels.generation.traffic import Traffic
 
 _MHC_STREAMS = 4
-"""Of the reference in the paper's Table 1."""
+"""Streams of the mHC in the paper's Table 1."""
 
 _SCHEDULE_NAMES = {"naive": "naive", "direct": "direct", "two_phase": "two-phase", "auto": "auto", FULL: "Full, auto"}
 _COUNTED = (

@@ -35,7 +35,7 @@ from attnres_kernels.generation.triton_text import (
 )
 
 AT_ONCE = 4
-"""Sources that a thread works on at once: what is of reads is loaded once for them all."""
+"""Sources that a thread works on at once: what belongs to reads is loaded once for them all."""
 
 AT_ONCE_OF: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
     (1, 1): {3: (2, 1), 5: (3, 2), 6: (3, 3)},
@@ -53,8 +53,8 @@ AT_ONCE_OF: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
     (7, 0): {5: (5,)},
     (8, 0): {6: (2, 2, 2), 8: (2, 2, 2, 2)},
 }
-"""Others by reads and tiles of sums for the keys, then by sources, where ptxas spills registers with ``AT_ONCE``: found
-by compiling for all targets.
+"""Other numbers by reads and tiles of sums for keys, then by sources, where ptxas spills registers with ``AT_ONCE``:
+found by compiling for all targets.
 """
 
 

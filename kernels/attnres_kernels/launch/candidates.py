@@ -24,13 +24,13 @@ from attnres_kernels.launch.tuning import Choice
 Choices = tuple[Choice, ...]
 
 MOST_WARPS = 32
-"""Of a program, which has 1024 threads then."""
+"""Warps of a program, at most: 1024 threads."""
 
 LOADED = 8
 """Elements that a thread loads at a time, 128 bits of bf16."""
 
 WIDEST_TUNED = 8192
-"""Columns of whole rows above which registers have no room for anything but the static choice, if for that."""
+"""Columns of whole rows above which registers have no room for anything but the static choice, if even for that."""
 
 MOST_COPIED_BY_HALF = 8
 """Rows that a pipeline copies at a time up to which half the warps have registers for what is made of them."""

@@ -27,10 +27,10 @@ LayerNorm behind. More make a kernel long to compile, and in wide rows the backw
 """
 
 BACKWARD_WARPS = 8
-"""Of a program of a backward pass, at most: fewer threads have more registers each, and share sums in fewer steps."""
+"""Most warps of a program of a backward pass: fewer threads have more registers each, and add up in fewer steps."""
 
 LOADED_BITS = 128
-"""Of one load of a thread."""
+"""Bits that a thread loads at a time."""
 
 
 def most_sources(width: int, norm: NormKind | None) -> int:

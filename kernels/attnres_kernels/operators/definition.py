@@ -118,7 +118,7 @@ def torch_operator(*tags: torch.Tag) -> Callable[[str], Callable[[Callable[..., 
 
 
 any_layout = torch_operator(torch.Tag.flexible_layout)
-"""How one is made whose inputs a compiler need not copy into the layout that they have without it."""
+"""``torch_operator`` for operators that take inputs of any layout, of which a compiler then copies none."""
 
 
 def described_by(definition: OperatorDefinition[Any]) -> Callable[[Function], Function]:

@@ -21,7 +21,7 @@ class SequenceError(AttnResError):
 
 
 DIMENSION = -2
-"""Of the stream, along which it is cut: the one before its features."""
+"""The dimension along which the stream is cut: the one before its features."""
 
 
 @dataclass(frozen=True)

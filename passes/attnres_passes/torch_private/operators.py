@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, cast
 import torch
 
 set_grad_enabled = torch._C._set_grad_enabled
-"""The call that switches the grad mode in a captured graph; public functions are no nodes."""
+"""The call that switches the grad mode in a captured graph; public functions never become nodes."""
 
 
 grouped_product = torch.ops.aten._grouped_mm

@@ -43,7 +43,7 @@ from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.example_values import example_value, size_token
 
 MOST_NODES = 64
-"""Nodes looked at behind a read, and behind it on the way to a vector; a hand-written norm has about ten."""
+"""Nodes looked at behind a read, and on the way to a vector behind it; a hand-written norm has about ten."""
 
 _READ_DTYPE_OF_OTHERS = ("type_as", "to")
 """Methods that read the dtype of their other tensors, and none of their elements."""
