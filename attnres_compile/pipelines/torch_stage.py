@@ -1,4 +1,5 @@
-"""The one place that touches private parts of torch.distributed.pipelining, tested by tests/pipeline.
+"""The one place that touches private parts of torch.distributed.pipelining, tested by
+tests/attnres_compile/pipelines.
 
 ``PipelineStage`` knows tensors that come from the chunk before and go to the next one. A chunk under cached transfer
 also reads blocks that its rank has kept, and their gradients must reach the chunk of this rank that kept them, before

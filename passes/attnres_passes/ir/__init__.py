@@ -1,4 +1,5 @@
-"""What passes share and no pass is: plan and options, who a node is, how a graph reads, what its levels allow.
+"""What all passes share: plan and options, what a node is for, how a graph is printed, what its levels allow.
 
-Begin with ``plan`` (what is decided), ``read_id`` and ``annotations`` (what a node is for), ``levels`` (the rules).
+Begin with ``plan`` (what is decided), ``read_id`` (which read), ``annotations`` (what a node is for) and ``levels`` (the
+rules).
 """
