@@ -1,4 +1,4 @@
-"""From what a user names, a preset, a configuration or a factory, to a module with example inputs; begin with ``source``.
+"""From what a user names, a preset, a configuration or a factory, to a module with example inputs.
 
-(What a prepared model carries is ``model/``.)
+Begin with ``source``. (What a prepared model carries is ``model/``.)
 """
