@@ -1,4 +1,5 @@
-"""What a user calls, one verb a file: prepare, verify, explain, status, save_load, optimizers.
+"""What a user calls, one file per subject: prepare, verify, explain, status, save_load, optimizers.
 
-Begin with ``prepare``. No file loads a page or a picture; ``explain`` does so in the methods that make one.
+Begin with ``prepare``. Importing them loads no page and no picture: an ``Explanation`` loads one in the method that
+makes it.
 """

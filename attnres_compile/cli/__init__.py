@@ -1,1 +1,1 @@
-"""The ``attnres`` command; torch is imported when a verb runs, so that ``--help`` is instant."""
+"""The ``attnres`` command, from ``main``; torch is imported when a verb runs, so that ``--help`` is instant."""

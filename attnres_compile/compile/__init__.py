@@ -1,4 +1,4 @@
-"""From Dynamo's graph to a callable: ``backend`` is the way, a line per step; ``runtime`` is what it returns.
+"""From Dynamo's graph to a callable: ``backend`` is the path, one line per step; ``runtime`` is what it returns.
 
 ``matching`` finds a graph in the plan of its model, ``dump`` keeps levels as text; ``levels`` and ``graph_runs`` take
 and run graphs one by one, for ``explain`` and ``verify``.

@@ -32,7 +32,10 @@ class NoStreamError(AttnResError):
 
 
 class GraphBreakError(AttnResError):
-    """A graph break cuts a residual stream, so that no graph holds all of it."""
+    """A graph break cuts a residual stream, so that no graph holds all of it.
+
+    Raised in ``capture/`` (before compiling), ``compile/matching.py`` (a prepared model) and ``pipelines/build.py``.
+    """
 
 
 class PartOfPreparedModelError(AttnResError):

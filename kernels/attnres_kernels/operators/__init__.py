@@ -1,8 +1,8 @@
-"""The operators of torch: read ``definition`` first, then one file a family of operators, forward and backward in one.
+"""The operators of torch: read ``definition`` first, then one file per family, forward and backward in one.
 
 ``depth_attention`` is a read in the rewritten graph; ``key_rows``, ``logits``, ``phase_1``, ``merge``, ``read``,
-``sources_backward`` and ``own_logits_read`` are what a lowered graph calls; ``statistics`` is what a recording adds.
-Importing the package defines them all.
+``sources_backward`` and ``own_logits_read`` are what the functions of ``autograd`` call; ``statistics`` is what a
+recording adds; ``tiles`` helps those on torch calls. Importing the package defines them all.
 """
 
 from attnres_kernels.operators import (  # noqa: F401  (defines them)

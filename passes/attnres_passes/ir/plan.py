@@ -128,7 +128,7 @@ class Plan:
                 **{
                     **stream,
                     "writes": tuple(Write(**write) for write in stream["writes"]),
-                    "reads": tuple(Read(**read) for read in stream["reads"]),
+                    "reads": tuple(_read_from(read, stream["num_blocks"]) for read in stream["reads"]),
                 }
             )
             for stream in data["streams"]
@@ -141,6 +141,12 @@ class Plan:
         if self.declined:
             parts.append("declined:\n" + "\n".join(f"  - {decline}" for decline in self.declined))
         return "\n\n".join(parts) if parts else "nothing to rewrite"
+
+
+def _read_from(data: Mapping[str, Any], num_blocks: int) -> Read:
+    """A read of saved data; plans that version 0.1.0 saved name a block behind the last one."""
+    read = Read(**data)
+    return dataclasses.replace(read, block=None) if read.block is not None and read.block > num_blocks else read
 
 
 def short_source(source: str) -> str:

@@ -1,3 +1,4 @@
-"""Captured -> rewritten: ``rewrite`` copies the graph, ``rewrite_stream`` follows one stream; ``record`` adds
-statistics to a copy.
+"""Captured -> rewritten: ``rewrite`` copies the graph, and ``record`` adds statistics to a copy.
+
+``rewrite_stream`` follows one stream: it appends the placeholders of its queries and key weights, and makes its reads.
 """

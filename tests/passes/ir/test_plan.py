@@ -17,7 +17,7 @@ STREAM = Stream(
     reads=(
         Read("h.0.ln_1", "/models/gpt.py:30", 1, 1, 0, True),
         Read("h.0.ln_2", "/models/gpt.py:32", 2, 2, 1, True),
-        Read("", "/models/gpt.py:35", 3, 3, 2, False),
+        Read("", "/models/gpt.py:35", 3, None, 2, False),
     ),
     block_size=1,
     num_blocks=2,
@@ -30,6 +30,12 @@ PLAN = Plan((STREAM,), (DECLINE,), AttnResConfig(block_size=1, streams=("h",), s
 def test_plain_data_gives_an_equal_plan(plan: Plan) -> None:
     assert Plan.from_dict(plan.to_dict()) == plan
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_block_behind_the_last_one_in_older_data_is_none() -> None:
+    data = copy.deepcopy(PLAN.to_dict())
+    data["streams"][0]["reads"][2]["block"] = 3
+    assert Plan.from_dict(data) == PLAN
 
 
 def test_plain_data_is_versioned_and_complete() -> None:
@@ -67,7 +73,7 @@ read   h.0.ln_1  gpt.py:30  1        1          yes
 write  h.0.attn  gpt.py:31  1
 read   h.0.ln_2  gpt.py:32  2        2          yes
 write  h.0.mlp   gpt.py:33  2
-read             gpt.py:35  3        3          no
+read             gpt.py:35           3          no
 
 declined:
   - post_norm: the norm follows. [encoder.0, bert.py:12]"""
