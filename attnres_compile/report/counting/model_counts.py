@@ -237,7 +237,8 @@ class _ResidualPath:
         if on_kernels:
             lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.TRITON)
         else:
-            on_torch = ProviderChoice.of(self.plan, Provider.TORCH)
+            # None in place: those would be plain torch, which tensors without data cannot run under autocast.
+            on_torch = dataclasses.replace(ProviderChoice.of(self.plan, Provider.TORCH), most_in_place=0)
             lowered = lower(schedule(self.gm, self.plan, on_torch).gm, self.plan, Provider.TORCH)
         widths = _added_widths(lowered, self.plan)
         return count(lowered, weightless(lowered, self._root_value(0).dtype, widths), keeps_inputs=True)

@@ -30,12 +30,13 @@ class Provider(Enum):
 class ProviderChoice:
     """What the reads of a graph are bound to.
 
-    why: in words, for logs and dumps; width: of the widest stream; differentiates: gradients may be wanted.
+    why: in words, for logs and dumps; most_in_place: completed blocks that a read may take in place; differentiates:
+    gradients may be wanted.
     """
 
     provider: Provider
     why: str
-    width: int
+    most_in_place: int
     differentiates: bool
 
     @classmethod
@@ -49,12 +50,7 @@ class ProviderChoice:
             differentiates: gradients may be wanted.
         """
         width = max((stream.width for stream in plan.streams), default=0)
-        return cls(provider, why, width, differentiates)
-
-    @property
-    def most_in_place(self) -> int:
-        """Completed blocks that a read takes in place."""
-        return tiling.most_in_place(self.width)
+        return cls(provider, why, tiling.most_in_place(width), differentiates)
 
     @property
     def most_with_own_logits(self) -> int:
