@@ -1,5 +1,5 @@
 """From a model and example inputs to graphs (``capture``), and from graphs to a plan (``analysis``); in this order.
 
-Both raise GraphBreakError: ``capture`` where Dynamo makes no graph at all, ``analysis`` where a break cuts a stream.
+``graph_breaks`` raises GraphBreakError where a break cuts a stream, ``capture`` where Dynamo makes no graph at all.
 ``weightless`` copies a model without its data.
 """

@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 
 from attnres_compile.capture.capture import Capture, Captured, capture
-from attnres_compile.model.errors import GraphBreakError, NoStreamError
+from attnres_compile.capture.graph_breaks import check_not_cut, check_pieces, is_cut
+from attnres_compile.model.errors import NoStreamError
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
-from attnres_passes.torch_private.dynamo import GraphEnd
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,8 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
     """
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
     if not captured.is_whole and config.on_decline == "error":
-        _check_pieces(captured, graphs)
+        check_pieces(captured, [graph.analysis.plan for graph in graphs])
     return graphs
-
-
-def _check_pieces(captured: Capture, graphs: Sequence[AnalysedGraph]) -> None:
-    """A model in pieces must hold a whole stream in one of them. Raises GraphBreakError."""
-    if any(graph.analysis.plan.streams for graph in graphs):
-        return
-    place = f" at {captured.break_source} ({captured.break_reason})" if captured.break_source else ""
-    found = {str(decline) for graph in graphs for decline in graph.analysis.plan.declined}
-    raise GraphBreakError(
-        f"the model breaks into {len(graphs)} graphs{place}, and none of them holds a whole residual stream. A stream "
-        "can be rewritten only inside one graph: take what breaks it out of the forward; torch.compile(model, "
-        "fullgraph=True) says more. Found in the pieces:\n" + "\n".join(f"  - {text}" for text in sorted(found))
-    )
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
@@ -108,30 +95,7 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
 def first_cut(graphs: Sequence[AnalysedGraph]) -> Stream | None:
     """The first stream that goes on after the break in which its graph ends; None if there is none."""
     found = ((stream, graph.captured.end) for graph in graphs for stream in graph.analysis.plan.streams)
-    return next((stream for stream, end in found if _is_cut(stream, end)), None)
-
-
-def _is_cut(stream: Stream, end: GraphEnd) -> bool:
-    return end.is_break and any(not read.normed and read.state == len(stream.writes) for read in stream.reads)
-
-
-def check_not_cut(stream: Stream, end: GraphEnd) -> None:
-    """Check that a stream ends where its graph does.
-
-    Args:
-        stream: of the graph.
-        end: how the graph ends.
-
-    Raises:
-        GraphBreakError: the graph ends in a break, and the stream goes on after it.
-    """
-    if _is_cut(stream, end):
-        raise GraphBreakError(
-            f"a graph break cuts the residual stream {stream.name!r} after "
-            f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten "
-            "only inside one graph: take that line out of the forward, or see it with torch.compile(model, "
-            "fullgraph=True)."
-        )
+    return next((stream for stream, end in found if is_cut(stream, end)), None)
 
 
 def apply_on_decline(plan: Plan, note: str = "") -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnres_compile.capture.analysis import apply_on_decline, check_not_cut
+from attnres_compile.capture.analysis import apply_on_decline
+from attnres_compile.capture.graph_breaks import check_not_cut
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import match
 from attnres_compile.compile.runtime import CompiledGraph

@@ -1,4 +1,4 @@
 """Captured -> rewritten: ``rewrite`` copies the graph, and ``record`` adds statistics to a copy.
 
-``rewrite_stream`` follows one stream: it appends the placeholders of its queries and key weights, and makes its reads.
+``placeholders`` appends those of queries and key weights; ``rewrite_stream`` follows one stream and makes its reads.
 """

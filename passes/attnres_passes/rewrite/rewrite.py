@@ -28,6 +28,7 @@ from torch.fx import Graph, GraphModule, Node
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.read_id import ReadParameter
+from attnres_passes.rewrite.placeholders import add_key_vectors, append_placeholders
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
@@ -59,7 +60,7 @@ class _Rewriter:
     """Copies the graph node by node; what touches a stream is handed to the rewriter of that stream."""
 
     def __init__(self, gm: GraphModule, analysis: Analysis) -> None:
-        self.gm, self.trace = gm, analysis.trace
+        self.gm, self.plan, self.trace = gm, analysis.plan, analysis.trace
         self.graph = Graph()
         self.env: dict[Node, Node] = {}
         self.streams = [
@@ -92,10 +93,11 @@ class _Rewriter:
 
     def _add_parameters(self) -> list[ReadParameter]:
         """Appended placeholders of all streams, then the nodes that make key vectors of them."""
-        parameters = [parameter for stream in self.streams for parameter in stream.add_placeholders()]
+        placeholders = append_placeholders(self.graph, self.plan)
+        keys = add_key_vectors(self.graph, placeholders)
         for stream in self.streams:
-            stream.add_keys()
-        return parameters
+            stream.keys = keys
+        return list(placeholders)
 
     def _rewrite_node(self, index: int, node: Node) -> None:
         if index in self.step_at:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch.fx import Graph, Node
 
-from attnres_kernels.definition.naive import key_vector
 from attnres_passes.analyses import blocks
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Carry
@@ -19,9 +18,8 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
-from attnres_passes.ir.read_id import ParameterName, ReadId, ReadParameter
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.torch_private.example_values import example_value
-from attnres_passes.torch_private.graph_copies import mark_as_added
 from attnres_passes.torch_private.operators import set_grad_enabled
 
 Resolve = Callable[[int, Node], Node]
@@ -86,8 +84,7 @@ class StreamRewriter:
         self.value = trace.node_output[stream_nodes.root]
         self.layout: tuple[Any, ...] = ()
         self.example: Any = None
-        self.placeholders: dict[int, dict[str, Node]] = {}
-        self.keys: dict[int, Node] = {}
+        self.keys: dict[ReadId, Node] = {}
         self.snapshots: dict[int, _Snapshot] = {}
         self.read_of_use = {use: k for k, read in enumerate(stream_nodes.reads) for use in read.uses}
         self.read_nodes: dict[int, Node] = {}
@@ -99,28 +96,6 @@ class StreamRewriter:
             values = {value for value, _ in read.uses}
             first = next(value for value in stream_nodes.trunk.order if value in values)
             self.reads_from.setdefault(first, []).append(k)
-
-    # Parameters of the reads
-
-    def add_placeholders(self) -> Iterator[ReadParameter]:
-        """Append two placeholders per read with two sources or more; yields what each stands for, in order."""
-        names: tuple[ParameterName, ...] = ("query", "key_weight")
-        for k, read in enumerate(self.stream.reads):
-            for name in names if read.num_sources > 1 else ():
-                read_id = ReadId(self.index, k)
-                node = self.graph.placeholder(f"{read_id.named('attnres')}_{name}")
-                mark_as_added(node)
-                annotate(node, Annotation("parameter", self.index, read=read_id))
-                self.placeholders.setdefault(k, {})[name] = node
-                yield ReadParameter(read_id, name)
-
-    def add_keys(self) -> None:
-        """One effective key vector, query times key-norm weight, per read that owns them."""
-        for k, parameters in self.placeholders.items():
-            arguments = (parameters["query"], parameters["key_weight"])
-            read_id = ReadId(self.index, k)
-            node = self.graph.create_node("call_function", key_vector, arguments, name=read_id.named("key"))
-            self.keys[k] = annotate(node, Annotation("key", self.index, read=read_id))
 
     # Steps of the stream, in graph order
 
@@ -183,7 +158,7 @@ class StreamRewriter:
             return sources[0]
         read, read_id = self.stream.reads[k], ReadId(self.index, k)
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
-        arguments = (list(sources), self.keys[k], self.config.eps, self.config.scale)
+        arguments = (list(sources), self.keys[read_id], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
         if self.is_cut:
             self.graph.call_function(set_grad_enabled, (True,))

@@ -1,0 +1,60 @@
+"""Graph breaks that cut a residual stream: a stream can be rewritten only inside one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnres_compile.capture.capture import Capture
+from attnres_compile.model.errors import GraphBreakError
+from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.torch_private.dynamo import GraphEnd
+
+
+def is_cut(stream: Stream, end: GraphEnd) -> bool:
+    """Whether a graph ends in a break, and its stream goes on after it.
+
+    Args:
+        stream: of the graph.
+        end: how the graph ends.
+    """
+    return end.is_break and any(not read.normed and read.state == len(stream.writes) for read in stream.reads)
+
+
+def check_not_cut(stream: Stream, end: GraphEnd) -> None:
+    """Check that a stream ends where its graph does.
+
+    Args:
+        stream: of the graph.
+        end: how the graph ends.
+
+    Raises:
+        GraphBreakError: the graph ends in a break, and the stream goes on after it.
+    """
+    if is_cut(stream, end):
+        raise GraphBreakError(
+            f"a graph break cuts the residual stream {stream.name!r} after "
+            f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten "
+            "only inside one graph: take that line out of the forward, or see it with torch.compile(model, "
+            "fullgraph=True)."
+        )
+
+
+def check_pieces(captured: Capture, plans: Sequence[Plan]) -> None:
+    """Check that a model in pieces holds a whole stream in one of them.
+
+    Args:
+        captured: all graphs of the model.
+        plans: one of each.
+
+    Raises:
+        GraphBreakError: no graph holds one.
+    """
+    if any(plan.streams for plan in plans):
+        return
+    place = f" at {captured.break_source} ({captured.break_reason})" if captured.break_source else ""
+    found = {str(decline) for plan in plans for decline in plan.declined}
+    raise GraphBreakError(
+        f"the model breaks into {len(plans)} graphs{place}, and none of them holds a whole residual stream. A stream "
+        "can be rewritten only inside one graph: take what breaks it out of the forward; torch.compile(model, "
+        "fullgraph=True) says more. Found in the pieces:\n" + "\n".join(f"  - {text}" for text in sorted(found))
+    )
