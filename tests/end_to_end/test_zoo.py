@@ -70,5 +70,5 @@ def test_a_wrong_rewrite_is_found_and_the_read_named(monkeypatch: pytest.MonkeyP
     verification = ac.verify(model, args, kwargs)
     assert not verification.passed
     zero_queries = verification.checks[0]
-    assert "read 3 of transformer.h" in zero_queries.wrong_read
+    assert "read 0.3 of transformer.h" in zero_queries.wrong_read
     assert "NOT verified" in str(verification)
