@@ -182,5 +182,5 @@ def test_sums_over_tokens_are_cut_the_same_way_whatever_is_chosen() -> None:
     """The number of programs is not among what is chosen; a row of a program is one of a tile."""
     for entry in kernels_of_block(4, 3, 2048, later_reads=12):
         assert {name for choice in entry.choices(1 << 17) for name, _ in choice.constants} <= {
-            *("BLOCK_T", "BLOCK_D", "BLOCK_R", "LANES", "FOLD", "STEPS")
+            *("BLOCK_T", "BLOCK_D", "BLOCK_R", "LANES", "FOLD", "STAGES")
         }
