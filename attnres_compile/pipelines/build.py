@@ -137,6 +137,7 @@ def _captured(
     rewritten = rewrite(graph.captured.gm, analysis)
     check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
     staged = stage(rewritten.gm, analysis.plan, cut.layout, cut.transfer, cut.cut_points, cuts)
+    check_level(staged.gm, Level.REWRITTEN, analysis.plan)
     graphs = split(staged, cut.device)
     parameters = [added.parameter(matched.parameter(parameter)) for parameter in rewritten.parameters]
     origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
@@ -150,9 +151,7 @@ def _captured(
 
 def _lowered(chunk: ChunkGraph, plan: Plan) -> GraphModule:
     """The lowered graph of a chunk, which holds its own reads of the plan and no others."""
-    check = functools.partial(check_level, only=chunk.reads)
-    check(chunk.gm, Level.REWRITTEN, plan)
-    return lower_rewritten(chunk.gm, plan, check).lowered
+    return lower_rewritten(chunk.gm, plan, functools.partial(check_level, only=chunk.reads)).lowered
 
 
 @contextlib.contextmanager

@@ -84,15 +84,14 @@ def run_passes(
     """
     plan = analysis.plan
     rewritten = rewrite(gm, analysis)
-    after_pass(rewritten.gm, Level.REWRITTEN, plan)
     # Over several ranks before the schedule, which then groups the reads of each rank and stage by themselves.
     placed = rewritten.gm
     if plan.config.sequence_group is not None:
+        after_pass(rewritten.gm, Level.REWRITTEN, plan)
         placed = shard_sequence(rewritten, Shards.of(plan.config.sequence_group))
-        after_pass(placed, Level.REWRITTEN, plan)
     elif plan.config.stages is not None and plan.streams:
+        after_pass(rewritten.gm, Level.REWRITTEN, plan)
         placed = stage(rewritten.gm, plan, StageLayout(plan.config.stages)).gm
-        after_pass(placed, Level.REWRITTEN, plan)
     lower_levels = lower_rewritten(placed, plan, after_pass, keeps_values, differentiates)
     return GraphLevels(**vars(lower_levels), rewrite=rewritten)
 
@@ -109,12 +108,14 @@ def lower_rewritten(
     Args:
         rewritten: of a model, with or without its statistics, or of one pipeline chunk.
         plan: of the whole model.
-        after_pass, keeps_values, differentiates: as ``run_passes`` has them.
+        after_pass, keeps_values, differentiates: those of ``run_passes``.
 
     Raises:
         ConfigError: ATTNRES_KERNELS asks for what cannot be.
         LevelError: a pass broke a rule; a fault of ours.
     """
+    # Whatever pass made the graph, it is checked here, before the next one reads it.
+    after_pass(rewritten, Level.REWRITTEN, plan)
     # The provider comes first, since a schedule for kernels weighs bytes and launches that torch calls do not have.
     choice = choose_provider(rewritten, plan, differentiates)
     scheduled = schedule(rewritten, plan, choice)

@@ -82,7 +82,9 @@ def own_logits_read(parts: OwnLogitsParts, factor: float, eps: float, neighbours
 
 @dataclass(frozen=True)
 class OwnLogitsGradients:
-    """sources: of each source ``[rows, d]``, the partial sum, whose gradient is the branch's too, last; key,
+    """What the backward of a read with its own logits gives.
+
+    sources: of each source ``[rows, d]``, the partial sum, whose gradient is the branch's too, last; key,
     norm_weight, norm_bias: ``[d]`` in fp32; None where there is no such input.
     """
 

@@ -197,7 +197,9 @@ def read(parts: ReadParts, dtype: torch.dtype, factor: float, eps: float, neighb
 
 @dataclass(frozen=True)
 class ReadGradients:
-    """read: ``[rows, d]``, the gradient of the weighted sum of the parts; scalars: ``[2, rows]`` in fp32, its product
+    """What the backward of a read gives.
+
+    read: ``[rows, d]``, the gradient of the weighted sum of the parts; scalars: ``[2, rows]`` in fp32, its product
     with that sum and the log-sum-exp of all logits: both for ``sources_backward``. partial: ``[rows, d]``, the gradient
     of the branch too; key, norm_weight, norm_bias: ``[d]`` in fp32; None where there is no such input.
     """

@@ -26,7 +26,10 @@ from attnres_kernels.launch import tiling
 
 @dataclass(frozen=True)
 class Launch:
-    """first_source: its first one of all sources; first_read: of the reads that have a gradient."""
+    """One launch of the backward of the sources.
+
+    first_source: its first one of all sources; first_read: of the reads that have a gradient.
+    """
 
     first_source: int
     first_read: int

@@ -39,7 +39,10 @@ class TuningError(AttnResError):
 
 @dataclass(frozen=True)
 class Choice:
-    """warps: of one program; constants: compile-time arguments by name, the tile among them."""
+    """One way to launch a kernel.
+
+    warps: of one program; constants: compile-time arguments by name, the tile among them.
+    """
 
     warps: int
     constants: tuple[tuple[str, int], ...] = ()

@@ -58,7 +58,10 @@ KEY_ROWS = OperatorDefinition(
 
 
 class KeyRowsBackward(NamedTuple):
-    """grads: of the matrices of the ranges and of the rows, or None; keys: what they were made of."""
+    """Arguments of the backward of the key vectors.
+
+    grads: of the matrices of the ranges and of the rows, or None; keys: what they were made of.
+    """
 
     grads: Sequence[Tensor | None]
     keys: KeyRows

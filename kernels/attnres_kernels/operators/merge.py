@@ -39,7 +39,10 @@ def _merge_tile(value: Tensor, lse: Tensor, key: Tensor, eps: float) -> tuple[Te
 
 
 class MergeBackward(NamedTuple):
-    """grad: `[*, d]` of the result; sources, logits: those of phase 1; partial, key, form: of the read."""
+    """Arguments of the backward of phase 2 on torch calls.
+
+    grad: `[*, d]` of the result; sources, logits: those of phase 1; partial, key, form: of the read.
+    """
 
     grad: Tensor
     sources: Sequence[Tensor]

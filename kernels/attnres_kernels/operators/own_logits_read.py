@@ -64,7 +64,10 @@ GENERATED_OWN_READ = OperatorDefinition(
 
 
 class OwnLogitsReadBackward(NamedTuple):
-    """statistics: of the read; parts: its partial sum is the one that was read; neighbours: without the branch."""
+    """Arguments of the backward of a read that makes its own logits.
+
+    statistics: of the read; parts: its partial sum is the one that was read; neighbours: without the branch.
+    """
 
     grads: OutputGradients
     statistics: Tensor

@@ -79,7 +79,9 @@ INTER_BLOCK = OperatorDefinition(
 
 
 class Phase1Backward(NamedTuple):
-    """carried: what later blocks of reads contribute to the sources, which is added; grad_outputs, grad_lse: of phase
+    """Arguments of the backward of phase 1.
+
+    carried: what later blocks of reads contribute to the sources, which is added; grad_outputs, grad_lse: of phase
     1's results; keys: `[count, d]` of its reads; the others as it was given them.
     """
 

@@ -68,7 +68,9 @@ GENERATED_READ = OperatorDefinition(
 
 
 class ReadBackward(NamedTuple):
-    """statistics: of the read; parts: its partial sum is the one that was read; adds: whether there was a branch, which
+    """Arguments of the backward of one read on a generated kernel.
+
+    statistics: of the read; parts: its partial sum is the one that was read; adds: whether there was a branch, which
     is not kept; the others as the read was given them.
     """
 

@@ -13,7 +13,9 @@ from attnres_kernels.operators.phase_1 import columns
 
 
 class SourcesBackward(NamedTuple):
-    """read_grads, scalars: per read what its backward gave, or None; carried: per source a gradient from later reads,
+    """Arguments of the backward of several reads into completed blocks.
+
+    read_grads, scalars: per read what its backward gave, or None; carried: per source a gradient from later reads,
     or None; sources, logits: blocks `[*, d]` and their logits; keys: `[S, d]` of the reads `first ..` of `total`.
     """
 

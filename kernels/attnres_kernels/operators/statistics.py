@@ -22,7 +22,9 @@ WRITE_SIZE = 3
 
 
 class ReadStatistics(NamedTuple):
-    """sources: the `n` sources `[*, d]` of a read; key_vector: its effective key `[d]`; value: what it gave, `[*, d]`;
+    """Arguments of what a recording keeps of a read.
+
+    sources: the `n` sources `[*, d]` of a read; key_vector: its effective key `[d]`; value: what it gave, `[*, d]`;
     eps: of the key norm.
     """
 
@@ -48,7 +50,10 @@ def _run_read(call: ReadStatistics) -> Tensor:
 
 
 class WriteStatistics(NamedTuple):
-    """branch: `[*, d]` output of a sublayer; partial: `[*, d]` sum of its block, this output included."""
+    """Arguments of what a recording keeps of a write.
+
+    branch: `[*, d]` output of a sublayer; partial: `[*, d]` sum of its block, this output included.
+    """
 
     branch: Tensor
     partial: Tensor
