@@ -46,6 +46,13 @@ class StalePlanError(AttnResError):
     """A graph of a prepared model does not hold the streams that were planned."""
 
 
+class NotInForceError(AttnResError):
+    """A prepared model was about to run plain: its own forward, or a graph without its rewrite.
+
+    Raised by the guard at the model (``model/guard.py``); the message says what ran instead, and how to mend it.
+    """
+
+
 class AlreadyPreparedError(AttnResError):
     """The model was prepared before, with another plan."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import NotPreparedError, RegistrationError
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId, ReadParameter
@@ -60,6 +61,7 @@ class AttnResParameters(nn.Module):
         super().__init__()
         self.plan = plan
         self.uid = uuid.uuid4().hex
+        self.calls = Calls()
         self.streams = nn.ModuleList(
             StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
         )

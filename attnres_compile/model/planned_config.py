@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 
-FIXED_BY_PLAN = ("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps")
-"""Options that decide what is computed; a prepared model has them in its plan."""
+FIXED_BY_PLAN = ("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps", "on_plain")
+"""Options that a prepared model has in its plan: those that decide what is computed, and what a plain run is."""
 
 
 def check_agrees(given: AttnResConfig, planned: AttnResConfig, names: Collection[str]) -> None:

@@ -14,12 +14,14 @@ Scale = Literal["mean", "sum"]
 Schedule = Literal["auto", "direct", "two_phase", "naive"]
 Inner = Literal["inductor", "aot_eager", "eager"]
 OnDecline = Literal["error", "warn", "ignore"]
+OnPlain = Literal["error", "warn"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": get_args(Scale),
     "schedule": get_args(Schedule),
     "inner": get_args(Inner),
     "on_decline": get_args(OnDecline),
+    "on_plain": get_args(OnPlain),
 }
 DEFAULT_NUM_BLOCKS = 8
 
@@ -41,6 +43,8 @@ class AttnResConfig:
     inner: the compiler that the rewritten graph is handed to.
     stages: number of pipeline chunks to mark the nodes of the rewritten graph with, balanced by FLOPs; None for none.
     on_decline: what to do about a model in which no stream can be rewritten.
+    on_plain: what to do when a prepared model is about to run without its rewrite, outside of
+        ``attnres_compile.plain``: raise NotInForceError, or warn once per cause.
     allow_unnormed: rewrite streams although reads that feed a write are not normed.
     streams: names of the streams to rewrite; None for all.
     eps: added to the mean square in the key norm (paper equation 3).
@@ -57,6 +61,7 @@ class AttnResConfig:
     inner: Inner = "inductor"
     stages: int | None = None
     on_decline: OnDecline = "error"
+    on_plain: OnPlain = "error"
     allow_unnormed: bool = False
     streams: tuple[str, ...] | None = None
     eps: float = 1e-6
