@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attnres_compile.api.explain import Explanation as Explanation
     from attnres_compile.api.explain import explain as explain
     from attnres_compile.api.optimizers import param_groups as param_groups
+    from attnres_compile.api.plain import plain as plain
     from attnres_compile.api.prepare import prepare as prepare
     from attnres_compile.api.prepare import unprepare as unprepare
     from attnres_compile.api.save_load import load as load
@@ -52,6 +53,7 @@ _HOMES = {
     "overhead": "attnres_compile.measure.overhead",
     "param_groups": "attnres_compile.api.optimizers",
     "pipeline": "attnres_compile.pipelines.pipeline",
+    "plain": "attnres_compile.api.plain",
     "prepare": "attnres_compile.api.prepare",
     "save": "attnres_compile.api.save_load",
     "status": "attnres_compile.api.status",

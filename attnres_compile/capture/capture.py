@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.model.parameters import unwrapped
 from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, without_recorded_shapes
+from attnres_passes.torch_private.frames import mark_as_backend
 from attnres_passes.torch_private.version import warn_if_untested
 
 
@@ -85,6 +86,7 @@ def _capture_whole(
     """The one graph of the model, or what Dynamo says about why there is more than one."""
     found: list[Captured] = []
 
+    @mark_as_backend
     def keep_and_leave(gm: GraphModule, inputs: list[Any]) -> Any:
         found.append(Captured(gm, tuple(inputs), graph_end()))
         raise _LeaveDynamo
@@ -113,6 +115,7 @@ def _break_of(problem: Exception | None) -> tuple[str, str]:
 def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Captured, ...]:
     found: list[Captured] = []
 
+    @mark_as_backend
     def keep_and_run(gm: GraphModule, inputs: list[Any]) -> Any:
         found.append(Captured(gm, tuple(inputs), graph_end()))
         return gm.forward

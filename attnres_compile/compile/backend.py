@@ -16,11 +16,12 @@ from attnres_compile.capture.analysis import apply_on_decline
 from attnres_compile.capture.graph_breaks import check_not_cut
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import match
-from attnres_compile.compile.runtime import CompiledGraph
-from attnres_compile.model import parameters, status
+from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
+from attnres_compile.model import guard, parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
+from attnres_compile.model.parameters import NAME, AttnResParameters
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.graph import GraphRecorder
@@ -38,8 +39,10 @@ from attnres_passes.torch_private.dynamo import (
     as_backend_failure,
     graph_end,
     guard_identity,
+    guard_value,
     uncompiled_caller,
 )
+from attnres_passes.torch_private.frames import mark_as_backend
 from attnres_passes.torch_private.inner_compilers import inductor_modes
 from attnres_passes.torch_private.state import unseen_by_checkpoints
 from attnres_passes.torch_private.version import warn_if_untested
@@ -47,6 +50,7 @@ from attnres_passes.torch_private.version import warn_if_untested
 log = logging.getLogger("attnres_compile")
 
 
+@mark_as_backend
 def attnres(
     gm: GraphModule,
     example_inputs: list[Any],
@@ -85,6 +89,10 @@ def _compile(
     end = graph_end()
     dump = LevelDump()
     # Decide first, on frozen data.
+    if isinstance(owner, Owner) and owner.parameters is not None:
+        guard.connect(owner.model, owner.parameters.plan, owner.parameters.calls)
+        if owner.parameters.calls.on_purpose:
+            return _compile_plain(gm, inputs, owner, owner.parameters, config, mode)
     analysis = find_streams(trace_aten(gm), config)
     dump(gm, Level.CAPTURED, analysis.plan)
     dump.plan(analysis.plan)
@@ -103,11 +111,39 @@ def _compile(
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.parameter(parameter) for parameter in planned]
         compiled = inner_compilers.compile_inner(levels.lowered, [*inputs, *new_inputs], config.inner, mode)
-        guard_identity(owner.frame)
+        _guard_graph(owner)
+    added.calls.compiled += 1
     status.note_rewritten(owner.model, added.plan, len(planned) // 2)
     _log_rewritten(analysis.plan, config, levels.choice)
     recorder = GraphRecorder(levels.rewrite, analysis.plan, mode, matched)
     return CompiledGraph(compiled, added, planned, recorder)
+
+
+def _compile_plain(
+    gm: GraphModule,
+    inputs: list[Any],
+    owner: Owner,
+    added: AttnResParameters,
+    config: AttnResConfig,
+    mode: str | None,
+) -> Callable[..., Any]:
+    """A graph of a prepared model inside ``attnres_compile.plain``: compiled as it is."""
+    compiled = inner_compilers.compile_inner(gm, inputs, config.inner, mode)
+    _guard_graph(owner)
+    return PlainGraph(compiled, added.calls)
+
+
+def _guard_graph(owner: Owner) -> None:
+    """Keep the graph being compiled to this model, to its parameters, and to being plain or not."""
+    path = _path_in_frame(owner)
+    attnres_path = f"{path}.{NAME}" if path else NAME
+    guard_identity(owner.frame, [attnres_path])
+    guard_value(owner.frame, attnres_path, "calls", "on_purpose")
+
+
+def _path_in_frame(owner: Owner) -> str:
+    """Path of the model in the module that the frame reaches it through."""
+    return next(str(name) for name, part in owner.frame.module.named_modules() if part is owner.model)
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:
@@ -204,7 +240,7 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
     if owner.parameters is not None:
         yield owner.parameters
         return
-    added = parameters.register(owner.model, plan)
+    added = parameters.register(owner.model, plan, compiled_already=True)
     try:
         yield added
     except BaseException:

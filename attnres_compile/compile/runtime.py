@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import StalePlanError
 from attnres_compile.model.parameters import AttnResParameters
 from attnres_compile.recording.graph import GraphRecorder
@@ -16,9 +17,9 @@ class CompiledGraph:
     """Calls what the inner compiler made.
 
     Parameters are looked up at every call, so that loading, moving and sharding them works as for any other
-    parameter; the modules that hold them are looked up once, since a call may be one step of decoding. Dynamo has no
-    guards on parameters; what a guard would check is checked here. While the model is recorded, the recorder of the
-    graph is called instead.
+    parameter; the modules that hold them are looked up again only when one was replaced, since a call may be one step
+    of decoding. Dynamo has no guards on parameters; what a guard would check is checked here. While the model is
+    recorded, the recorder of the graph is called instead.
     """
 
     def __init__(
@@ -29,10 +30,19 @@ class CompiledGraph:
         recorder: GraphRecorder,
     ) -> None:
         self.compiled, self.added, self.parameters, self.recorder = compiled, added, parameters, recorder
-        self.holders = [parameters.holder(parameter) for parameter in added]
+        self.streams = sorted({parameter.read.stream for parameter in added})
+        self._find_holders()
         self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
 
+    def _find_holders(self) -> None:
+        self.holders = [self.parameters.holder(parameter) for parameter in self.added]
+        self.places = self.parameters.places(self.added)
+
     def __call__(self, *args: Any) -> Any:
+        if any(modules.get(name) is not module for modules, name, module in self.places):
+            # A read, or its key norm, was replaced by another module.
+            self._find_holders()
+        self.parameters.calls.note_run(self.streams)
         added = [getattr(module, name) for module, name in self.holders]
         if [_signature(parameter) for parameter in added] != self.compiled_for:
             self._refuse(added)
@@ -50,6 +60,22 @@ class CompiledGraph:
             "requires_grad since the model was compiled, and torch did not compile it again; if the whole model was "
             "changed, call torch.compiler.reset() first, else change the rest of it, too."
         )
+
+
+class PlainGraph:
+    """A graph of a prepared model that was compiled inside ``attnres_compile.plain``, as it is.
+
+    Args:
+        compiled: what the inner compiler made.
+        calls: of the model.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], calls: Calls) -> None:
+        self.compiled, self.calls = compiled, calls
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls.note_plain_on_purpose()
+        return self.compiled(*args)
 
 
 def _signature(parameter: Any) -> tuple[Any, ...]:

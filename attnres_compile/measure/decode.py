@@ -7,6 +7,7 @@ one kernel for all layers, on both sides of a comparison.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnres_compile.api.plain import plain
 from attnres_compile.model.parameters import parameters_of
 from attnres_compile.models.errors import MissingExtraError
 from attnres_compile.models.example_inputs import first_line
@@ -128,7 +130,9 @@ def _empty_cache(model: nn.Module, tokens: torch.Tensor) -> Any:
             f"the cache of {type(model).__name__} has layers of the kind {', '.join(other)}, which cannot be set back "
             "by a token"
         )
-    with torch.no_grad():
+    # What it holds does not matter, so that a prepared model may run plain.
+    as_it_was = contextlib.nullcontext() if parameters_of(model) is None else plain(model)
+    with torch.no_grad(), as_it_was:
         model.forward(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
     if not cache.layers or not all(isinstance(_length(layer), torch.Tensor) for layer in cache.layers):
         raise DecodeError("the StaticCache of the installed transformers keeps no length: upgrade it")

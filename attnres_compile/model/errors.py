@@ -38,10 +38,6 @@ class GraphBreakError(AttnResError):
     """
 
 
-class PartOfPreparedModelError(AttnResError):
-    """A module inside a prepared model is compiled on its own."""
-
-
 class StalePlanError(AttnResError):
     """A graph of a prepared model does not hold the streams that were planned."""
 
@@ -51,6 +47,10 @@ class NotInForceError(AttnResError):
 
     Raised by the guard at the model (``model/guard.py``); the message says what ran instead, and how to mend it.
     """
+
+
+class PartOfPreparedModelError(NotInForceError):
+    """A module inside a prepared model is compiled on its own, and not the model."""
 
 
 class AlreadyPreparedError(AttnResError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
+from attnres_compile.model import guard
 from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import NotPreparedError, RegistrationError
 from attnres_passes.ir.plan import Plan, Stream
@@ -51,6 +52,10 @@ class StreamParameters(nn.Module):
         self.reads = nn.ModuleList(ReadParameters(stream.width, eps, dtype, device) for _ in stream.parametrized_reads)
 
 
+Place = tuple[Mapping[str, nn.Module | None], str, nn.Module]
+"""Where a module hangs: the children of the module around it, its name among them, and itself."""
+
+
 class AttnResParameters(nn.Module):
     """All parameters of a plan, and the plan. They live on the model and follow it everywhere.
 
@@ -61,7 +66,7 @@ class AttnResParameters(nn.Module):
         super().__init__()
         self.plan = plan
         self.uid = uuid.uuid4().hex
-        self.calls = Calls()
+        self.calls = Calls(len(plan.streams))
         self.streams = nn.ModuleList(
             StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
         )
@@ -73,8 +78,25 @@ class AttnResParameters(nn.Module):
 
     def holder(self, parameter: ReadParameter) -> tuple[nn.Module, str]:
         """The module that holds a parameter, and its name there."""
-        read = self.get_submodule(self.path(parameter.read))
-        return (read, "query") if parameter.name == "query" else (read.get_submodule("key_norm"), "weight")
+        name = "query" if parameter.name == "query" else "weight"
+        return self.get_submodule(self.holder_path(parameter)), name
+
+    def holder_path(self, parameter: ReadParameter) -> str:
+        """Path of the module that holds a parameter."""
+        read = self.path(parameter.read)
+        return read if parameter.name == "query" else f"{read}.key_norm"
+
+    def places(self, parameters: Iterable[ReadParameter]) -> list[Place]:
+        """Where the modules around some parameters hang.
+
+        Whoever keeps ``holder``'s answers can tell by these that none of the modules was replaced.
+        """
+        chains = {tuple(self.holder_path(parameter).split(".")) for parameter in parameters}
+        links = {chain[:length] for chain in chains for length in range(1, len(chain) + 1)}
+        return [
+            (self.get_submodule(".".join(link[:-1]))._modules, link[-1], self.get_submodule(".".join(link)))
+            for link in sorted(links)
+        ]
 
     def parameter(self, parameter: ReadParameter) -> nn.Parameter:
         """What an appended placeholder stands for, looked up now."""
@@ -97,23 +119,47 @@ def parameters_of(model: nn.Module) -> AttnResParameters | None:
     return found if isinstance(found, AttnResParameters) else None
 
 
-def require_parameters(model: nn.Module) -> AttnResParameters:
-    """The AttnRes parameters of ``model``, compiled or not. Raises NotPreparedError."""
-    found = parameters_of(unwrapped(model))
+def find_prepared(model: nn.Module) -> nn.Module | None:
+    """The prepared model that is meant: ``model`` itself, or the only one in it.
+
+    Args:
+        model: may be what torch.compile, DDP, FSDP, peft or an average of weights put around it.
+    """
+    model = unwrapped(model)
+    if parameters_of(model) is not None:
+        return model
+    found = [part for _, part in prepared_within(model)]
+    return found[0] if len(found) == 1 else None
+
+
+def require_prepared(model: nn.Module) -> nn.Module:
+    """The prepared model that is meant by a wrapper around it. Raises NotPreparedError."""
+    found = find_prepared(model)
     if found is None:
+        name = type(unwrapped(model)).__name__
+        several = sum(1 for _ in prepared_within(unwrapped(model)))
         raise NotPreparedError(
-            f"{type(unwrapped(model)).__name__} has no AttnRes parameters; call attnres_compile.prepare(model, ..) "
-            "first."
+            f"{name} holds {several} prepared models; give the one that is meant."
+            if several
+            else f"{name} has no AttnRes parameters; call attnres_compile.prepare(model, ..) first."
         )
     return found
 
 
-def register(model: nn.Module, plan: Plan) -> AttnResParameters:
-    """Make parameters and register them.
+def require_parameters(model: nn.Module) -> AttnResParameters:
+    """The AttnRes parameters of ``model``, or of the prepared model in a wrapper. Raises NotPreparedError."""
+    found = parameters_of(require_prepared(model))
+    assert found is not None
+    return found
+
+
+def register(model: nn.Module, plan: Plan, compiled_already: bool = False) -> AttnResParameters:
+    """Make parameters and register them, and guard the model.
 
     Args:
         model: that they become ``model.attnres`` of, in its dtype and on its device.
         plan: that says which.
+        compiled_already: whether a graph of the model is being compiled now.
 
     Raises:
         RegistrationError: the model has an attribute of that name.
@@ -132,6 +178,7 @@ def register(model: nn.Module, plan: Plan) -> AttnResParameters:
     for module in model.modules():
         # A plain string survives deepcopy and pickling, and lets a module say whose part it is.
         module.__dict__[_PART_OF] = parameters.uid
+    guard.install(model, plan, parameters.calls, compiled_already)
     _roots[parameters.uid] = model
     note_prepared(model)
     return parameters
@@ -150,6 +197,7 @@ def prepared_models() -> list[nn.Module]:
 def remove(model: nn.Module) -> None:
     """Take the parameters and every trace of them off ``model``."""
     require_parameters(model)
+    guard.uninstall(model)
     _prepared.discard(model)
     delattr(model, NAME)
     for module in model.modules():

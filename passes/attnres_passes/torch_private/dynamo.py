@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +50,46 @@ def frame_modules(gm: torch.fx.GraphModule) -> list[FrameModule]:
     return list(found.values())
 
 
-def guard_identity(module: FrameModule) -> None:
-    """Make the graph being compiled valid for this very module only.
+def guard_identity(module: FrameModule, parts: Sequence[str] = ()) -> None:
+    """Make the graph being compiled valid for this very module only, and for these very modules inside it.
 
     Dynamo reuses a graph for another module of the same structure, with that one's parameters as inputs; it cannot
     know of parameters that a backend adds.
+
+    Args:
+        module: of the frame.
+        parts: paths of modules inside it.
     """
     from torch._dynamo.guards import GuardBuilder, install_guard
 
-    install_guard(module.source.make_guard(GuardBuilder.ID_MATCH))
+    sources = [module.source, *(_source_of(module, part) for part in parts)]
+    install_guard(*(source.make_guard(GuardBuilder.ID_MATCH) for source in sources))
+
+
+def guard_value(module: FrameModule, path: str, *names: str) -> None:
+    """Make the graph being compiled valid only while a constant that a module holds stays what it is.
+
+    Args:
+        module: of the frame.
+        path: of the module inside it that holds the constant.
+        names: attributes that lead from that module to the constant.
+    """
+    from torch._dynamo.guards import GuardBuilder, install_guard
+    from torch._dynamo.source import AttrSource
+
+    source = _source_of(module, path)
+    for name in names:
+        source = AttrSource(source, name)
+    install_guard(source.make_guard(GuardBuilder.CONSTANT_MATCH))
+
+
+def _source_of(module: FrameModule, path: str) -> Any:
+    from torch._dynamo.source import AttrSource, DictGetItemSource
+
+    source = module.source
+    for name in path.split(".") if path else ():
+        source = DictGetItemSource(AttrSource(source, "_modules"), name)
+    return source
 
 
 def _links_from_base(source: Any) -> list[Any]:

@@ -37,7 +37,8 @@ def test_a_rewritten_step_gives_what_the_whole_sequence_gives(name):
     with torch.no_grad():
         for parameter in model.attnres.parameters():
             parameter += torch.randn(parameter.shape, generator=generator)
-    plain = last_logits(model, tokens)
+    with ac.plain(model):
+        plain = last_logits(model, tokens)
     step = decode_step(model, tokens, graphs=False)
     model.compile(backend="attnres", fullgraph=True)
     first = step.run().logits[:, -1]

@@ -1,0 +1,292 @@
+"""The guard at a prepared model: its own forward runs inside the rewrite, on purpose, or not at all.
+
+A guarded module gets a class of its own, with the name and the signature of the old one, whose ``forward`` asks
+before it runs the old one. Dynamo inlines both, so that a compiled call pays for a few checks of identity only.
+Guarded are the model itself, and for each stream the innermost module around all of its writes, which some code calls
+without the model's head.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType, MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnres_compile.model.calls import Calls
+from attnres_compile.model.not_in_force import before_call, behind_call, refuse, traced_by
+from attnres_passes.ir.plan import Plan, Stream
+from attnres_passes.torch_private.dynamo import as_backend_failure
+from attnres_passes.torch_private.frames import (
+    Around,
+    dynamo_around,
+    leave_to_python,
+    never_traced,
+    seen_while_tracing,
+    tracer,
+)
+
+_NAME = "_attnres_guard"
+_ONCE = (None,)
+
+
+@dataclass
+class Guard:
+    """What a guarded module knows.
+
+    calls: of the model; plan: of the model; path: of the module in the model; streams: of the plan, whose writes are
+    all inside the module; forward: what the module had as ``forward`` on itself, not on its class.
+    """
+
+    calls: Calls
+    plan: Plan
+    path: str
+    streams: tuple[int, ...]
+    forward: Callable[..., Any] | None = None
+
+
+def guard_of(module: nn.Module) -> Guard | None:
+    """The guard of a module, if it has one."""
+    found = module.__dict__.get(_NAME)
+    return found if isinstance(found, Guard) else None
+
+
+def install(model: nn.Module, plan: Plan, calls: Calls, compiled_already: bool = False) -> None:
+    """Guard a model.
+
+    Args:
+        model: with its parameters registered.
+        plan: says where its streams are.
+        calls: where its calls are counted.
+        compiled_already: whether Dynamo has graphs of the forward that is there; it then goes on to compile that one,
+            and Python runs the guard around it.
+    """
+    for path, streams in _places(model, plan).items():
+        module = model.get_submodule(path)
+        guard = Guard(calls, plan, path, streams, module.__dict__.get("forward"))
+        module.__dict__[_NAME] = guard
+        if guard.forward is not None:
+            module.__dict__["forward"] = MethodType(_around(_forward_on_module, guard.forward), module)
+        if not hasattr(type(module), "_attnres_plain_class"):
+            module.__class__ = _guarded_class(type(module), compiled_already)
+
+
+def connect(model: nn.Module, plan: Plan, calls: Calls) -> None:
+    """Count the calls of a model whose parameters were replaced where the new ones say.
+
+    Args:
+        model: guarded; guarded now if it is not.
+        plan, calls: of the parameters that it has now.
+    """
+    guards = [guard for module in model.modules() if (guard := guard_of(module)) is not None]
+    if not guards:
+        install(model, plan, calls)
+    for guard in guards:
+        guard.calls, guard.plan = calls, plan
+
+
+def uninstall(model: nn.Module) -> None:
+    """Take the guard off a model: its modules get their classes and their ``forward`` back."""
+    for module in model.modules():
+        guard = guard_of(module)
+        if guard is None:
+            continue
+        del module.__dict__[_NAME]
+        if guard.forward is not None:
+            module.__dict__["forward"] = guard.forward
+        plain_class = type(module).__dict__.get("_attnres_plain_class")
+        # A class that something else derived from ours in the meantime, as FSDP does, stays: without the guard
+        # object, its forward is the plain one.
+        if plain_class is not None:
+            module.__class__ = plain_class
+
+
+def codes_of(model: nn.Module) -> list[CodeType]:
+    """The functions that Dynamo compiles when a guarded module is called: the guard, and the forward behind it."""
+    forward: Any = model.forward
+    found = []
+    while forward is not None:
+        code = getattr(forward, "__code__", None)
+        if isinstance(code, CodeType):
+            found.append(code)
+        forward = getattr(forward, "__wrapped__", None)
+    return found
+
+
+def _places(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Paths of the modules to guard, with the streams whose innermost module each is."""
+    places: dict[str, tuple[int, ...]] = {"": ()}
+    for number, stream in enumerate(plan.streams):
+        path = _path_around(model, stream)
+        places[path] = (*places.get(path, ()), number)
+    return places
+
+
+def _path_around(model: nn.Module, stream: Stream) -> str:
+    """The innermost module with a forward that all writes of a stream are in."""
+    paths = [write.module.split(".") for write in stream.writes]
+    # One path alone may be that of a sublayer, which does not hold the addition.
+    parts = _common_start(paths) if len(set(map(tuple, paths))) > 1 else paths[0][:-1]
+    while parts:
+        try:
+            if type(model.get_submodule(".".join(parts))).forward is not nn.Module.forward:
+                break
+        except AttributeError:
+            pass  # the analysis names a module that the model reaches by another path, inside a wrapper
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def _common_start(paths: Sequence[Sequence[str]]) -> list[str]:
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
+    return [column[0] for column in columns]
+
+
+_classes: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+
+
+def _guarded_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module]:
+    """The class of guarded modules of a class. compiled_already: as in ``install``."""
+    key = plain, compiled_already
+    if key not in _classes:
+        _classes[key] = _new_class(plain, compiled_already)
+    return _classes[key]
+
+
+def _new_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module]:
+    forward = _around(plain.forward, plain.forward)
+    if compiled_already:
+        leave_to_python(forward.__code__)
+    space: Mapping[str, Any] = {
+        "forward": forward,
+        "__reduce_ex__": _reduce,
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+        _NAME: None,
+        "_attnres_plain_class": plain,
+    }
+    return type(plain.__name__, (plain,), dict(space))
+
+
+def _around(plain_forward: Callable[..., Any], documented: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that asks before it runs another one, with that one's signature."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        guard = self._attnres_guard
+        if guard is None:
+            return plain_forward(self, *args, **kwargs)
+        # A graph break inside a loop makes Dynamo leave the whole of it to Python, which checks behind the call.
+        for _ in _ONCE:
+            if not torch.compiler.is_dynamo_compiling():
+                return _run_by_python(self, guard, plain_forward, args, kwargs)
+            if _must_break(self, guard, guard.calls.on_purpose):
+                torch._dynamo.graph_break("a model compiled by attnres runs in graphs of its own")
+            return plain_forward(self, *args, **kwargs)
+        raise AssertionError("the loop above returns")
+
+    # Dynamo keeps its graphs, its limit and its memory of sizes by code object: each class has its own.
+    code = forward.__code__
+    name = getattr(documented, "__qualname__", "forward").replace(".", "_")
+    forward.__code__ = code.replace(co_name=f"guarded_{name}")
+    return functools.wraps(documented)(forward)
+
+
+def _forward_on_module(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    guard = guard_of(self)
+    assert guard is not None
+    assert guard.forward is not None
+    return guard.forward(*args, **kwargs)
+
+
+@seen_while_tracing
+def _must_break(module: nn.Module, guard: Guard, on_purpose: bool) -> bool:
+    """Whether what Dynamo traces must leave a call of the model to Python. Raises NotInForceError."""
+    if on_purpose:
+        return False
+    by = tracer()
+    if by.is_ours:
+        return False
+    compiled_in_place = not guard.path and module._compiled_call_impl is not None
+    is_root = by.module is module
+    if compiled_in_place and not is_root and not by.must_be_whole:
+        return True
+    cause = traced_by(by, type(module).__name__, is_root, compiled_in_place)
+    if guard.plan.config.on_plain == "error":
+        guard.calls.note_refused()
+        raise as_backend_failure(cause.error())
+    refuse(cause, guard.calls, "warn")
+    return False
+
+
+def _run_by_python(
+    module: nn.Module, guard: Guard, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Run the forward that Dynamo left to Python, if pieces of it are rewritten. Raises NotInForceError."""
+    calls = guard.calls
+    if calls.on_purpose:
+        before = calls.plain_on_purpose
+        result = forward(module, *args, **kwargs)
+        if not guard.path and calls.plain_on_purpose == before:
+            calls.note_plain_on_purpose()
+        return result
+    if not _refused_before(module, guard, dynamo_around()):
+        runs = list(calls.runs)
+        result = forward(module, *args, **kwargs)
+        _check_behind(module, guard, runs)
+        return result
+    return forward(module, *args, **kwargs)
+
+
+# Dynamo is to compile the forward that this calls, not this.
+leave_to_python(_run_by_python.__code__)
+
+
+@never_traced
+def _refused_before(module: nn.Module, guard: Guard, around: Around) -> bool:
+    """Whether a call that is about to run plain was warned of. Raises NotInForceError."""
+    cause = before_call(module, guard.path, guard.calls, codes_of(module), around)
+    if cause is not None:
+        refuse(cause, guard.calls, guard.plan.config.on_plain)
+    return cause is not None
+
+
+@never_traced
+def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int]) -> None:
+    """Check that a call behind us ran rewritten. runs: those of the model before the call. Raises NotInForceError."""
+    if _ran_plain(guard, runs):
+        refuse(behind_call(module, codes_of(module)), guard.calls, guard.plan.config.on_plain)
+
+
+def _ran_plain(guard: Guard, before: Sequence[int]) -> bool:
+    """Whether a call behind us left out a rewrite that was due: of the module's own streams, or of all of them."""
+    ran = [after > earlier for after, earlier in zip(guard.calls.runs, before, strict=True)]
+    own = [ran[stream] for stream in guard.streams]
+    return not all(own) if own else not any(ran)
+
+
+def _reduce(self: Any, protocol: int) -> Any:
+    """Copies and pickles name the plain class, which can be found by its name."""
+    plain = type(self)._attnres_plain_class
+    made, args, *rest = super(_class_in(type(self)), self).__reduce_ex__(max(protocol, 2))
+    by_class = made is copyreg.__newobj__ and args[0] is type(self)  # type: ignore[attr-defined]
+    if by_class and "_attnres_plain_class" in type(self).__dict__:
+        return _new_guarded, (plain, *args[1:]), *rest
+    return made, args, *rest
+
+
+def _class_in(derived: Any) -> Any:
+    """The guarded class that a class is or was derived from."""
+    return next(cls for cls in derived.__mro__ if "_attnres_plain_class" in cls.__dict__)
+
+
+def _new_guarded(plain: type[nn.Module], *args: Any) -> nn.Module:
+    cls = _guarded_class(plain, False)
+    made: nn.Module = cls.__new__(cls, *args)
+    return made
