@@ -21,7 +21,7 @@ from attnres_compile.model import guard, parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
-from attnres_compile.model.parameters import NAME, AttnResParameters
+from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.graph import GraphRecorder
@@ -77,6 +77,7 @@ def attnres(
     except AttnResError as error:
         if isinstance(owner, Owner) and owner.parameters is not None:
             status.note_failed(owner.model, owner.parameters.plan, error)
+            owner.parameters.calls.last = ""
         raise as_backend_failure(error) from error.__cause__
 
 
@@ -116,7 +117,7 @@ def _compile(
     status.note_rewritten(owner.model, added.plan, len(planned) // 2)
     _log_rewritten(analysis.plan, config, levels.choice)
     recorder = GraphRecorder(levels.rewrite, analysis.plan, mode, matched)
-    return CompiledGraph(compiled, added, planned, recorder)
+    return CompiledGraph(compiled, owner.model, added, planned, recorder)
 
 
 def _compile_plain(
@@ -135,15 +136,17 @@ def _compile_plain(
 
 def _guard_graph(owner: Owner) -> None:
     """Keep the graph being compiled to this model, to its parameters, and to being plain or not."""
-    path = _path_in_frame(owner)
-    attnres_path = f"{path}.{NAME}" if path else NAME
-    guard_identity(owner.frame, [attnres_path])
-    guard_value(owner.frame, attnres_path, "calls", "on_purpose")
-
-
-def _path_in_frame(owner: Owner) -> str:
-    """Path of the model in the module that the frame reaches it through."""
-    return next(str(name) for name, part in owner.frame.module.named_modules() if part is owner.model)
+    path = next((name for name, part in owner.frame.module.named_modules() if part is owner.model), None)
+    if path is not None:
+        attnres_path = f"{path}.{NAME}" if path else NAME
+        guard_identity(owner.frame, [attnres_path])
+        guard_value(owner.frame, attnres_path, "calls", "on_purpose")
+        return
+    # The frame is that of a part of the model, and nothing leads from there to the model.
+    guard_identity(owner.frame)
+    guard_value(owner.frame, "", PART_OF)
+    if guard.guard_of(owner.frame.module) is not None:
+        guard_value(owner.frame, "", guard.NAME, "calls", "on_purpose")
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:

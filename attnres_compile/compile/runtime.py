@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import StalePlanError
-from attnres_compile.model.parameters import AttnResParameters
+from attnres_compile.model.parameters import NAME, AttnResParameters
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_compile.recording.live import open_recording
 from attnres_passes.ir.read_id import ReadParameter
@@ -25,11 +28,13 @@ class CompiledGraph:
     def __init__(
         self,
         compiled: Callable[..., Any],
+        model: nn.Module,
         parameters: AttnResParameters,
         added: tuple[ReadParameter, ...],
         recorder: GraphRecorder,
     ) -> None:
         self.compiled, self.added, self.parameters, self.recorder = compiled, added, parameters, recorder
+        self.model = weakref.ref(model)
         self.streams = sorted({parameter.read.stream for parameter in added})
         self._find_holders()
         self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
@@ -39,6 +44,12 @@ class CompiledGraph:
         self.places = self.parameters.places(self.added)
 
     def __call__(self, *args: Any) -> Any:
+        model = self.model()
+        if model is None or model._modules.get(NAME) is not self.parameters:
+            raise StalePlanError(
+                "this graph was compiled for other AttnRes parameters than its model has now; call "
+                "torch.compiler.reset() before you call the model again."
+            )
         if any(modules.get(name) is not module for modules, name, module in self.places):
             # A read, or its key norm, was replaced by another module.
             self._find_holders()

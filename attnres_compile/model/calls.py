@@ -13,15 +13,17 @@ class Calls:
 
     rewritten: runs of graphs that hold its rewrite; runs: the same, by stream of the plan; plain_on_purpose: calls
     inside ``attnres_compile.plain``; plain: calls that ran plain under ``on_plain="warn"``; refused: calls that
-    NotInForceError stopped. on_purpose: whether ``attnres_compile.plain`` is open now; compiled: graphs compiled;
-    warned: causes of plain calls that were warned of.
+    NotInForceError stopped. on_purpose: whether ``attnres_compile.plain`` is open now; let_through: whether a plain
+    call runs now that was warned of; compiled: graphs compiled; warned: kinds of causes that were warned of;
+    traced_in: the last compilation of another backend that took the model in.
     """
 
     def __init__(self, num_streams: int, is_copy: bool = False) -> None:
         self.is_copy = is_copy
-        self.on_purpose = False
+        self.on_purpose = self.let_through = False
         self.rewritten = self.plain_on_purpose = self.plain = self.refused = self.compiled = 0
         self.runs = [0] * num_streams
+        self.traced_in = ""
         self.last: LastCall = ""
         self.warned: set[str] = set()
 

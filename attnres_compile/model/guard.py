@@ -26,13 +26,16 @@ from attnres_passes.torch_private.dynamo import as_backend_failure
 from attnres_passes.torch_private.frames import (
     Around,
     dynamo_around,
+    graph_break,
     leave_to_python,
     never_traced,
     seen_while_tracing,
     tracer,
 )
 
-_NAME = "_attnres_guard"
+NAME = "_attnres_guard"
+"""Name of the attribute that holds the guard of a module."""
+
 _ONCE = (None,)
 
 
@@ -53,7 +56,7 @@ class Guard:
 
 def guard_of(module: nn.Module) -> Guard | None:
     """The guard of a module, if it has one."""
-    found = module.__dict__.get(_NAME)
+    found = module.__dict__.get(NAME)
     return found if isinstance(found, Guard) else None
 
 
@@ -70,7 +73,7 @@ def install(model: nn.Module, plan: Plan, calls: Calls, compiled_already: bool =
     for path, streams in _places(model, plan).items():
         module = model.get_submodule(path)
         guard = Guard(calls, plan, path, streams, module.__dict__.get("forward"))
-        module.__dict__[_NAME] = guard
+        module.__dict__[NAME] = guard
         if guard.forward is not None:
             module.__dict__["forward"] = MethodType(_around(_forward_on_module, guard.forward), module)
         if not hasattr(type(module), "_attnres_plain_class"):
@@ -97,7 +100,7 @@ def uninstall(model: nn.Module) -> None:
         guard = guard_of(module)
         if guard is None:
             continue
-        del module.__dict__[_NAME]
+        del module.__dict__[NAME]
         if guard.forward is not None:
             module.__dict__["forward"] = guard.forward
         plain_class = type(module).__dict__.get("_attnres_plain_class")
@@ -169,7 +172,7 @@ def _new_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
-        _NAME: None,
+        NAME: None,
         "_attnres_plain_class": plain,
     }
     return type(plain.__name__, (plain,), dict(space))
@@ -187,7 +190,7 @@ def _around(plain_forward: Callable[..., Any], documented: Callable[..., Any]) -
             if not torch.compiler.is_dynamo_compiling():
                 return _run_by_python(self, guard, plain_forward, args, kwargs)
             if _must_break(self, guard, guard.calls.on_purpose):
-                torch._dynamo.graph_break("a model compiled by attnres runs in graphs of its own")
+                graph_break("a model compiled by attnres runs in graphs of its own")
             return plain_forward(self, *args, **kwargs)
         raise AssertionError("the loop above returns")
 
@@ -221,7 +224,10 @@ def _must_break(module: nn.Module, guard: Guard, on_purpose: bool) -> bool:
     if guard.plan.config.on_plain == "error":
         guard.calls.note_refused()
         raise as_backend_failure(cause.error())
-    refuse(cause, guard.calls, "warn")
+    if by.compilation != guard.calls.traced_in:
+        # The guards of the model and of its part are in one graph.
+        guard.calls.traced_in = by.compilation
+        refuse(cause, guard.calls, "warn")
     return False
 
 
@@ -236,12 +242,18 @@ def _run_by_python(
         if not guard.path and calls.plain_on_purpose == before:
             calls.note_plain_on_purpose()
         return result
-    if not _refused_before(module, guard, dynamo_around()):
-        runs = list(calls.runs)
-        result = forward(module, *args, **kwargs)
-        _check_behind(module, guard, runs)
-        return result
-    return forward(module, *args, **kwargs)
+    if calls.let_through:
+        return forward(module, *args, **kwargs)
+    if _refused_before(module, guard, dynamo_around()):
+        calls.let_through = True
+        try:
+            return forward(module, *args, **kwargs)
+        finally:
+            calls.let_through = False
+    runs = list(calls.runs)
+    result = forward(module, *args, **kwargs)
+    _check_behind(module, guard, runs)
+    return result
 
 
 # Dynamo is to compile the forward that this calls, not this.

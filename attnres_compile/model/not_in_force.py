@@ -19,8 +19,12 @@ COMPILE = 'model.compile(backend="attnres")'
 
 @dataclass(frozen=True)
 class Cause:
-    """model: name of its class; what: ran instead of the rewrite; mend: what to do; error_class: what is raised."""
+    """kind: in one word; model: name of its class; what: ran instead of the rewrite; mend: what to do.
 
+    error_class: of what is raised.
+    """
+
+    kind: str
     model: str
     what: str
     mend: str
@@ -28,7 +32,7 @@ class Cause:
 
     def __str__(self) -> str:
         return (
-            f"{self.model} is prepared, and was called without its depth attention: {self.what}. {self.mend} To run "
+            f"the prepared {self.model} was called without its depth attention: {self.what}. {self.mend} To run "
             "the plain model on purpose, call it inside `with attnres_compile.plain(model):`."
         )
 
@@ -51,8 +55,8 @@ def refuse(cause: Cause, calls: Calls, on_plain: str) -> None:
         calls.note_refused()
         raise cause.error()
     calls.note_plain()
-    if cause.what not in calls.warned:
-        calls.warned.add(cause.what)
+    if cause.kind not in calls.warned:
+        calls.warned.add(cause.kind)
         warnings.warn(f"attnres: {cause}", stacklevel=5)
 
 
@@ -68,6 +72,7 @@ def traced_by(by: Tracer, name: str, is_root: bool, compiled_in_place: bool) -> 
     root = f"{by.code.co_name} ({by.code.co_filename}:{by.code.co_firstlineno})"
     if is_root:
         return Cause(
+            "traced",
             name,
             f"it is compiled with the backend {by.backend!r}, which traces its plain forward",
             f'Compile it with backend="attnres": {COMPILE}; {by.backend!r} can run behind it, where it is "inductor", '
@@ -75,6 +80,7 @@ def traced_by(by: Tracer, name: str, is_root: bool, compiled_in_place: bool) -> 
         )
     if compiled_in_place:
         return Cause(
+            "traced",
             name,
             f"the compiled function {root} takes it into one graph of the backend {by.backend!r}, where its own "
             "compilation is left out",
@@ -82,6 +88,7 @@ def traced_by(by: Tracer, name: str, is_root: bool, compiled_in_place: bool) -> 
             "the model runs in graphs of its own.",
         )
     return Cause(
+        "traced",
         name,
         f"the compiled function {root} takes it into a graph of the backend {by.backend!r}",
         f'Compile that function with torch.compile(.., backend="attnres"), or the model before it: {COMPILE}.',
@@ -104,15 +111,19 @@ def before_call(module: nn.Module, path: str, calls: Calls, codes: Sequence[Code
         for code in codes:
             # Dynamo gives up for good on a function that it meets inside a transform.
             frames.try_again(code)
-        return Cause(name, f"{tracer} runs its forward, which Dynamo does not compile there", _mend_of_tracer(tracer))
+        return Cause(
+            "tracer", name, f"{tracer} runs its forward, which Dynamo does not compile there", _mend_of_tracer(tracer)
+        )
     if frames.stance() != "default":
         return Cause(
+            "stance",
             name,
             f"torch.compiler.set_stance({frames.stance()!r}) keeps Dynamo from compiling this call",
             "Take the stance back, or call the model once in this way before it is set.",
         )
     if frames.is_disabled():
         return Cause(
+            "disabled",
             name,
             "Dynamo is disabled (TORCHDYNAMO_DISABLE or torch._dynamo.config.disable)",
             "Enable it: the rewrite is made by compiling.",
@@ -135,6 +146,7 @@ def behind_call(module: nn.Module, codes: Sequence[CodeType]) -> Cause:
     if hit is not None:
         return _limit(name, hit)
     return Cause(
+        "left to Python",
         name,
         "Dynamo left its forward to Python and compiled no graph with its residual stream",
         "A graph break in it, an error that torch._dynamo.config.suppress_errors hides, or another backend around it "
@@ -147,18 +159,21 @@ def _uncompiled(module: nn.Module, path: str, calls: Calls) -> Cause:
     name = type(module).__name__
     if path:
         return Cause(
+            "uncompiled",
             name,
-            f"its part {path!r} was called by itself, outside of any compiled call of the model",
-            "Call the model, or a compiled function that calls that part.",
+            f"it is the part {path!r} of the model, and was called by itself, outside of any compiled call",
+            f"Call the model, after {COMPILE}.",
         )
     if module._compiled_call_impl is not None:
         return Cause(
+            "uncompiled",
             name,
             "its forward was called past the compiled call, as model.forward(..) does, or under torch.compiler.disable",
             "Call model(..) instead, outside of torch.compiler.disable.",
         )
     if calls.compiled:
         return Cause(
+            "wrapper",
             name,
             "a wrapper that torch.compile(model) gave is compiled, and the module behind it was called, as methods of "
             "the wrapper such as generate do",
@@ -168,18 +183,20 @@ def _uncompiled(module: nn.Module, path: str, calls: Calls) -> Cause:
     if parts:
         listed = ", ".join(map(repr, parts[:2])) + (f" and {len(parts) - 2} others" if len(parts) > 2 else "")
         return Cause(
+            "part",
             name,
             f"{listed} is compiled on its own, and the model, whose residual stream runs through all parts, is not",
             f"Take those compilations back and compile the whole model: {COMPILE}.",
             PartOfPreparedModelError,
         )
     copied = "this copy of a prepared model was never compiled" if calls.is_copy else "it was never compiled"
-    return Cause(name, copied, f"Compile it: {COMPILE}.")
+    return Cause("uncompiled", name, copied, f"Compile it: {COMPILE}.")
 
 
 def _limit(name: str, hit: frames.LimitHit) -> Cause:
     guard = f"; the last guard that failed is: {hit.guard}" if hit.guard else ""
     return Cause(
+        "limit",
         name,
         f"Dynamo compiled it {hit.graphs} times, the limit of torch._dynamo.config.{hit.limit}, and runs other calls "
         f"plain{guard}",

@@ -18,7 +18,9 @@ from attnres_passes.ir.read_id import ReadId, ReadParameter
 NAME = "attnres"
 """Name of the submodule that holds the parameters."""
 
-_PART_OF = "_attnres_part_of"
+PART_OF = "_attnres_part_of"
+"""Name of the attribute by which every module of a prepared model says whose part it is."""
+
 _prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _roots: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 
@@ -177,7 +179,7 @@ def register(model: nn.Module, plan: Plan, compiled_already: bool = False) -> At
     model.add_module(NAME, parameters)
     for module in model.modules():
         # A plain string survives deepcopy and pickling, and lets a module say whose part it is.
-        module.__dict__[_PART_OF] = parameters.uid
+        module.__dict__[PART_OF] = parameters.uid
     guard.install(model, plan, parameters.calls, compiled_already)
     _roots[parameters.uid] = model
     note_prepared(model)
@@ -201,17 +203,17 @@ def remove(model: nn.Module) -> None:
     _prepared.discard(model)
     delattr(model, NAME)
     for module in model.modules():
-        module.__dict__.pop(_PART_OF, None)
+        module.__dict__.pop(PART_OF, None)
 
 
 def is_part_of_prepared(module: nn.Module) -> bool:
     """Whether ``module`` was inside a model when that model was prepared."""
-    return _PART_OF in module.__dict__
+    return PART_OF in module.__dict__
 
 
 def prepared_root_of(module: nn.Module) -> nn.Module | None:
     """The prepared model that ``module`` is a part of, if it is still there and still holds it."""
-    root = _roots.get(module.__dict__.get(_PART_OF, ""))
+    root = _roots.get(module.__dict__.get(PART_OF, ""))
     if root is None or not any(part is module for part in root.modules()):
         return None
     return root

@@ -1,4 +1,4 @@
-"""What compilation last did to each model: the notes that the backend takes, which ``status`` tells."""
+"""What compilation last did to each model: the notes that the backend takes, and what ``status`` tells."""
 
 from __future__ import annotations
 
@@ -10,16 +10,32 @@ from torch import nn
 
 from attnres_passes.ir.plan import Plan
 
-State = Literal["untouched", "prepared", "rewritten", "declined", "stale"]
+State = Literal[
+    "untouched",
+    "prepared",
+    "rewritten",
+    "partly rewritten",
+    "plain on purpose",
+    "plain",
+    "refused",
+    "declined",
+    "stale",
+]
 
 
 @dataclass(frozen=True)
 class Status:
-    """State of a model.
+    """State of a model, and its history since it was prepared.
 
-    state: "untouched" (never prepared or compiled), "prepared" (not compiled yet), "rewritten", "declined" (compiled
-    as it was) or "stale" (the last compilation failed, see ``error``); reads: depth attentions in the last graph;
-    graphs: graphs compiled with streams in them, which recompiles are but for the first.
+    state: what the last call was: "rewritten", "partly rewritten" (its plan leaves a part of a stream out),
+        "plain on purpose" (inside ``attnres_compile.plain``), "plain" (warned of, under ``on_plain="warn"``) or
+        "refused" (NotInForceError); or, without a call since: "untouched" (never prepared or compiled), "prepared"
+        (not called yet), "declined" (compiled as it was) or "stale" (the last compilation failed, see ``error``).
+    reads: depth attentions in the last graph that was compiled.
+    graphs: compiled with streams in them, which recompiles are but for the first.
+    rewritten_calls: runs of graphs that hold the rewrite; a model in several such graphs runs each of them in a call.
+    plain_on_purpose_calls, plain_calls, refused_calls: the other calls, by state.
+    recompile_limit: graphs that Dynamo makes of one function for one model; graphs_kept: that count against it.
     """
 
     state: State
@@ -27,14 +43,35 @@ class Status:
     graphs: int = 0
     error: str = ""
     plan: Plan | None = field(default=None, repr=False)
+    rewritten_calls: int = 0
+    plain_on_purpose_calls: int = 0
+    plain_calls: int = 0
+    refused_calls: int = 0
+    graphs_kept: int = 0
+    recompile_limit: int = 0
 
     @property
     def recompiles(self) -> int:
         return max(0, self.graphs - 1)
 
+    @property
+    def recompiles_left(self) -> int:
+        """How many more graphs Dynamo makes before it refuses calls that fit none; plain ones count, too."""
+        return max(0, self.recompile_limit - self.graphs_kept)
+
     def __str__(self) -> str:
         graphs = f"{self.graphs} graph{'' if self.graphs == 1 else 's'} compiled"
         text = f"{self.state}: {self.reads} reads, {graphs}, {self.recompiles} recompiles"
+        if self.graphs_kept:
+            text += f" ({self.recompiles_left} left before Dynamo's limit of {self.recompile_limit})"
+        calls = {
+            "rewritten": self.rewritten_calls,
+            "plain on purpose": self.plain_on_purpose_calls,
+            "plain": self.plain_calls,
+            "refused": self.refused_calls,
+        }
+        made = ", ".join(f"{count} {kind}" for kind, count in calls.items() if count)
+        text += f"; calls: {made}" if made else ""
         return f"{text}; {self.error}" if self.error else text
 
 

@@ -220,7 +220,10 @@ def test_status_tells_what_was_done() -> None:
     compiled(model)(ids)
     status = ac.status(model)
     assert (status.state, status.reads, status.graphs, status.recompiles) == ("rewritten", LAYERS, 1, 0)
-    assert str(status) == f"rewritten: {LAYERS} reads, 1 graph compiled, 0 recompiles"
+    assert str(status) == (
+        f"rewritten: {LAYERS} reads, 1 graph compiled, 0 recompiles (7 left before Dynamo's limit of 8); "
+        "calls: 1 rewritten"
+    )
 
 
 @pytest.mark.parametrize("first", ["", "import attnres_compile; "])

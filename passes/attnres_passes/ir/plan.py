@@ -116,6 +116,10 @@ class Plan:
             if read.num_sources > 1
         }
 
+    @property
+    def partial(self) -> bool:
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}

@@ -156,13 +156,14 @@ def as_backend_failure(error: Exception) -> Exception:
 
     Dynamo wraps whatever a backend raises, unless it is of this family.
     """
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback
 
     class Failure(type(error), BackendCompilerFailed):  # type: ignore[misc]
         def __init__(self) -> None:
+            # Not by the constructor of BackendCompilerFailed, which makes a message of its own.
+            ShortenTraceback.__init__(self, *error.args, first_useful_frame=None)
             self.__dict__.update(error.__dict__)
-            self.args = error.args
-            self.backend_name, self.inner_exception, self.first_useful_frame = "attnres", error, None
+            self.backend_name, self.inner_exception = "attnres", error
 
     Failure.__name__, Failure.__qualname__ = type(error).__name__, type(error).__qualname__
     Failure.__module__ = type(error).__module__

@@ -26,6 +26,9 @@ _AROUND_A_BACKEND = (
     "__self__",
 )
 
+graph_break = torch._dynamo.graph_break
+"""Ends the graph that Dynamo is tracing, where it is called; does nothing in Python."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -54,7 +57,8 @@ class Tracer:
 
     is_ours: whether its backend, or one that torch or functools wrapped into it, is marked; backend: its name; code: of
     the function that is compiled; module: the ``self`` of that function, if it is a module; must_be_whole: whether a
-    graph break would be an error, as under ``fullgraph=True``, in an export, and inside operators that take a graph.
+    graph break would be an error, as under ``fullgraph=True``, in an export, and inside operators that take a graph;
+    compilation: its number.
     """
 
     is_ours: bool
@@ -62,6 +66,7 @@ class Tracer:
     code: CodeType
     module: nn.Module | None
     must_be_whole: bool
+    compilation: str
 
 
 def tracer() -> Tracer:
@@ -83,6 +88,7 @@ def tracer() -> Tracer:
             or output.export
             or output.current_tracer.parent is not None
         ),
+        compilation=str(torch._guards.CompileContext.current_compile_id()),
     )
 
 
@@ -173,6 +179,21 @@ def recompile_limit_hit(codes: list[CodeType]) -> LimitHit | None:
                     return LimitHit(count, limit, _failed_guard((entries or cache_entries(frame.f_code))[0], frame))
         frame = frame.f_back
     return None
+
+
+def recompile_limit() -> int:
+    """How many graphs Dynamo makes of one function, for the same modules."""
+    return int(torch._dynamo.config.recompile_limit)
+
+
+def graphs_against_limit(code: CodeType, scope: dict[str, Any]) -> int:
+    """How many graphs of a function count against the recompile limit.
+
+    Args:
+        code: of the function.
+        scope: its local variables, for whose modules the graphs are.
+    """
+    return len(cache_entries(code, scope))
 
 
 def cache_entries(code: CodeType, scope: dict[str, Any] | None = None) -> list[Any]:
