@@ -33,6 +33,7 @@ class CompiledGraph:
         self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
 
     def __call__(self, *args: Any) -> Any:
+        self.parameters.calls.rewritten += 1
         added = [getattr(module, name) for module, name in self.holders]
         if [_signature(parameter) for parameter in added] != self.compiled_for:
             self._refuse(added)

@@ -1,76 +1,281 @@
-"""The check, before every step of an optimizer, that it holds the parameters that the rewrite added."""
+"""The check, before every step of an optimizer, that the step trains the rewrite and not the plain model.
+
+What a step is held to, for each prepared model that it holds parameters of:
+
+- The model has not run plain by mistake since the last step: its own counts (``model.attnres.calls``) tell. Plain on
+  purpose, inside ``attnres_compile.plain(model)``, is allowed, and asks nothing of the optimizer.
+- Some optimizer holds the AttnRes parameters, unless all of them are frozen.
+- Where nothing was counted since the last step, the gradients come from elsewhere and tell themselves: the AttnRes
+  parameters have some if the rest of the model has. Gradients that are zeros (``zero_grad(set_to_none=False)``) are
+  gradients.
+
+Several ranks decide alike, so that none waits for one that has failed: by counts and by who holds what, never by
+gradients, which a shard that is empty has none of.
+
+Out of reach: optimizers that are no ``torch.optim.Optimizer`` or that step copies of the parameters (fp32 master
+weights), since torch calls no hook for the ones and the others hold no parameter of the model; and, inside
+``torch.compile``, a step that is no torch optimizer's own.
+"""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from operator import call, is_
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from attnres_compile.model import parameters
+from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import OptimizerError
+from attnres_compile.model.parameters import AttnResParameters, KeyNorm, ReadParameters
+
+Reference = Callable[[], nn.Parameter | None]
+"""A weak reference: an id would be another parameter's once this one is gone."""
 
 _watching = False
-# Per optimizer, what it and the prepared models were when it was last found in order.
-_in_order: weakref.WeakKeyDictionary[Optimizer, tuple[int, frozenset[int]]] = weakref.WeakKeyDictionary()
-# Per optimizer that holds a part of a model, the models that it has stepped once without their parameters.
-_stepped_without: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
-# Models whose AttnRes parameters some optimizer holds.
-_held: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def watch_optimizers() -> None:
-    """From now on, an optimizer that steps a prepared model without its AttnRes parameters is an error."""
+    """From now on, an optimizer that steps a prepared model without its rewrite is an error, at every step."""
     global _watching
     if not _watching:
-        register_optimizer_step_pre_hook(_check_step)
+        register_optimizer_step_pre_hook(_before_step)
         _watching = True
 
 
-def _check_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Before a step. The check is made once per optimizer and set of prepared models.
+class _Registered:
+    """The AttnRes parameters that were registered on one model when they were last looked at.
 
-    An optimizer that holds all other trained parameters of a model is the only one, so the first step tells. One
-    that holds a part may have another beside it that holds ours, which shows by the time of its second step.
+    places: the dictionary and the name of every parameter there is to be, and what it held: nothing after FSDP has
+    moved it into a FlatParameter; holders: the optimizers that hold one of them or more.
     """
-    models = parameters.prepared_models()
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    signature = (count, frozenset(map(id, models)))
-    if _in_order.get(optimizer) == signature:
+
+    def __init__(self, added: AttnResParameters) -> None:
+        names = {ReadParameters: "query", KeyNorm: "weight"}
+        self.places: list[tuple[dict[str, nn.Parameter | None], str, Reference]] = [
+            (module._parameters, name, _reference(module._parameters.get(name)))
+            for module in added.modules()
+            if (name := names.get(type(module), ""))
+        ]
+        self.holders: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+    def is_current(self) -> bool:
+        """Whether all of them are where they were; ``to_empty`` and whoever assigns one put others there."""
+        return all(place.get(name) is reference() for place, name, reference in self.places)
+
+    def alive(self) -> list[nn.Parameter]:
+        """In the order of the reads; empty if a FlatParameter holds them."""
+        return _alive(reference for _, _, reference in self.places)
+
+
+@dataclass
+class _Link:
+    """One optimizer and one model.
+
+    registered, held: of the model and of the optimizer, that ``ours`` and ``others`` are for; ours, others: the
+    AttnRes parameters and the model's own that the optimizer holds; rewritten, plain_on_purpose, plain: the model's
+    counts at the last step; refused: that step was an error; without: steps that nobody held the AttnRes parameters at.
+    """
+
+    registered: _Registered
+    held: list[Reference]
+    ours: list[Reference]
+    others: list[Reference]
+    rewritten: int = 0
+    plain_on_purpose: int = 0
+    plain: int = 0
+    refused: bool = False
+    without: int = 0
+
+
+@dataclass
+class _Watched:
+    """What is known of one model. links: by optimizer; plain: its count at the last step of any optimizer."""
+
+    registered: _Registered
+    links: weakref.WeakKeyDictionary[Optimizer, _Link]
+    plain: int = 0
+
+
+_watched: weakref.WeakKeyDictionary[AttnResParameters, _Watched] = weakref.WeakKeyDictionary()
+# Per optimizer, the parameters that it held at its last step.
+_held: weakref.WeakKeyDictionary[Optimizer, list[Reference]] = weakref.WeakKeyDictionary()
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """The hook: Dynamo breaks the graph at the check, as it does in the step of each of torch's optimizers anyway.
+
+    Another optimizer's step may be one graph (``fullgraph=True``), which the check must not break.
+    """
+    if torch.compiler.is_compiling() and not type(optimizer).__module__.startswith("torch."):
         return
-    holds = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    verdicts = [_is_in_order(optimizer, model, holds) for model in models]
-    if all(verdicts):
-        _in_order[optimizer] = signature
+    _check_step(optimizer)
 
 
-def _is_in_order(optimizer: Optimizer, model: nn.Module, holds: set[int]) -> bool:
-    """Whether nothing is left to find out about one model. Raises OptimizerError."""
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _check_step(optimizer: Optimizer) -> None:
+    """Raises OptimizerError for the first model that the step would train without its rewrite."""
+    models = parameters.prepared_models()
+    if not models:
+        return
+    held = _held_by(optimizer)
+    for model in models:
+        watched, link = _link(optimizer, model, held)
+        if link.ours or link.others:
+            _check_model(optimizer, model, watched, link)
+
+
+def _held_by(optimizer: Optimizer) -> list[Reference]:
+    """What the optimizer holds: the same list as at its last step if those are the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = _held.get(optimizer)
+    if held is None or len(held) != len(parameters) or not all(map(is_, map(call, held), parameters)):
+        held = _held[optimizer] = list(map(_reference, parameters))
+    return held
+
+
+def _link(optimizer: Optimizer, model: nn.Module, held: list[Reference]) -> tuple[_Watched, _Link]:
+    """What is known of a model and of the optimizer's part in it, up to date.
+
+    Args:
+        optimizer: about to step.
+        model: prepared.
+        held: by the optimizer.
+    """
     added = parameters.require_parameters(model)
-    ours = [parameter for parameter in added.parameters() if parameter.grad is not None]
-    if any(id(parameter) in holds for parameter in added.parameters()):
-        _held.add(added)
-    own = {id(parameter) for parameter in added.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.grad is not None and id(parameter) not in own]
-    stepped = [parameter for parameter in trained if id(parameter) in holds]
-    if not stepped:
-        return True
-    if not ours and any(parameter.requires_grad for parameter in added.parameters()):
-        raise OptimizerError(
-            f"{type(optimizer).__name__} steps {type(model).__name__}, whose AttnRes parameters have no gradients: it "
-            'ran without its depth attention. Compile it with model.compile(backend="attnres"); if it is, a graph '
-            "break keeps Dynamo from compiling its forward, and torch.compile(model, fullgraph=True) names the line. "
-            "To train the plain model, call attnres_compile.unprepare(model)."
-        )
-    if added in _held:
-        return True
-    seen = _stepped_without.setdefault(optimizer, weakref.WeakSet())
-    if len(stepped) < len(trained) and added not in seen:
-        seen.add(added)
+    watched = _watched.get(added)
+    if watched is None:
+        watched = _watched[added] = _Watched(_Registered(added), weakref.WeakKeyDictionary())
+    elif not watched.registered.is_current():
+        watched.registered = _Registered(added)
+    registered, link = watched.registered, watched.links.get(optimizer)
+    if link is not None and link.registered is registered and link.held is held:
+        return watched, link
+    own = set(map(id, registered.alive()))
+    others = set(map(id, model.parameters())) - own
+    now = _Link(registered, held, _among(held, own), _among(held, others), plain=watched.plain)
+    if link is not None:
+        without = link.without if link.registered is registered else 0
+        now = replace(link, registered=registered, held=held, ours=now.ours, others=now.others, without=without)
+    watched.links[optimizer] = now
+    if now.ours:
+        registered.holders.add(optimizer)
+    else:
+        registered.holders.discard(optimizer)
+    return watched, now
+
+
+def _check_model(optimizer: Optimizer, model: nn.Module, watched: _Watched, link: _Link) -> None:
+    """One step and one model that it holds parameters of. Raises OptimizerError."""
+    calls: Calls = parameters.require_parameters(model).calls
+    rewritten = calls.rewritten > link.rewritten
+    on_purpose = calls.plain_on_purpose > link.plain_on_purpose
+    # Gradients of a plain run are still there at the step after the one that was refused for them.
+    plain = calls.plain > link.plain or (link.refused and not rewritten)
+    link.rewritten, link.plain_on_purpose, link.plain = calls.rewritten, calls.plain_on_purpose, calls.plain
+    watched.plain = calls.plain
+    link.refused = plain and _steps(link.ours + link.others)
+    if link.refused:
+        raise OptimizerError(_ran_plain(optimizer, model, "which has run plain since the last step"))
+    if on_purpose and not rewritten:
+        return
+    if not rewritten and _gradients_tell_plain(model, link):
+        raise OptimizerError(_ran_plain(optimizer, model, "whose AttnRes parameters have no gradients"))
+    if link.others and not link.ours:
+        _check_held(optimizer, model, link)
+
+
+def _steps(held: list[Reference]) -> bool:
+    """Whether there is something to step; on one of several ranks, whether there is on any."""
+    return _is_one_of_several() or any(parameter.grad is not None for parameter in _alive(held))
+
+
+def _gradients_tell_plain(model: nn.Module, link: _Link) -> bool:
+    """Whether gradients that no counted run has made are those of a plain run.
+
+    They are not where they come from another prepared model that shares the parameters, nor where all are zeros, as
+    torch.distributed.checkpoint makes them to have an optimizer make its state.
+    """
+    if _is_one_of_several():
         return False
+    ours = [parameter for parameter in link.registered.alive() if parameter.requires_grad]
+    if not ours or any(parameter.grad is not None for parameter in ours):
+        return False
+    stepped = [parameter for parameter in _alive(link.others) if parameter.grad is not None]
+    if not stepped:
+        return False
+    shared = {id(parameter) for other in _others_that_ran(model) for parameter in other.parameters()}
+    return any(id(parameter) not in shared and _is_nonzero(parameter.grad) for parameter in stepped)
+
+
+def _check_held(optimizer: Optimizer, model: nn.Module, link: _Link) -> None:
+    """That some optimizer holds the AttnRes parameters of a model that this one holds other parameters of.
+
+    One that holds all others is the only one, so that its first step tells. One that holds a part may have another
+    beside it that holds ours, which has stepped by the time of its second step.
+
+    Raises:
+        OptimizerError: none does.
+    """
+    ours = [parameter for parameter in link.registered.alive() if parameter.requires_grad]
+    if not ours or link.registered.holders:
+        return
+    own = set(map(id, link.registered.alive()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
+    stepped = [parameter for parameter in _alive(link.others) if parameter.requires_grad]
+    link.without += 1
+    if not stepped or (len(stepped) < len(trained) and link.without == 1):
+        return
     raise OptimizerError(
-        f"{type(optimizer).__name__} steps {type(model).__name__} without its {len(own)} AttnRes parameters, which "
-        "would stay at zero; make the optimizer after attnres_compile.prepare(model, ..), or call "
-        "optimizer.add_param_group({'params': list(model.attnres.parameters()), 'weight_decay': 0.0})."
+        f"{type(optimizer).__name__} steps {type(model).__name__} without its {len(ours)} AttnRes parameters, which "
+        "would stay as they are; make the optimizer after attnres_compile.prepare(model, ..), or call "
+        "optimizer.add_param_group({'params': list(model.attnres.parameters()), 'weight_decay': 0.0}). To keep them "
+        "as they are, call model.attnres.requires_grad_(False) before compiling."
     )
+
+
+def _ran_plain(optimizer: Optimizer, model: nn.Module, how: str) -> str:
+    return (
+        f"{type(optimizer).__name__} steps {type(model).__name__}, {how}: it ran without its depth attention. Compile "
+        'it with model.compile(backend="attnres"); if it is, a graph break keeps Dynamo from compiling its forward, '
+        "and torch.compile(model, fullgraph=True) names the line. Run what is to be plain inside "
+        "attnres_compile.plain(model); to train the plain model for good, call attnres_compile.unprepare(model)."
+    )
+
+
+def _others_that_ran(model: nn.Module) -> list[nn.Module]:
+    """Prepared models but this one that have run as they should."""
+    others = [other for other in parameters.prepared_models() if other is not model]
+    counts = [parameters.require_parameters(other).calls for other in others]
+    return [other for other, calls in zip(others, counts, strict=True) if calls.rewritten or calls.plain_on_purpose]
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process is one of several ranks."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _is_nonzero(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+
+
+def _among(held: list[Reference], ids: set[int]) -> list[Reference]:
+    return [reference for reference in held if id(reference()) in ids]
+
+
+def _alive(references: Iterable[Reference]) -> list[nn.Parameter]:
+    return [parameter for reference in references if (parameter := reference()) is not None]
+
+
+def _reference(parameter: nn.Parameter | None) -> Reference:
+    return _nothing if parameter is None else weakref.ref(parameter)
+
+
+def _nothing() -> None:
+    """A reference to no parameter."""
