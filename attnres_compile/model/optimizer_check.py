@@ -20,8 +20,9 @@ weights), since torch calls no hook for the ones and the others hold no paramete
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import call, is_
 from typing import Any
 
@@ -68,9 +69,30 @@ class _Registered:
         """Whether all of them are where they were; ``to_empty`` and whoever assigns one put others there."""
         return all(place.get(name) is reference() for place, name, reference in self.places)
 
-    def alive(self) -> list[nn.Parameter]:
+    def alive(self) -> Iterator[nn.Parameter]:
         """In the order of the reads; empty if a FlatParameter holds them."""
         return _alive(reference for _, _, reference in self.places)
+
+
+class _Held:
+    """The parameters that one optimizer held when its groups were last looked at.
+
+    A group is taken for what it was while its length and both ends are the same: to compare all parameters would be
+    most of what the check costs.
+    """
+
+    def __init__(self, groups: list[list[nn.Parameter]]) -> None:
+        self.references = list(map(_reference, chain.from_iterable(groups)))
+        self.lengths = list(map(len, groups))
+        self.ends = list(map(_reference, _ends(groups)))
+
+    def is_current(self, groups: list[list[nn.Parameter]]) -> bool:
+        """Whether the groups of the optimizer are what they were."""
+        return self.lengths == list(map(len, groups)) and all(map(is_, map(call, self.ends), _ends(groups)))
+
+    def among(self, ids: set[int]) -> list[Reference]:
+        """Those of them that ``ids`` names."""
+        return [reference for reference in self.references if id(reference()) in ids]
 
 
 @dataclass
@@ -83,7 +105,7 @@ class _Link:
     """
 
     registered: _Registered
-    held: list[Reference]
+    held: _Held
     ours: list[Reference]
     others: list[Reference]
     rewritten: int = 0
@@ -103,8 +125,7 @@ class _Watched:
 
 
 _watched: weakref.WeakKeyDictionary[AttnResParameters, _Watched] = weakref.WeakKeyDictionary()
-# Per optimizer, the parameters that it held at its last step.
-_held: weakref.WeakKeyDictionary[Optimizer, list[Reference]] = weakref.WeakKeyDictionary()
+_held: weakref.WeakKeyDictionary[Optimizer, _Held] = weakref.WeakKeyDictionary()
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -125,29 +146,30 @@ def _check_step(optimizer: Optimizer) -> None:
         return
     held = _held_by(optimizer)
     for model in models:
-        watched, link = _link(optimizer, model, held)
+        added = parameters.require_parameters(model)
+        watched, link = _link(optimizer, model, added, held)
         if link.ours or link.others:
-            _check_model(optimizer, model, watched, link)
+            _check_model(optimizer, model, added.calls, watched, link)
 
 
-def _held_by(optimizer: Optimizer) -> list[Reference]:
-    """What the optimizer holds: the same list as at its last step if those are the same parameters."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _held_by(optimizer: Optimizer) -> _Held:
+    """What the optimizer holds: the same object as at its last step if those are the same parameters."""
+    groups = [group["params"] for group in optimizer.param_groups]
     held = _held.get(optimizer)
-    if held is None or len(held) != len(parameters) or not all(map(is_, map(call, held), parameters)):
-        held = _held[optimizer] = list(map(_reference, parameters))
+    if held is None or not held.is_current(groups):
+        held = _held[optimizer] = _Held(groups)
     return held
 
 
-def _link(optimizer: Optimizer, model: nn.Module, held: list[Reference]) -> tuple[_Watched, _Link]:
+def _link(optimizer: Optimizer, model: nn.Module, added: AttnResParameters, held: _Held) -> tuple[_Watched, _Link]:
     """What is known of a model and of the optimizer's part in it, up to date.
 
     Args:
         optimizer: about to step.
         model: prepared.
+        added: to the model.
         held: by the optimizer.
     """
-    added = parameters.require_parameters(model)
     watched = _watched.get(added)
     if watched is None:
         watched = _watched[added] = _Watched(_Registered(added), weakref.WeakKeyDictionary())
@@ -158,7 +180,7 @@ def _link(optimizer: Optimizer, model: nn.Module, held: list[Reference]) -> tupl
         return watched, link
     own = set(map(id, registered.alive()))
     others = set(map(id, model.parameters())) - own
-    now = _Link(registered, held, _among(held, own), _among(held, others), plain=watched.plain)
+    now = _Link(registered, held, held.among(own), held.among(others), plain=watched.plain)
     if link is not None:
         without = link.without if link.registered is registered else 0
         now = replace(link, registered=registered, held=held, ours=now.ours, others=now.others, without=without)
@@ -170,13 +192,22 @@ def _link(optimizer: Optimizer, model: nn.Module, held: list[Reference]) -> tupl
     return watched, now
 
 
-def _check_model(optimizer: Optimizer, model: nn.Module, watched: _Watched, link: _Link) -> None:
-    """One step and one model that it holds parameters of. Raises OptimizerError."""
-    calls: Calls = parameters.require_parameters(model).calls
+def _check_model(optimizer: Optimizer, model: nn.Module, calls: Calls, watched: _Watched, link: _Link) -> None:
+    """One step and one model that it holds parameters of.
+
+    Args:
+        optimizer: about to step.
+        model: prepared.
+        calls: of the model, counted until now.
+        watched, link: what is known of it, and of the optimizer's part in it.
+
+    Raises:
+        OptimizerError: the step trains the plain model, or no optimizer holds the AttnRes parameters.
+    """
     rewritten = calls.rewritten > link.rewritten
     on_purpose = calls.plain_on_purpose > link.plain_on_purpose
     # Gradients of a plain run are still there at the step after the one that was refused for them.
-    plain = calls.plain > link.plain or (link.refused and not rewritten)
+    plain = calls.plain > link.plain or (link.refused and not (rewritten or on_purpose))
     link.rewritten, link.plain_on_purpose, link.plain = calls.rewritten, calls.plain_on_purpose, calls.plain
     watched.plain = calls.plain
     link.refused = plain and _steps(link.ours + link.others)
@@ -203,8 +234,9 @@ def _gradients_tell_plain(model: nn.Module, link: _Link) -> bool:
     """
     if _is_one_of_several():
         return False
-    ours = [parameter for parameter in link.registered.alive() if parameter.requires_grad]
-    if not ours or any(parameter.grad is not None for parameter in ours):
+    if not any(parameter.requires_grad for parameter in link.registered.alive()):
+        return False
+    if any(parameter.grad is not None for parameter in link.registered.alive() if parameter.requires_grad):
         return False
     stepped = [parameter for parameter in _alive(link.others) if parameter.grad is not None]
     if not stepped:
@@ -265,12 +297,12 @@ def _is_nonzero(gradient: torch.Tensor | None) -> bool:
     return gradient is not None and bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
 
 
-def _among(held: list[Reference], ids: set[int]) -> list[Reference]:
-    return [reference for reference in held if id(reference()) in ids]
+def _ends(groups: list[list[nn.Parameter]]) -> list[nn.Parameter]:
+    return [end for group in groups if group for end in (group[0], group[-1])]
 
 
-def _alive(references: Iterable[Reference]) -> list[nn.Parameter]:
-    return [parameter for reference in references if (parameter := reference()) is not None]
+def _alive(references: Iterable[Reference]) -> Iterator[nn.Parameter]:
+    return (parameter for reference in references if (parameter := reference()) is not None)
 
 
 def _reference(parameter: nn.Parameter | None) -> Reference:
