@@ -101,7 +101,7 @@ class _Link:
 
     registered, held: of the model and of the optimizer, that ``ours`` and ``others`` are for; ours, others: the
     AttnRes parameters and the model's own that the optimizer holds; rewritten, plain_on_purpose, plain: the model's
-    counts at the last step; refused: that step was an error; without: steps that nobody held the AttnRes parameters at.
+    counts at the last step that was in order; without: steps that nobody held the AttnRes parameters at.
     """
 
     registered: _Registered
@@ -111,17 +111,30 @@ class _Link:
     rewritten: int = 0
     plain_on_purpose: int = 0
     plain: int = 0
-    refused: bool = False
     without: int = 0
 
 
 @dataclass
 class _Watched:
-    """What is known of one model. links: by optimizer; plain: its count at the last step of any optimizer."""
+    """What is known of one model.
+
+    links: by optimizer; plain: the model's count at the last step in order of any optimizer; refused_plain,
+    refused_runs: its counts of plain runs and of all others at the last step that was refused for a plain run.
+    """
 
     registered: _Registered
     links: weakref.WeakKeyDictionary[Optimizer, _Link]
     plain: int = 0
+    refused_plain: int = 0
+    refused_runs: int = 0
+
+    def refuse(self, calls: Calls) -> None:
+        """Until the model runs as it should, the gradients of the plain run are there, for whoever steps them."""
+        self.refused_plain, self.refused_runs = calls.plain, calls.rewritten + calls.plain_on_purpose
+
+    def forgiven(self, calls: Calls) -> int:
+        """How many plain runs count no longer, since the error has been told and the model has run after it."""
+        return self.refused_plain if calls.rewritten + calls.plain_on_purpose > self.refused_runs else 0
 
 
 _watched: weakref.WeakKeyDictionary[AttnResParameters, _Watched] = weakref.WeakKeyDictionary()
@@ -206,13 +219,11 @@ def _check_model(optimizer: Optimizer, model: nn.Module, calls: Calls, watched: 
     """
     rewritten = calls.rewritten > link.rewritten
     on_purpose = calls.plain_on_purpose > link.plain_on_purpose
-    # Gradients of a plain run are still there at the step after the one that was refused for them.
-    plain = calls.plain > link.plain or (link.refused and not (rewritten or on_purpose))
+    if calls.plain > max(link.plain, watched.forgiven(calls)) and _steps(link.ours + link.others):
+        watched.refuse(calls)
+        raise OptimizerError(_ran_plain(optimizer, model, "which has run plain since the last step"))
     link.rewritten, link.plain_on_purpose, link.plain = calls.rewritten, calls.plain_on_purpose, calls.plain
     watched.plain = calls.plain
-    link.refused = plain and _steps(link.ours + link.others)
-    if link.refused:
-        raise OptimizerError(_ran_plain(optimizer, model, "which has run plain since the last step"))
     if on_purpose and not rewritten:
         return
     if not rewritten and _gradients_tell_plain(model, link):
