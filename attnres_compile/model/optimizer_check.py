@@ -277,8 +277,9 @@ def _check_held(optimizer: Optimizer, model: nn.Module, link: _Link) -> None:
     raise OptimizerError(
         f"{type(optimizer).__name__} steps {type(model).__name__} without its {len(ours)} AttnRes parameters, which "
         "would stay as they are; make the optimizer after attnres_compile.prepare(model, ..), or call "
-        "optimizer.add_param_group({'params': list(model.attnres.parameters()), 'weight_decay': 0.0}). To keep them "
-        "as they are, call model.attnres.requires_grad_(False) before compiling."
+        "optimizer.add_param_group({'params': list(model.attnres.parameters()), 'weight_decay': 0.0}). If another "
+        "optimizer holds them, step that one first; to keep them as they are, call "
+        "model.attnres.requires_grad_(False) before compiling."
     )
 
 

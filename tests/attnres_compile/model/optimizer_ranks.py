@@ -19,7 +19,7 @@ from attnres_compile.model import errors
 from attnres_compile.model.calls import Calls
 from tests.end_to_end.models import PreNorm, tokens
 
-OPTIONS = {"inner": "aot_eager"}
+OPTIONS = {"inner": "eager"}
 TIMEOUT = datetime.timedelta(minutes=5)
 
 Wrapped = tuple[nn.Module, Callable[..., Optimizer]]
