@@ -121,6 +121,7 @@ def test_a_plain_run_without_gradients_steps_nothing() -> None:
     optimizer.step()
     run(model)
     optimizer.step()
+    SGD(model.parameters(), lr=0.1).step()  # is not blamed for what another one was not
 
 
 @pytest.mark.parametrize("make", [lambda held: SGD(held, lr=0.1), lambda held: LBFGS(held, max_iter=2)])
