@@ -82,6 +82,7 @@ def after_a_plain_run(wrap: Callable[[nn.Module], Wrapped], ids: Tensor) -> None
     for _ in range(3):
         run(wrapped, ids, calls)
         optimizer.step()
+        optimizer.step()  # with gradients of no new run, which not every rank has for the AttnRes parameters
     run(wrapped, ids, calls)
     calls.plain += 1
     for _ in range(2):
@@ -105,10 +106,16 @@ def without_the_parameters(wrap: Callable[[nn.Module], Wrapped], ids: Tensor) ->
         make(others, lr=0.1).step()
     if wrap is zero:
         return  # which gives every rank a parameter or more
-    optimizer = make([next(parameter for parameter in others if parameter.ndim == 2 or wrap is fsdp1)], lr=0.1)
+    first = next(parameter for parameter in others if parameter.ndim == 2 or wrap is fsdp1)
+    if wrap is fsdp1:
+        assert bool(first.numel()) == (dist.get_rank() == 0)
+    optimizer = make([first], lr=0.1)
     optimizer.step()
     run(wrapped, ids, calls)
     with pytest.raises(errors.OptimizerError, match="without its 6 AttnRes parameters"):
+        optimizer.step()
+    calls.plain += 1
+    with pytest.raises(errors.OptimizerError, match="has run plain since the last step"):
         optimizer.step()
 
 
