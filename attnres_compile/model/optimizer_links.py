@@ -32,11 +32,15 @@ class Registered:
             for module in added.modules()
             if (name := names.get(type(module), ""))
         ]
+        self.ends = [*self.places[:1], *self.places[-1:]]
         self.holders: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def is_current(self) -> bool:
-        """Whether all of them are where they were; ``to_empty`` and whoever assigns one put others there."""
-        return all(place.get(name) is reference() for place, name, reference in self.places)
+        """Whether the first and the last are where they were; ``to_empty`` and whoever assigns all put others there.
+
+        An optimizer that holds these two still holds some, whatever became of those between.
+        """
+        return all(place.get(name) is reference() for place, name, reference in self.ends)
 
     def alive(self) -> Iterator[nn.Parameter]:
         """In the order of the reads; empty if a FlatParameter holds them."""
