@@ -53,10 +53,10 @@ class CompiledGraph:
         if any(modules.get(name) is not module for modules, name, module in self.places):
             # A read, or its key norm, was replaced by another module.
             self._find_holders()
-        self.parameters.calls.note_run(self.streams)
         added = [getattr(module, name) for module, name in self.holders]
         if [_signature(parameter) for parameter in added] != self.compiled_for:
             self._refuse(added)
+        self.parameters.calls.note_run(self.streams)
         recording = open_recording(self.parameters)
         if recording is not None:
             return self.recorder(recording, self.compiled, args, added)

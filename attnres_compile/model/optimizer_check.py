@@ -1,76 +1,169 @@
-"""The check, before every step of an optimizer, that it holds the parameters that the rewrite added."""
+"""The check, before every step of an optimizer, that the step trains the rewrite and not the plain model.
+
+What a step is held to, for each prepared model that it holds parameters of:
+
+- The model has not run plain by mistake since the last step: its own counts (``model.attnres.calls``) tell. Plain on
+  purpose, inside ``attnres_compile.plain(model)``, is allowed, and asks nothing of the optimizer.
+- Some optimizer holds the AttnRes parameters, unless all of them are frozen.
+- Where nothing was counted since the last step, the gradients come from elsewhere and tell themselves: the AttnRes
+  parameters have some if the rest of the model has. Gradients that are zeros (``zero_grad(set_to_none=False)``) are
+  gradients.
+
+Several ranks decide alike, so that none waits for one that has failed: by counts and by who holds what, never by
+gradients, which a shard that is empty has none of.
+
+Out of reach: optimizers that are no ``torch.optim.Optimizer`` or that step copies of the parameters (fp32 master
+weights), since torch calls no hook for the ones and the others hold no parameter of the model; and, inside
+``torch.compile``, a step that is no torch optimizer's own.
+"""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from attnres_compile.model import parameters
+from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import OptimizerError
+from attnres_compile.model.optimizer_links import Link, Reference, Watched, alive, held_by, link_of
 
 _watching = False
-# Per optimizer, what it and the prepared models were when it was last found in order.
-_in_order: weakref.WeakKeyDictionary[Optimizer, tuple[int, frozenset[int]]] = weakref.WeakKeyDictionary()
-# Per optimizer that holds a part of a model, the models that it has stepped once without their parameters.
-_stepped_without: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
-# Models whose AttnRes parameters some optimizer holds.
-_held: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def watch_optimizers() -> None:
-    """From now on, an optimizer that steps a prepared model without its AttnRes parameters is an error."""
+    """From now on, an optimizer that steps a prepared model without its rewrite is an error, at every step."""
     global _watching
     if not _watching:
-        register_optimizer_step_pre_hook(_check_step)
+        register_optimizer_step_pre_hook(_before_step)
         _watching = True
 
 
-def _check_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Before a step. The check is made once per optimizer and set of prepared models.
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """The hook: Dynamo breaks the graph at the check, as it does in the step of each of torch's optimizers anyway.
 
-    An optimizer that holds all other trained parameters of a model is the only one, so the first step tells. One
-    that holds a part may have another beside it that holds ours, which shows by the time of its second step.
+    Another optimizer's step may be one graph (``fullgraph=True``), which the check must not break.
     """
-    models = parameters.prepared_models()
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    signature = (count, frozenset(map(id, models)))
-    if _in_order.get(optimizer) == signature:
+    if torch.compiler.is_compiling() and not type(optimizer).__module__.startswith("torch."):
         return
-    holds = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    verdicts = [_is_in_order(optimizer, model, holds) for model in models]
-    if all(verdicts):
-        _in_order[optimizer] = signature
+    _check_step(optimizer)
 
 
-def _is_in_order(optimizer: Optimizer, model: nn.Module, holds: set[int]) -> bool:
-    """Whether nothing is left to find out about one model. Raises OptimizerError."""
-    added = parameters.require_parameters(model)
-    ours = [parameter for parameter in added.parameters() if parameter.grad is not None]
-    if any(id(parameter) in holds for parameter in added.parameters()):
-        _held.add(added)
-    own = {id(parameter) for parameter in added.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.grad is not None and id(parameter) not in own]
-    stepped = [parameter for parameter in trained if id(parameter) in holds]
-    if not stepped:
-        return True
-    if not ours and any(parameter.requires_grad for parameter in added.parameters()):
-        raise OptimizerError(
-            f"{type(optimizer).__name__} steps {type(model).__name__}, whose AttnRes parameters have no gradients: it "
-            'ran without its depth attention. Compile it with model.compile(backend="attnres"); if it is, a graph '
-            "break keeps Dynamo from compiling its forward, and torch.compile(model, fullgraph=True) names the line. "
-            "To train the plain model, call attnres_compile.unprepare(model)."
-        )
-    if added in _held:
-        return True
-    seen = _stepped_without.setdefault(optimizer, weakref.WeakSet())
-    if len(stepped) < len(trained) and added not in seen:
-        seen.add(added)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _check_step(optimizer: Optimizer) -> None:
+    """Raises OptimizerError for the first model that the step would train without its rewrite."""
+    models = parameters.prepared_models()
+    if not models:
+        return
+    held = held_by(optimizer)
+    for model in models:
+        added = parameters.require_parameters(model)
+        watched, link = link_of(optimizer, model, added, held)
+        if link.ours or link.others:
+            _check_model(optimizer, model, added.calls, watched, link)
+
+
+def _check_model(optimizer: Optimizer, model: nn.Module, calls: Calls, watched: Watched, link: Link) -> None:
+    """One step and one model that it holds parameters of.
+
+    Args:
+        optimizer: about to step.
+        model: prepared.
+        calls: of the model, counted until now.
+        watched, link: what is known of it, and of the optimizer's part in it.
+
+    Raises:
+        OptimizerError: the step trains the plain model, or no optimizer holds the AttnRes parameters.
+    """
+    rewritten = calls.rewritten > link.rewritten
+    on_purpose = calls.plain_on_purpose > link.plain_on_purpose
+    if calls.plain > max(link.plain, watched.forgiven(calls)) and _steps(link.ours + link.others):
+        watched.refuse(calls)
+        raise OptimizerError(_ran_plain(optimizer, model, "which has run plain since the last step"))
+    link.rewritten, link.plain_on_purpose, link.plain = calls.rewritten, calls.plain_on_purpose, calls.plain
+    watched.plain = calls.plain
+    if on_purpose and not rewritten:
+        return
+    if not rewritten and _gradients_tell_plain(model, link):
+        raise OptimizerError(_ran_plain(optimizer, model, "whose AttnRes parameters have no gradients"))
+    if link.others and not link.ours:
+        _check_held(optimizer, model, link)
+
+
+def _steps(held: list[Reference]) -> bool:
+    """Whether there is something to step; on one of several ranks, whether there is on any."""
+    return _is_one_of_several() or any(parameter.grad is not None for parameter in alive(held))
+
+
+def _gradients_tell_plain(model: nn.Module, link: Link) -> bool:
+    """Whether gradients that no counted run has made are those of a plain run.
+
+    They are not where they come from another prepared model that shares the parameters, nor where all are zeros, as
+    torch.distributed.checkpoint makes them to have an optimizer make its state.
+    """
+    if _is_one_of_several():
         return False
+    if not any(parameter.requires_grad for parameter in link.registered.alive()):
+        return False
+    if any(parameter.grad is not None for parameter in link.registered.alive() if parameter.requires_grad):
+        return False
+    stepped = [parameter for parameter in alive(link.others) if parameter.grad is not None]
+    if not stepped:
+        return False
+    shared = {id(parameter) for other in _others_that_ran(model) for parameter in other.parameters()}
+    return any(id(parameter) not in shared and _is_nonzero(parameter.grad) for parameter in stepped)
+
+
+def _check_held(optimizer: Optimizer, model: nn.Module, link: Link) -> None:
+    """That some optimizer holds the AttnRes parameters of a model that this one holds other parameters of.
+
+    One that holds all others is the only one, so that its first step tells. One that holds a part may have another
+    beside it that holds ours, which has stepped by the time of its second step.
+
+    Raises:
+        OptimizerError: none does.
+    """
+    ours = [parameter for parameter in link.registered.alive() if parameter.requires_grad]
+    if not ours or link.registered.holders:
+        return
+    own = set(map(id, link.registered.alive()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
+    stepped = [parameter for parameter in alive(link.others) if parameter.requires_grad]
+    link.without += 1
+    if not stepped or (len(stepped) < len(trained) and link.without == 1):
+        return
     raise OptimizerError(
-        f"{type(optimizer).__name__} steps {type(model).__name__} without its {len(own)} AttnRes parameters, which "
-        "would stay at zero; make the optimizer after attnres_compile.prepare(model, ..), or call "
-        "optimizer.add_param_group({'params': list(model.attnres.parameters()), 'weight_decay': 0.0})."
+        f"{type(optimizer).__name__} steps {type(model).__name__} without its {len(ours)} AttnRes parameters, which "
+        "would stay as they are; make the optimizer after attnres_compile.prepare(model, ..), or call "
+        "optimizer.add_param_group({'params': list(model.attnres.parameters()), 'weight_decay': 0.0}). If another "
+        "optimizer holds them, step that one first; to keep them as they are, call "
+        "model.attnres.requires_grad_(False) before compiling."
     )
+
+
+def _ran_plain(optimizer: Optimizer, model: nn.Module, how: str) -> str:
+    return (
+        f"{type(optimizer).__name__} steps {type(model).__name__}, {how}: it ran without its depth attention. Compile "
+        'it with model.compile(backend="attnres"); if it is, a graph break keeps Dynamo from compiling its forward, '
+        "and torch.compile(model, fullgraph=True) names the line. Run what is to be plain inside "
+        "attnres_compile.plain(model); to train the plain model for good, call attnres_compile.unprepare(model)."
+    )
+
+
+def _others_that_ran(model: nn.Module) -> list[nn.Module]:
+    """Prepared models but this one that have run as they should."""
+    others = [other for other in parameters.prepared_models() if other is not model]
+    counts = [parameters.require_parameters(other).calls for other in others]
+    return [other for other, calls in zip(others, counts, strict=True) if calls.rewritten or calls.plain_on_purpose]
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process is one of several ranks."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _is_nonzero(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

@@ -199,34 +199,6 @@ def test_prepare_twice() -> None:
     ac.prepare(model, (ids,), num_blocks=3)
 
 
-def test_optimizer_that_misses_the_parameters() -> None:
-    model, ids = PreNorm(), tokens()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ac.prepare(model, (ids,))
-    model.compile(backend="attnres", options=EAGER)
-    model(ids).sum().backward()
-    before = model.head.weight.clone()
-    with pytest.raises(errors.OptimizerError, match=r"add_param_group"):
-        optimizer.step()
-    assert torch.equal(model.head.weight, before)
-    optimizer.add_param_group({"params": list(model.attnres.parameters()), "weight_decay": 0.0})
-    optimizer.step()
-    assert model.attnres.streams[0].reads[0].query.abs().max() > 0
-
-
-def test_two_optimizers_that_share_a_model_are_in_order() -> None:
-    model, ids = PreNorm(), tokens()
-    ac.prepare(model, (ids,))
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
-    rest = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    optimizers = [torch.optim.SGD(group, lr=0.1) for group in (matrices, rest)]
-    model.compile(backend="attnres", options=EAGER)
-    for _ in range(3):
-        model(ids).sum().backward()
-        for optimizer in optimizers:
-            optimizer.step()
-
-
 def test_param_groups_cover_every_parameter_once() -> None:
     model, ids = PreNorm(), tokens()
     with pytest.raises(errors.NotPreparedError, match="prepare"):
