@@ -8,6 +8,8 @@ the next addition.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +22,9 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.read_id import ReadId
 
 SCHEMA_VERSION = 1
+
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+"""What torch's wrappers around a sublayer add to its path; state dicts leave it out too."""
 
 
 class Reason(StrEnum):
@@ -116,6 +121,21 @@ class Plan:
             if read.num_sources > 1
         }
 
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of what the parameters mean: plans with equal ones compute the same from the same values.
+
+        Places in the source, schedules, compilers and declined streams play no part, nor do the names of streams:
+        equal ones are got on another machine, under another torch, and from a model in evaluation mode.
+        """
+        meaning = [
+            [stream.width, stream.block_size, [_unwrapped_path(write.module) for write in stream.writes]]
+            + [[read.state, read.num_sources] for read in stream.reads]
+            for stream in self.streams
+        ]
+        text = json.dumps([self.config.scale, float(self.config.eps), meaning])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
         return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
@@ -147,6 +167,10 @@ def _read_from(data: Mapping[str, Any], num_blocks: int) -> Read:
     """A read of saved data; plans that version 0.1.0 saved name a block behind the last one."""
     read = Read(**data)
     return dataclasses.replace(read, block=None) if read.block is not None and read.block > num_blocks else read
+
+
+def _unwrapped_path(module: str) -> str:
+    return ".".join(part for part in module.split(".") if part not in _WRAPPERS)
 
 
 def short_source(source: str) -> str:
