@@ -48,7 +48,7 @@ def load(model: nn.Module, directory: str | Path) -> Plan:
     """Load what ``save`` wrote, strictly, and return the plan.
 
     Args:
-        model: prepared with a plan that means the same (blocks, scale, eps, places of writes and reads), or to be
+        model: prepared with a plan that means the same (blocks, scale, eps, places of reads), or to be
             prepared with the saved plan. Values are cast to the dtype of its parameters.
         directory: that ``save`` wrote into.
 

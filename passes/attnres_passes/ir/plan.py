@@ -23,9 +23,6 @@ from attnres_passes.ir.read_id import ReadId
 
 SCHEMA_VERSION = 1
 
-_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-"""What torch's wrappers around a sublayer add to its path; state dicts leave it out too."""
-
 
 class Reason(StrEnum):
     """Why a residual stream is left as it is."""
@@ -123,17 +120,20 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits of what the parameters mean: plans with equal ones compute the same from the same values.
+        """32 hex digits of what the parameters mean: a model computes the same from them under plans with equal ones.
 
-        Places in the source, schedules, compilers and declined streams play no part, nor do the names of streams:
-        equal ones are got on another machine, under another torch, and from a model in evaluation mode.
+        That is scale and eps, and of each stream its width, its blocks, and which state each read is of; names of
+        streams only where some were left out by ``streams=``. Neither source lines nor module paths play a part:
+        they are others on another machine or under another torch, and where a sublayer is checkpointed.
         """
         meaning = [
-            [stream.width, stream.block_size, [_unwrapped_path(write.module) for write in stream.writes]]
+            [stream.width, stream.block_size, len(stream.writes)]
             + [[read.state, read.num_sources] for read in stream.reads]
             for stream in self.streams
         ]
-        text = json.dumps([self.config.scale, float(self.config.eps), meaning])
+        chosen = any(decline.reason is Reason.NOT_SELECTED for decline in self.declined)
+        names = [stream.name for stream in self.streams] if chosen else []
+        text = json.dumps([self.config.scale, float(self.config.eps), meaning, names])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,10 +167,6 @@ def _read_from(data: Mapping[str, Any], num_blocks: int) -> Read:
     """A read of saved data; plans that version 0.1.0 saved name a block behind the last one."""
     read = Read(**data)
     return dataclasses.replace(read, block=None) if read.block is not None and read.block > num_blocks else read
-
-
-def _unwrapped_path(module: str) -> str:
-    return ".".join(part for part in module.split(".") if part not in _WRAPPERS)
 
 
 def short_source(source: str) -> str:
