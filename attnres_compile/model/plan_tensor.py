@@ -127,7 +127,7 @@ def differences(saved: PlanFacts, own: PlanFacts) -> list[str]:
         )
     if not found and saved.fingerprint != own.fingerprint:
         found.append(
-            f"other reads: plan {saved.fingerprint[:8]} was saved, this model has {own.fingerprint[:8]}"
+            f"other streams or reads: plan {saved.fingerprint[:8]} was saved, this model has {own.fingerprint[:8]}"
         )
     return found
 
