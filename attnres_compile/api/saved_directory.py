@@ -26,7 +26,9 @@ from attnres_passes.ir.plan import SCHEMA_VERSION, Plan
 PLAN_FILE = "attnres.json"
 TENSOR_FILE = "attnres.safetensors"
 
-_PLAN_KEY, _DIGEST_KEY = "attnres_plan", "attnres_digest"
+_METADATA = "attnres"
+"""Key of the plan in the header. There is no other, since safetensors writes several in any order."""
+
 _DIGEST = "digest"
 
 
@@ -48,11 +50,10 @@ def write(folder: Path, saved: SavedDirectory) -> None:
     Raises:
         SavedStateError: safetensors is not installed, or a file cannot be written; what was there is still there.
     """
-    plan = json.dumps(saved.plan.to_dict())
-    bare = _serialised(saved.tensors, {})
-    digest = _digest_of(bare, plan)
-    tensors = _serialised(saved.tensors, {_PLAN_KEY: plan, _DIGEST_KEY: digest})
-    readable = json.dumps({_DIGEST: digest, **saved.plan.to_dict()}, indent=1) + "\n"
+    data = saved.plan.to_dict()
+    data = {_DIGEST: _digest_of(_serialised(saved.tensors, {}), data), **data}
+    tensors = _serialised(saved.tensors, {_METADATA: json.dumps(data)})
+    readable = json.dumps(data, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # In this order: a new plan beside tensors of version 0.1.0, which name no plan, would pass for theirs.
@@ -75,9 +76,8 @@ def read(folder: Path) -> SavedDirectory:
     path = folder / TENSOR_FILE
     readable = _readable_plan(folder)
     content = _content_of(path)
-    metadata, tensors = _parsed(path, content)
-    plan = metadata.get(_PLAN_KEY)
-    if plan is None:
+    written, tensors = _parsed(path, content)
+    if written is None:
         # Version 0.1.0, or a program that kept the tensors alone: then ``plan_tensor`` among them says what they mean.
         if readable is None or (_DIGEST in readable and plan_tensor.NAME not in tensors):
             raise SavedStateError(
@@ -86,10 +86,9 @@ def read(folder: Path) -> SavedDirectory:
                 "trained."
             )
         return SavedDirectory(_plan_from(readable, folder / PLAN_FILE), tensors)
-    if metadata.get(_DIGEST_KEY) != _digest_of(content, plan):
+    data = {name: value for name, value in written.items() if name != _DIGEST}
+    if written.get(_DIGEST) != _digest_of(content, data):
         raise SavedStateError(f"{path} is damaged: its digest is not that of its content; take another copy of it.")
-    data = json.loads(plan)
-    written = {_DIGEST: metadata[_DIGEST_KEY], **data}
     if readable is not None and readable != written:
         _check_other(readable, written, tensors, folder)
     return SavedDirectory(_plan_from(data, path), tensors)
@@ -192,12 +191,13 @@ def _content_of(path: Path) -> bytes:
         raise SavedStateError(f"{path} cannot be read ({error}); give a directory that you may read.") from error
 
 
-def _parsed(path: Path, content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors of a safetensors file."""
+def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """The plan in the header of a safetensors file, as plain data, None if there is none; and the tensors."""
     tools = _safetensors()
     try:
-        tensors = tools.load(content)
-        return _header_of(content).get("__metadata__", {}), tensors
+        tensors: dict[str, Tensor] = tools.load(content)
+        plan = _header_of(content).get("__metadata__", {}).get(_METADATA)
+        return None if plan is None else dict(json.loads(plan)), tensors
     except Exception as error:  # The parser's own error is no ValueError, and torch's differ with what is wrong.
         raise SavedStateError(
             f"{path} is truncated or is no safetensors file ({error}); take another copy of it, or save it again."
@@ -214,8 +214,8 @@ def _header_length(content: bytes) -> int:
     return int.from_bytes(content[:8], "little")
 
 
-def _digest_of(content: bytes, plan: str) -> str:
-    """Of the plan as text, and of the tensors in a safetensors file, whatever its metadata."""
+def _digest_of(content: bytes, plan: Mapping[str, Any]) -> str:
+    """Of a plan as plain data, and of the tensors in a safetensors file, whatever its metadata."""
     table = {name: entry for name, entry in _header_of(content).items() if name != "__metadata__"}
     digest = hashlib.sha256(json.dumps([plan, table], sort_keys=True).encode())
     digest.update(content[8 + _header_length(content) :])

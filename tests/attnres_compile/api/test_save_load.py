@@ -133,6 +133,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated data": (lambda d: changed_bytes(d, lambda b: b[:-8]), "truncated or is no safetensors file"),
     "empty": (lambda d: changed_bytes(d, lambda b: b""), "truncated or is no safetensors file"),
     "no safetensors": (lambda d: changed_bytes(d, lambda b: b"\x80pickle" * 99), "truncated or is no safetensors file"),
+    "a broken plan": (
+        lambda d: changed_bytes(d, lambda b: b.replace(rb'"{\"digest', rb'"[\"digest', 1)),
+        "truncated or is no safetensors file",
+    ),
+    "another plan in the header": (
+        lambda d: changed_bytes(d, lambda b: b.replace(rb"\"scale\": \"mean\"", rb"\"scale\": \"sum\" ", 1)),
+        "damaged: its digest",
+    ),
     "a flipped bit": (lambda d: changed_bytes(d, flipped), "damaged: its digest"),
     "bad JSON": (lambda d: (d / "attnres.json").write_text("{"), "not a saved plan"),
     "JSON of no text": (lambda d: (d / "attnres.json").write_bytes(b"\xff\xfe\x00"), "not a saved plan"),
