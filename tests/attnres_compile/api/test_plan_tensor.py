@@ -131,6 +131,12 @@ def test_exact_in_every_dtype_of_a_model(dtype: torch.dtype) -> None:
         assert facts_in(tensor.double() + drift) == facts_of(plan()), "averages come out a little lower or higher"
 
 
+def newer() -> torch.Tensor:
+    tensor = encode(plan(), torch.float32, CPU)
+    tensor[1] += 16
+    return tensor
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
@@ -139,6 +145,7 @@ def test_exact_in_every_dtype_of_a_model(dtype: torch.dtype) -> None:
         (torch.full((LENGTH,), torch.nan), "values that are no plan"),
         (torch.full((LENGTH,), 256.0), "values that are no plan"),
         (torch.full((LENGTH,), 40), "of version 34, and this attnres_compile knows version 1"),
+        (newer(), "of version 2, and this attnres_compile knows version 1"),
     ],
 )
 def test_what_is_no_plan(tensor: torch.Tensor, message: str) -> None:
