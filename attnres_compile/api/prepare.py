@@ -65,9 +65,15 @@ def prepare(
 def unprepare(model: nn.Module) -> None:
     """Take the AttnRes parameters off ``model``, which is then what it was before ``prepare``.
 
-    Graphs that were compiled with them are dropped by Dynamo at the next call. Raises NotPreparedError.
+    Graphs that were compiled with them hold only for those parameters: Dynamo makes new ones at the next call.
+
+    Args:
+        model: prepared, or a wrapper around one prepared model.
+
+    Raises:
+        NotPreparedError.
     """
-    model = unwrapped(model)
+    model = parameters.require_prepared(model)
     parameters.remove(model)
     if model._compiled_call_impl is not None:
         model._compiled_call_impl = None

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from attnres_compile.model import parameters
+from attnres_compile.api import saved_directory
+from attnres_compile.api.saved_directory import PLAN_FILE as PLAN_FILE
+from attnres_compile.api.saved_directory import TENSOR_FILE, SavedDirectory
+from attnres_compile.model import parameters, plan_tensor
 from attnres_compile.model.errors import SavedStateError
-from attnres_compile.model.parameters import parameters_of, require_parameters, unwrapped
+from attnres_compile.model.parameters import AttnResParameters, parameters_of, require_parameters, unwrapped
 from attnres_passes.ir.plan import Plan
-
-PLAN_FILE = "attnres.json"
-TENSOR_FILE = "attnres.safetensors"
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
-    """Write ``attnres.json`` (the plan) and ``attnres.safetensors`` (queries and key norms).
+    """Write ``attnres.safetensors`` (queries, key norms and the plan) and ``attnres.json`` (the plan, to be read).
+
+    A save that is killed at any moment leaves the checkpoint that was there before, or the new one, whole; what it
+    left half written is removed by the next save. Every rank may save into one directory at once: each writes files
+    of its own and renames them, and the last one counts. Equal ranks need only save on one of them, unless the
+    parameters are sharded (FSDP2): they are gathered, and every rank has to call this.
 
     Args:
         model: a prepared model.
@@ -26,90 +32,115 @@ def save(model: nn.Module, directory: str | Path) -> None:
 
     Raises:
         NotPreparedError.
-        SavedStateError: safetensors is not installed.
+        SavedStateError: safetensors is not installed, the directory cannot be written, or the model has no data or
+            weights of another plan; the directory is then as it was.
     """
     added = require_parameters(model)
-    _, save_file = _safetensors()
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN_FILE).write_text(json.dumps(added.plan.to_dict(), indent=1) + "\n")
-    save_file({name: value.contiguous() for name, value in added.state_dict().items()}, folder / TENSOR_FILE)
+    plan_tensor.check_plan_tensor(added)
+    tensors = {name: _whole(value) for name, value in added.state_dict().items()}
+    without_data = [name for name, value in tensors.items() if value.is_meta]
+    if without_data:
+        raise SavedStateError(f"{without_data[0]} is on the meta device and has no data; load weights first.")
+    saved_directory.write(Path(directory), SavedDirectory(added.plan, tensors))
 
 
 def load(model: nn.Module, directory: str | Path) -> Plan:
     """Load what ``save`` wrote, strictly, and return the plan.
 
     Args:
-        model: prepared, or to be prepared with the saved plan.
+        model: prepared with a plan that means the same (blocks, scale, eps, places of reads), or to be
+            prepared with the saved plan. Values are cast to the dtype of its parameters.
         directory: that ``save`` wrote into.
 
     Raises:
-        SavedStateError: files are missing, or streams or shapes differ; the model is then as it was.
+        RegistrationError.
+        SavedStateError: files are missing, damaged or of another schema, the plan is another one, or tensors have
+            another name, shape or kind of dtype, or a value that is not finite; the model is then as it was.
     """
     model = unwrapped(model)
     folder = Path(directory)
-    plan = _read_plan(folder)
-    load_file, _ = _safetensors()
-    if not (folder / TENSOR_FILE).is_file():
-        raise SavedStateError(f"{folder} holds no {TENSOR_FILE}; give a directory that attnres_compile.save wrote.")
-    state: dict[str, Tensor] = load_file(folder / TENSOR_FILE)
+    saved = saved_directory.read(folder)
+    _check_tensors(saved, folder)
     added = parameters_of(model)
-    if added is not None and _shape(added.plan) != _shape(plan):
-        raise SavedStateError(
-            f"{folder} was saved from a model with other streams, reads or blocks than {type(model).__name__} is "
-            "prepared with; prepare it with the saved options, or call attnres_compile.unprepare(model) first."
-        )
-    was_prepared = added is not None
-    added = added or parameters.register(model, plan)
+    if added is not None:
+        _check_plan(added, saved.plan, model, folder)
+        _copy(added, saved.tensors, folder)
+        return added.plan
+    added = parameters.register(model, saved.plan)
     try:
-        _copy_strictly(added, state, folder)
-    except SavedStateError:
-        if not was_prepared:
-            parameters.remove(model)
+        _copy(added, saved.tensors, folder)
+    except BaseException:
+        parameters.remove(model)
         raise
     return added.plan
 
 
-def _copy_strictly(added: parameters.AttnResParameters, state: dict[str, Tensor], folder: Path) -> None:
-    own = added.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
-    if wrong:
+def _check_plan(added: AttnResParameters, saved: Plan, model: nn.Module, folder: Path) -> None:
+    then, now = plan_tensor.facts_of(saved), plan_tensor.facts_of(added.plan)
+    found = plan_tensor.differences(then, now)
+    if found:
+        alike = (then.num_streams, then.streams) == (now.num_streams, now.streams)
+        differs = (then.scale, then.eps) != (now.scale, now.eps)
+        what = "another scale or eps" if alike and differs else "other streams, reads or blocks"
         raise SavedStateError(
-            f"{folder / TENSOR_FILE} does not fit the plan: {', '.join(wrong[:4])} "
-            f"{'and others ' if len(wrong) > 4 else ''}missing, unexpected or of another shape; save it again from "
+            f"{folder} was saved from a model with {what} than {type(model).__name__} is prepared with: "
+            f"{'; '.join(found)}. Call attnres_compile.unprepare(model) first, and load prepares it with the saved "
+            f"plan; or prepare it with {plan_tensor.options_of(then)}."
+        )
+
+
+def _check_tensors(saved: SavedDirectory, folder: Path) -> None:
+    """Compare the tensors with their own plan, so that nothing is registered for a file that will not load."""
+    tensors, path = saved.tensors, folder / TENSOR_FILE
+    saved_directory.check_shapes(saved.plan, tensors, path)
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise SavedStateError(f"{name} in {path} is {value.dtype}, and parameters are floating; save it again.")
+        if not torch.isfinite(value.float() if value.dtype.itemsize < 4 else value).all():
+            raise SavedStateError(f"{name} in {path} holds NaN or infinity; take a checkpoint from before that.")
+    if plan_tensor.NAME in tensors:
+        _check_own_tensor(tensors[plan_tensor.NAME], saved.plan, path)
+
+
+def _check_own_tensor(tensor: Tensor, plan: Plan, path: Path) -> None:
+    """Of a file that another program put together."""
+    try:
+        facts = plan_tensor.facts_in(tensor)
+    except SavedStateError as error:
+        raise SavedStateError(f"{plan_tensor.NAME} in {path} {error}; save it again.") from error
+    found = [] if facts is None else plan_tensor.differences(facts, plan_tensor.facts_of(plan))
+    if found:
+        raise SavedStateError(
+            f"{path} holds tensors of another plan than the one beside them: {'; '.join(found)}; save it again from "
             "the model that was trained."
         )
-    added.load_state_dict(state)
 
 
-def _read_plan(folder: Path) -> Plan:
-    path = folder / PLAN_FILE
-    if not path.is_file():
-        raise SavedStateError(f"{folder} holds no {PLAN_FILE}; give a directory that attnres_compile.save wrote.")
-    try:
-        return Plan.from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise SavedStateError(f"{path} is not a saved plan ({error}); save it again.") from error
-
-
-def _shape(plan: Plan) -> list[Any]:
-    """What must agree for parameters to mean the same: widths, blocks and the places of the reads."""
-    return [
-        (
-            stream.width,
-            stream.block_size,
-            len(stream.writes),
-            [(read.state, read.num_sources) for read in stream.reads],
-        )
-        for stream in plan.streams
-    ]
-
-
-def _safetensors() -> tuple[Any, Any]:
-    try:
-        from safetensors.torch import load_file, save_file
-    except ImportError as error:
+def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy tensors that fit, after the last thing that can be wrong with them."""
+    own = dict(added.named_parameters())
+    cast = {name: tensors[name].to(parameter.dtype) for name, parameter in own.items()}
+    overflown = [name for name, value in cast.items() if not torch.isfinite(value).all()]
+    if overflown:
         raise SavedStateError(
-            "saving needs the package safetensors; install it: pip install 'attnres-compile[hf]'."
-        ) from error
-    return load_file, save_file
+            f"{overflown[0]} in {folder / TENSOR_FILE} is too large for {own[overflown[0]].dtype} of the model; load "
+            "into a model of a wider dtype."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(_placed_like(parameter, cast[name]))
+        # Weights of another plan may have come in place before; these are of the plan.
+        added.get_buffer(plan_tensor.NAME).copy_(plan_tensor.encode(added.plan, torch.float32, torch.device("cpu")))
+
+
+def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Every rank has read the whole value, and keeps its shard of it."""
+    if not isinstance(parameter, DTensor):
+        return value
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(mesh.device_type), mesh, placements)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor that safetensors can write; a sharded one is gathered, on every rank."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().contiguous()

@@ -22,6 +22,7 @@ from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
 from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters
+from attnres_compile.model.plan_tensor import check_plan_tensor
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.recording.graph import GraphRecorder
@@ -92,6 +93,7 @@ def _compile(
     # Decide first, on frozen data.
     if isinstance(owner, Owner) and owner.parameters is not None:
         guard.connect(owner.model, owner.parameters.plan, owner.parameters.calls)
+        check_plan_tensor(owner.parameters)
         if owner.parameters.calls.on_purpose:
             return _compile_plain(gm, inputs, owner, owner.parameters, config, mode)
     analysis = find_streams(trace_aten(gm), config)

@@ -112,13 +112,14 @@ def uninstall(model: nn.Module) -> None:
 
 def codes_of(model: nn.Module) -> list[CodeType]:
     """The functions that Dynamo compiles when a guarded module is called: the guard, and the forward behind it."""
-    forward: Any = model.forward
-    found = []
-    while forward is not None:
-        code = getattr(forward, "__code__", None)
-        if isinstance(code, CodeType):
-            found.append(code)
-        forward = getattr(forward, "__wrapped__", None)
+    found: list[CodeType] = []
+    for forward in (model.forward, type(model).forward):
+        link: Any = forward
+        while link is not None:
+            code = getattr(link, "__code__", None)
+            if isinstance(code, CodeType) and not any(code is one for one in found):
+                found.append(code)
+            link = getattr(link, "__wrapped__", None)
     return found
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from attnres_compile.model import guard
+from attnres_compile.model import guard, plan_tensor
 from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import NotPreparedError, RegistrationError
 from attnres_passes.ir.plan import Plan, Stream
@@ -61,6 +62,7 @@ Place = tuple[Mapping[str, nn.Module | None], str, nn.Module]
 class AttnResParameters(nn.Module):
     """All parameters of a plan, and the plan. They live on the model and follow it everywhere.
 
+    The buffer ``plan_tensor`` says in the state dict what the parameters mean; loading another plan's is an error.
     Here alone, reads have slots: ``streams[i].reads[k]`` is the k-th read of its stream with two sources or more.
     """
 
@@ -72,6 +74,17 @@ class AttnResParameters(nn.Module):
         self.streams = nn.ModuleList(
             StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
         )
+        self.register_buffer(plan_tensor.NAME, plan_tensor.encode(plan, dtype, device))
+        self.register_load_state_dict_pre_hook(_compare_own_plan)  # type: ignore[no-untyped-call]
+        self.load_check = -1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        trusted = plan_tensor.is_trusted(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # to_empty() leaves garbage. What was wrong before stays wrong: the weights beside it are another plan's.
+        if trusted:
+            plan_tensor.restore(self)
+        return self
 
     def path(self, read: ReadId) -> str:
         """``streams.0.reads.2``: where the parameters of a read are."""
@@ -107,6 +120,19 @@ class AttnResParameters(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(stream.name for stream in self.plan.streams)
+
+
+def _compare_own_plan(added: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(added, AttnResParameters)
+    # Below a prefix the model has compared before, and has warned.
+    plan_tensor.check_state_dict(added, state, prefix, warn=not prefix)
+
+
+def _compare_models_plan(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """A function of the module, so that models can be pickled; at the model, since torch loads its weights first."""
+    added = parameters_of(model)
+    if added is not None:
+        plan_tensor.check_state_dict(added, state, f"{prefix}{NAME}.", warn=True)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -177,6 +203,9 @@ def register(model: nn.Module, plan: Plan, compiled_already: bool = False) -> At
     parameters = AttnResParameters(plan, dtype, device)
     parameters.train(model.training)
     model.add_module(NAME, parameters)
+    # The number and not the handle, which would make a copy of the parameters alone one of the whole model.
+    handle = model.register_load_state_dict_pre_hook(_compare_models_plan)  # type: ignore[no-untyped-call]
+    parameters.load_check = handle.id
     for module in model.modules():
         # A plain string survives deepcopy and pickling, and lets a module say whose part it is.
         module.__dict__[PART_OF] = parameters.uid
@@ -198,8 +227,9 @@ def prepared_models() -> list[nn.Module]:
 
 def remove(model: nn.Module) -> None:
     """Take the parameters and every trace of them off ``model``."""
-    require_parameters(model)
+    added = require_parameters(model)
     guard.uninstall(model)
+    model._load_state_dict_pre_hooks.pop(added.load_check, None)
     _prepared.discard(model)
     delattr(model, NAME)
     for module in model.modules():

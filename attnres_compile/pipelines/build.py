@@ -145,7 +145,9 @@ def _captured(
     if cut.splits_backward:
         config = dataclasses.replace(lowered_plan.config, schedule="naive")
         lowered_plan = dataclasses.replace(lowered_plan, config=config)
-    bodies = tuple(ChunkBody(dataclasses.replace(chunk, gm=_lowered(chunk, lowered_plan)), origins) for chunk in graphs)
+    bodies = tuple(
+        ChunkBody(dataclasses.replace(chunk, gm=_lowered(chunk, lowered_plan)), origins, added.plan) for chunk in graphs
+    )
     return _Captured(staged, graphs, bodies)
 
 

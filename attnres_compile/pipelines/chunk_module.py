@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from attnres_compile.model import plan_tensor
 from attnres_compile.model.parameters import NAME as PARAMETERS
+from attnres_passes.ir.plan import Plan
 from attnres_passes.ranks.split_stages import ChunkGraph
 from attnres_passes.ranks.transfers import ChunkPlan
+
+PLAN_TENSOR = f"{PARAMETERS}.{plan_tensor.NAME}"
+"""In every chunk, so that each part of the state dict says what its parameters mean."""
 
 CACHED = "cached"
 """Keyword of a chunk's forward that takes the blocks cached on the rank."""
@@ -36,10 +41,14 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class ChunkBody:
-    """A chunk as it was captured in one mode. origins: what each placeholder of the whole graph stands for."""
+    """A chunk as it was captured in one mode.
+
+    origins: what each placeholder of the whole graph stands for; prepared_plan: of the whole model.
+    """
 
     graph: ChunkGraph
     origins: Mapping[int, ModelTensor | ModelInput]
+    prepared_plan: Plan
 
 
 @dataclass
@@ -57,11 +66,12 @@ class _Callable:
 class _Content:
     """All of a chunk module but its parameters, in one attribute, so that no name of theirs is taken.
 
-    callables: by whether the module is in training mode.
+    callables: by whether the module is in training mode; prepared_plan: of the whole model.
     """
 
     plan: ChunkPlan
     callables: dict[bool, _Callable]
+    prepared_plan: Plan
 
 
 class ChunkModule(nn.Module):
@@ -81,7 +91,11 @@ class ChunkModule(nn.Module):
             given = [body.origins[index] for index in body.graph.given]
             lookups = [_register(self, origin) if isinstance(origin, ModelTensor) else origin for origin in given]
             callables[mode] = _Callable(_compiled(body.graph.gm, inner), lookups)
-        self._content = _Content(next(iter(bodies.values())).graph.chunk, callables)
+        first = next(iter(bodies.values()))
+        self._content = _Content(first.graph.chunk, callables, first.prepared_plan)
+        like = next(self.parameters(), torch.empty(0))
+        encoded = plan_tensor.encode(first.prepared_plan, like.dtype, like.device)
+        _register(self, ModelTensor((PLAN_TENSOR,), encoded))
 
     def forward(self, *arrives: Tensor, cached: tuple[Tensor, ...] = (), **inputs: Any) -> Any:
         callables = self._content.callables
@@ -99,6 +113,11 @@ def inputs_of(module: ChunkModule) -> set[str]:
     """Names of the inputs of the model that a chunk uses."""
     lookups = [one for chunk in module._content.callables.values() for one in chunk.lookups]
     return {one.name for one in lookups if isinstance(one, ModelInput)}
+
+
+def prepared_plan_of(module: ChunkModule) -> Plan:
+    """The plan that the whole model was prepared with."""
+    return module._content.prepared_plan
 
 
 def _compiled(gm: GraphModule, inner: str) -> Callable[..., Any]:
@@ -139,7 +158,7 @@ def tensors_of(module: ChunkModule) -> Iterator[tuple[str, Tensor]]:
 def materialise(module: ChunkModule, device: torch.device) -> set[str]:
     """Give storage on ``device`` to what was captured on "meta".
 
-    AttnRes parameters begin as they do everywhere: zero queries, unit key weights.
+    AttnRes parameters begin as they do everywhere: zero queries, unit key weights, and the plan that they are for.
 
     Args:
         module: of the chunk; nothing happens to one that has its storage.
@@ -154,7 +173,10 @@ def materialise(module: ChunkModule, device: torch.device) -> set[str]:
     module.to_empty(device=device)
     with torch.no_grad():
         for name, tensor in tensors_of(module):
-            if name.startswith(f"{PARAMETERS}."):
+            if name == PLAN_TENSOR:
+                tensor.copy_(plan_tensor.encode(prepared_plan_of(module), tensor.dtype, device))
+                unset.discard(name)
+            elif name.startswith(f"{PARAMETERS}."):
                 tensor.fill_(0.0 if name.endswith(".query") else 1.0)
                 unset.discard(name)
     return unset

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnres_compile.model import plan_tensor
 from attnres_compile.model.errors import SavedStateError
 from attnres_compile.pipelines.agreement import Agreement, naming_lost_peers
 from attnres_compile.pipelines.build import Chunks, leaves_by_name
-from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, tensors_of
+from attnres_compile.pipelines.chunk_module import (
+    PLAN_TENSOR,
+    ChunkModule,
+    inputs_of,
+    prepared_plan_of,
+    tensors_of,
+)
 from attnres_compile.pipelines.errors import AttnResError, PipelineBatchError, PipelineSupportError
 from attnres_compile.pipelines.microbatches import Batch
 from attnres_compile.pipelines.schedules import ScheduleKind, make_schedule
@@ -149,12 +156,16 @@ class Pipeline:
         """Load this rank's part of the model's state dict, whole or already a part; what others hold is passed over.
 
         After a capture on "meta", ``state`` must also name the buffers that no state dict holds. Raises
-        SavedStateError if something of this rank is missing or has another shape; nothing is loaded then.
+        SavedStateError if something of this rank is missing, has another shape or was trained with another plan;
+        nothing is loaded then. A state dict of version 0.1.0 names no plan: it is loaded with a warning.
         """
+        self._check_plan(state)
         saved = {name for module in self.modules for name in module.state_dict()}
         own = [(name, value) for module in self.modules for name, value in tensors_of(module)]
         shapes = {name: value.shape for name, value in own}
-        wrong = [name for name in sorted(saved) if name not in state or state[name].shape != shapes[name]]
+        wrong = [
+            name for name in sorted(saved - {PLAN_TENSOR}) if name not in state or state[name].shape != shapes[name]
+        ]
         if wrong:
             raise SavedStateError(
                 f"{', '.join(wrong[:4])} {'and others ' if len(wrong) > 4 else ''}of this rank are missing or have "
@@ -165,6 +176,13 @@ class Pipeline:
                 if name in state:
                     value.copy_(state[name])
         self._unset -= set(state)
+
+    def _check_plan(self, state: Mapping[str, Tensor]) -> None:
+        plan, given = prepared_plan_of(self.modules[0]), state.get(PLAN_TENSOR)
+        if given is not None:
+            plan_tensor.check_given(given, plan)
+        else:
+            plan_tensor.warn_of_no_plan(plan, PLAN_TENSOR)
 
     def __str__(self) -> str:
         return f"{stage_table(self.plan)}\n\n{stage_picture(self.plan)}"

@@ -83,7 +83,8 @@ def test_parameters_are_the_models_own() -> None:
     plan = ac.prepare(model, (ids,), num_blocks=2)
     added = [name for name in model.state_dict() if name not in before]
     assert added == [
-        f"attnres.streams.0.reads.{k}.{name}" for k in range(LAYERS) for name in ("query", "key_norm.weight")
+        "attnres.plan_tensor",
+        *(f"attnres.streams.0.reads.{k}.{name}" for k in range(LAYERS) for name in ("query", "key_norm.weight")),
     ]
     assert all(parameter.shape == (WIDTH,) for parameter in model.attnres.parameters())
     assert all(not read.query.any() and read.key_norm.weight.eq(1).all() for read in model.attnres.streams[0].reads)

@@ -8,6 +8,8 @@ the next addition.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -119,6 +121,24 @@ class Plan:
     @property
     def partial(self) -> bool:
         return False
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of what the parameters mean: a model computes the same from them under plans with equal ones.
+
+        That is scale and eps, and of each stream its width, its blocks, and which state each read is of; names of
+        streams only where some were left out by ``streams=``. Neither source lines nor module paths play a part:
+        they are others on another machine or under another torch, and where a sublayer is checkpointed.
+        """
+        meaning = [
+            [stream.width, stream.block_size, len(stream.writes)]
+            + [[read.state, read.num_sources] for read in stream.reads]
+            for stream in self.streams
+        ]
+        chosen = any(decline.reason is Reason.NOT_SELECTED for decline in self.declined)
+        names = [stream.name for stream in self.streams] if chosen else []
+        text = json.dumps([self.config.scale, float(self.config.eps), meaning, names])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
