@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import nn
 
-from attnres_compile.model.guard import codes_of
+from attnres_compile.model.in_force.guarded_forward import codes_of
 from attnres_compile.model.parameters import AttnResParameters, find_prepared, parameters_of, unwrapped
 from attnres_compile.model.status import State, Status, last_note
 from attnres_passes.torch_private.frames import graphs_against_limit, recompile_limit

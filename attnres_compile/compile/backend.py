@@ -17,8 +17,11 @@ from attnres_compile.capture.graph_breaks import check_not_cut
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import match
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
-from attnres_compile.model import guard, parameters, status
+from attnres_compile.model import parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
+from attnres_compile.model.in_force import guard
+from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
+from attnres_compile.model.in_force.guarded_forward import guard_of
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
 from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters
@@ -147,8 +150,8 @@ def _guard_graph(owner: Owner) -> None:
     # The frame is that of a part of the model, and nothing leads from there to the model.
     guard_identity(owner.frame)
     guard_value(owner.frame, "", PART_OF)
-    if guard.guard_of(owner.frame.module) is not None:
-        guard_value(owner.frame, "", guard.NAME, "calls", "on_purpose")
+    if guard_of(owner.frame.module) is not None:
+        guard_value(owner.frame, "", GUARD, "calls", "on_purpose")
 
 
 def _config(owner: Owner | NoOwner, options: Mapping[str, Any]) -> AttnResConfig:

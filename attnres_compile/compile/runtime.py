@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import StalePlanError
+from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.parameters import NAME, AttnResParameters
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_compile.recording.live import open_recording

@@ -45,7 +45,7 @@ class StalePlanError(AttnResError):
 class NotInForceError(AttnResError):
     """A prepared model was about to run plain: its own forward, or a graph without its rewrite.
 
-    Raised by the guard at the model (``model/guard.py``); the message says what ran instead, and how to mend it.
+    Raised by the guard at the model (``model/in_force/``); the message says what ran instead, and how to mend it.
     """
 
 

@@ -26,8 +26,8 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from attnres_compile.model import parameters
-from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import OptimizerError
+from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.optimizer_links import Link, Reference, Watched, alive, held_by, link_of
 
 _watching = False

@@ -11,7 +11,7 @@ from operator import call, is_
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from attnres_compile.model.calls import Calls
+from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.parameters import AttnResParameters, KeyNorm, ReadParameters
 
 Reference = Callable[[], nn.Parameter | None]

@@ -10,9 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from attnres_compile.model import guard, plan_tensor
-from attnres_compile.model.calls import Calls
+from attnres_compile.model import plan_tensor
 from attnres_compile.model.errors import NotPreparedError, RegistrationError
+from attnres_compile.model.in_force import guard
+from attnres_compile.model.in_force.calls import Calls
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId, ReadParameter
 
@@ -85,6 +86,10 @@ class AttnResParameters(nn.Module):
         if trusted:
             plan_tensor.restore(self)
         return self
+
+    def forward(self, value: Any) -> Any:
+        """Pass on what is given: a model that is an ``nn.Sequential`` calls all of its children in turn."""
+        return value
 
     def path(self, read: ReadId) -> str:
         """``streams.0.reads.2``: where the parameters of a read are."""

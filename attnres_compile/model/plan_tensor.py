@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from attnres_compile.model.errors import SavedStateError
 from attnres_passes.ir.plan import Plan
+from attnres_passes.torch_private.example_values import is_fake
 
 if TYPE_CHECKING:
     from attnres_compile.model.parameters import AttnResParameters
@@ -295,4 +295,4 @@ def _facts(text: str) -> PlanFacts:
 
 
 def _is_readable(tensor: Tensor) -> bool:
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+    return not tensor.is_meta and not is_fake(tensor)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import attnres_compile as ac
-from attnres_compile.model import errors, guard
+from attnres_compile.model import errors
+from attnres_compile.model.in_force import guard
 from tests.end_to_end.ways import WAYS, Around, Body, Net, by_hand, prepared
 
 # Where another mistake than a plain run is to be named, and where torch itself cannot do what was asked.

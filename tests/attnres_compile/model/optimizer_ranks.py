@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 
 import attnres_compile as ac
 from attnres_compile.model import errors
-from attnres_compile.model.calls import Calls
+from attnres_compile.model.in_force.calls import Calls
 from tests.end_to_end.models import PreNorm, tokens
 
 OPTIONS = {"inner": "eager"}

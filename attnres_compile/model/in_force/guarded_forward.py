@@ -1,27 +1,24 @@
-"""The guard at a prepared model: its own forward runs inside the rewrite, on purpose, or not at all.
+"""The forward of a guarded module, which asks before it runs the plain one.
 
-A guarded module gets a class of its own, with the name and the signature of the old one, whose ``forward`` asks
-before it runs the old one. Dynamo inlines both, so that a compiled call pays for a few checks of identity only.
-Guarded are the model itself, and for each stream the innermost module around all of its writes, which some code calls
-without the model's head.
+A guarded module gets a class of its own, with the name and the signature of the old one. Dynamo inlines both
+forwards, so that a compiled call pays for a few checks of identity only.
 """
 
 from __future__ import annotations
 
 import copyreg
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, MethodType
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 
-from attnres_compile.model.calls import Calls
-from attnres_compile.model.not_in_force import before_call, behind_call, refuse, traced_by
-from attnres_passes.ir.plan import Plan, Stream
+from attnres_compile.model.in_force.calls import Calls
+from attnres_compile.model.in_force.causes import before_call, behind_call, refuse, traced_by
+from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.dynamo import as_backend_failure
 from attnres_passes.torch_private.frames import (
     Around,
@@ -35,6 +32,8 @@ from attnres_passes.torch_private.frames import (
 
 NAME = "_attnres_guard"
 """Name of the attribute that holds the guard of a module."""
+PLAIN_CLASS = "_attnres_plain_class"
+"""Name of the attribute by which a guarded class says what class it stands for."""
 
 _ONCE = (None,)
 
@@ -60,56 +59,6 @@ def guard_of(module: nn.Module) -> Guard | None:
     return found if isinstance(found, Guard) else None
 
 
-def install(model: nn.Module, plan: Plan, calls: Calls, compiled_already: bool = False) -> None:
-    """Guard a model.
-
-    Args:
-        model: with its parameters registered.
-        plan: says where its streams are.
-        calls: where its calls are counted.
-        compiled_already: whether Dynamo has graphs of the forward that is there; it then goes on to compile that one,
-            and Python runs the guard around it.
-    """
-    for path, streams in _places(model, plan).items():
-        module = model.get_submodule(path)
-        guard = Guard(calls, plan, path, streams, module.__dict__.get("forward"))
-        module.__dict__[NAME] = guard
-        if guard.forward is not None:
-            module.__dict__["forward"] = MethodType(_around(_forward_on_module, guard.forward), module)
-        if not hasattr(type(module), "_attnres_plain_class"):
-            module.__class__ = _guarded_class(type(module), compiled_already)
-
-
-def connect(model: nn.Module, plan: Plan, calls: Calls) -> None:
-    """Count the calls of a model whose parameters were replaced where the new ones say.
-
-    Args:
-        model: guarded; guarded now if it is not.
-        plan, calls: of the parameters that it has now.
-    """
-    guards = [guard for module in model.modules() if (guard := guard_of(module)) is not None]
-    if not guards:
-        install(model, plan, calls)
-    for guard in guards:
-        guard.calls, guard.plan = calls, plan
-
-
-def uninstall(model: nn.Module) -> None:
-    """Take the guard off a model: its modules get their classes and their ``forward`` back."""
-    for module in model.modules():
-        guard = guard_of(module)
-        if guard is None:
-            continue
-        del module.__dict__[NAME]
-        if guard.forward is not None:
-            module.__dict__["forward"] = guard.forward
-        plain_class = type(module).__dict__.get("_attnres_plain_class")
-        # A class that something else derived from ours in the meantime, as FSDP does, stays: without the guard
-        # object, its forward is the plain one.
-        if plain_class is not None:
-            module.__class__ = plain_class
-
-
 def codes_of(model: nn.Module) -> list[CodeType]:
     """The functions that Dynamo compiles when a guarded module is called: the guard, and the forward behind it."""
     found: list[CodeType] = []
@@ -123,39 +72,10 @@ def codes_of(model: nn.Module) -> list[CodeType]:
     return found
 
 
-def _places(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Paths of the modules to guard, with the streams whose innermost module each is."""
-    places: dict[str, tuple[int, ...]] = {"": ()}
-    for number, stream in enumerate(plan.streams):
-        path = _path_around(model, stream)
-        places[path] = (*places.get(path, ()), number)
-    return places
-
-
-def _path_around(model: nn.Module, stream: Stream) -> str:
-    """The innermost module with a forward that all writes of a stream are in."""
-    paths = [write.module.split(".") for write in stream.writes]
-    # One path alone may be that of a sublayer, which does not hold the addition.
-    parts = _common_start(paths) if len(set(map(tuple, paths))) > 1 else paths[0][:-1]
-    while parts:
-        try:
-            if type(model.get_submodule(".".join(parts))).forward is not nn.Module.forward:
-                break
-        except AttributeError:
-            pass  # the analysis names a module that the model reaches by another path, inside a wrapper
-        parts = parts[:-1]
-    return ".".join(parts)
-
-
-def _common_start(paths: Sequence[Sequence[str]]) -> list[str]:
-    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False))
-    return [column[0] for column in columns]
-
-
 _classes: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
 
 
-def _guarded_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module]:
+def guarded_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module]:
     """The class of guarded modules of a class. compiled_already: as in ``install``."""
     key = plain, compiled_already
     if key not in _classes:
@@ -164,7 +84,7 @@ def _guarded_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Mo
 
 
 def _new_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module]:
-    forward = _around(plain.forward, plain.forward)
+    forward = forward_around(plain.forward, plain.forward)
     if compiled_already:
         leave_to_python(forward.__code__)
     space: Mapping[str, Any] = {
@@ -174,12 +94,12 @@ def _new_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
         NAME: None,
-        "_attnres_plain_class": plain,
+        PLAIN_CLASS: plain,
     }
     return type(plain.__name__, (plain,), dict(space))
 
 
-def _around(plain_forward: Callable[..., Any], documented: Callable[..., Any]) -> Callable[..., Any]:
+def forward_around(plain_forward: Callable[..., Any], documented: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that asks before it runs another one, with that one's signature."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +122,7 @@ def _around(plain_forward: Callable[..., Any], documented: Callable[..., Any]) -
     return functools.wraps(documented)(forward)
 
 
-def _forward_on_module(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def forward_on_module(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     guard = guard_of(self)
     assert guard is not None
     assert guard.forward is not None
@@ -289,17 +209,17 @@ def _reduce(self: Any, protocol: int) -> Any:
     plain = type(self)._attnres_plain_class
     made, args, *rest = super(_class_in(type(self)), self).__reduce_ex__(max(protocol, 2))
     by_class = made is copyreg.__newobj__ and args[0] is type(self)  # type: ignore[attr-defined]
-    if by_class and "_attnres_plain_class" in type(self).__dict__:
+    if by_class and PLAIN_CLASS in type(self).__dict__:
         return _new_guarded, (plain, *args[1:]), *rest
     return made, args, *rest
 
 
 def _class_in(derived: Any) -> Any:
     """The guarded class that a class is or was derived from."""
-    return next(cls for cls in derived.__mro__ if "_attnres_plain_class" in cls.__dict__)
+    return next(cls for cls in derived.__mro__ if PLAIN_CLASS in cls.__dict__)
 
 
 def _new_guarded(plain: type[nn.Module], *args: Any) -> nn.Module:
-    cls = _guarded_class(plain, False)
+    cls = guarded_class(plain, False)
     made: nn.Module = cls.__new__(cls, *args)
     return made

@@ -9,8 +9,8 @@ from types import CodeType
 
 from torch import nn
 
-from attnres_compile.model.calls import Calls
 from attnres_compile.model.errors import NotInForceError, PartOfPreparedModelError
+from attnres_compile.model.in_force.calls import Calls
 from attnres_passes.torch_private import frames
 from attnres_passes.torch_private.frames import Around, Tracer
 
