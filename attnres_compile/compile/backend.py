@@ -33,7 +33,7 @@ from attnres_kernels.errors import AttnResError
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig, ConfigError
-from attnres_passes.ir.levels import Level
+from attnres_passes.ir.levels import Level, is_ours
 from attnres_passes.ir.plan import Plan
 from attnres_passes.pipeline import run_passes
 from attnres_passes.schedule.provider import ProviderChoice
@@ -99,6 +99,9 @@ def _compile(
         check_plan_tensor(owner.parameters)
         if owner.parameters.calls.on_purpose:
             return _compile_plain(gm, inputs, owner, owner.parameters, config, mode)
+    if isinstance(owner, NoOwner) and any(map(is_ours, gm.graph.nodes)):
+        # A function with a backward pass in it: behind the break there, Dynamo compiles the Python of our operators.
+        return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
     analysis = find_streams(trace_aten(gm), config)
     dump(gm, Level.CAPTURED, analysis.plan)
     dump.plan(analysis.plan)
