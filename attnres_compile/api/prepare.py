@@ -36,8 +36,8 @@ def prepare(
         config: an AttnResConfig, or its fields as keywords in ``options``.
 
     Returns:
-        The plan; a warning says if it is ``partial``. ``model.attnres.streams[i].reads[k]`` holds ``query`` ``[d]`` (zeros) and ``key_norm.weight``
-        ``[d]`` (ones) of the k-th read with two sources or more of its i-th stream.
+        The plan; a warning says if it is ``partial``. ``model.attnres.streams[i].reads[k]`` holds ``query`` ``[d]``
+        (zeros) and ``key_norm.weight`` ``[d]`` (ones) of the k-th read with two sources or more of its i-th stream.
 
     Raises:
         ConfigError, CaptureError, NoStreamError (unless ``on_decline`` is "warn" or "ignore"), GraphBreakError,

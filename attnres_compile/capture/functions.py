@@ -14,6 +14,7 @@ from torch import nn
 from attnres_passes.torch_private.version import TORCH_FOLDER
 
 _LIBRARY = sysconfig.get_path("stdlib")
+_HOLDERS = (MethodType, staticmethod, classmethod, property, functools.partial)
 _UNWRAPPED = ("__wrapped__", "__func__", "func", "fget")
 """Where decorators, methods, partials and properties keep what they are about."""
 
@@ -78,10 +79,14 @@ class _Search:
             self._add_function(value)
         elif isinstance(value, type):
             self.add_class(value)
-        elif isinstance(value, (MethodType, staticmethod, classmethod, property, functools.partial)):
+            self._add_constructors(value)
+        elif isinstance(value, _HOLDERS) or "__wrapped__" in getattr(value, "__dict__", ()):
             self._unwrap(value)
-        elif "__wrapped__" in getattr(value, "__dict__", ()):  # a callable of functools, such as one with a cache
-            self._unwrap(value)
+
+    def _add_constructors(self, cls: type) -> None:
+        for base in cls.__mro__:
+            if not _is_foreign(base.__module__):
+                self.add_value([vars(base).get(name) for name in ("__init__", "__post_init__")])
 
     def _is_new(self, value: Any) -> bool:
         if id(value) in self.seen:

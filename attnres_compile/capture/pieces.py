@@ -62,7 +62,9 @@ class Pieces:
         self._graphs: list[Captured] = []
         self._taken: dict[tuple[int, int], Taken] = {}
         self._own_codes: set[CodeType] = set()
-        self._known = {memory for value in (*model.parameters(), *model.buffers(), *given) if (memory := _memory(value))}
+        self._known = {
+            memory for value in (*model.parameters(), *model.buffers(), *given) if (memory := _memory(value))
+        }
         self._made: dict[StorageWeakRef, tuple[int, int]] = {}
 
     def add(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -88,8 +90,7 @@ class Pieces:
         for (index, _), taken in self._taken.items():
             by_graph.setdefault(index, []).append(taken)
         return tuple(
-            dataclasses.replace(graph, taken=tuple(by_graph.get(index, ())))
-            for index, graph in enumerate(self._graphs)
+            dataclasses.replace(graph, taken=tuple(by_graph.get(index, ()))) for index, graph in enumerate(self._graphs)
         )
 
     def _end(self, gm: GraphModule) -> GraphEnd:

@@ -106,7 +106,9 @@ def carried_inputs(trace: AtenTrace, op: Op, output: int) -> tuple[int, ...]:
     if op.name == OPAQUE:
         return tuple(value for value in alike if trace.values[value].shape == after.shape)
     if name in _ARITHMETIC:
-        return tuple(value for value in alike if not any(_depends(trace, one, value) for one in op.inputs if one != value))
+        return tuple(
+            value for value in alike if not any(_depends(trace, one, value) for one in op.inputs if one != value)
+        )
     return tuple(alike)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CompiledFrame:
-    """code: of the function, also where Dynamo goes on in it behind a graph break; subject: its first argument."""
+    """The function, also where Dynamo goes on in it behind a graph break.
+
+    code: of the function; subject: its first argument, None if that is not used any more.
+    """
 
     code: CodeType
     subject: Any
@@ -22,10 +25,10 @@ def compiled_frame() -> CompiledFrame:
 
     root: Any = InstructionTranslator.current_tx().output.root_tx
     code, made_of = root.f_code, ContinueExecutionCache.generated_code_metadata
-    subject = _first_argument(code, root.f_locals)
     while code in made_of:
         code = made_of[code].code
-    return CompiledFrame(code, subject)
+    # Where Dynamo goes on behind a break, variables that are used there keep their names.
+    return CompiledFrame(code, _first_argument(code, root.f_locals))
 
 
 def _first_argument(code: CodeType, scope: dict[str, Any]) -> Any:
