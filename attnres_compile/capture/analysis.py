@@ -110,7 +110,8 @@ def warn_if_partial(plan: Plan, stacklevel: int = 3) -> None:
     """
     if not plan.partial:
         return
-    found = "; ".join(str(decline) for decline in plan.declined if decline.reason is not Reason.NOT_SELECTED)
+    declined = [str(decline) for decline in plan.declined if decline.reason is not Reason.NOT_SELECTED]
+    found = "; ".join(dict.fromkeys(declined))
     warnings.warn(
         f"attnres: {plan.partial_text}. Depth attention then sees the layers of that piece only, and begins at a sum "
         "of all before it. What stands between the pieces changes the running sum itself (a factor, a mask, an index); "

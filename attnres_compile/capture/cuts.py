@@ -9,7 +9,7 @@ from torch import nn
 from attnres_compile.capture.graph_breaks import Cut, after_last_write, goes_on
 from attnres_compile.capture.pieces import Captured
 from attnres_passes.analyses.aten_trace import AtenTrace
-from attnres_passes.analyses.left_out import additions_behind, origin_of, sums_with
+from attnres_passes.analyses.left_out import open_sums, origin_of, sums_with
 from attnres_passes.analyses.stream_nodes import StreamNodes, WriteNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.plan import Stream
@@ -32,7 +32,7 @@ class _Cuts:
         self.graphs = graphs
         self.traces = [analysis.trace for analysis in analyses]
         self.analyses = analyses
-        self.given = [_placeholders(analysis.trace) for analysis in analyses]
+        self.given = [placeholder_values(analysis.trace) for analysis in analyses]
 
     def find(self) -> Iterator[Cut]:
         for index, (graph, analysis) in enumerate(zip(self.graphs, self.analyses, strict=True)):
@@ -80,12 +80,7 @@ class _Cuts:
     def _ends_in_sum(self, index: int, width: int) -> bool:
         """Whether a graph gives a running sum of some width that it adds nothing more to."""
         trace = self.traces[index]
-        return any(
-            trace.values[output].shape[-1:] == (width,)
-            and bool(origin_of(trace, output).additions)
-            and next(additions_behind(trace, {output}), None) is None
-            for output in trace.graph_outputs
-        )
+        return any(trace.values[output].shape[-1:] == (width,) for output in open_sums(trace))
 
     def _is_added_later(self, index: int, held: set[int]) -> bool:
         """Whether what some values of a graph are carried on to is added to something in a later graph."""
@@ -97,7 +92,7 @@ class _Cuts:
             for taken in graph.taken:
                 if taken.graph != index or taken.output not in given:
                     continue
-                followed = {self.given[later][taken.position]}
+                followed = {value for value in [self.given[later][taken.position]] if value is not None}
                 if any(not self._is_parameter(later, other) for _, other in sums_with(trace, followed)):
                     return True
                 if self._is_added_later(later, followed):
@@ -109,6 +104,6 @@ class _Cuts:
         return position is not None and isinstance(self.graphs[index].inputs[position], nn.Parameter)
 
 
-def _placeholders(trace: AtenTrace) -> list[int | None]:
+def placeholder_values(trace: AtenTrace) -> list[int | None]:
     """The value of each placeholder; None for what is no tensor."""
     return [trace.node_output[k] for k, node in enumerate(trace.nodes) if node.op == "placeholder"]

@@ -62,9 +62,8 @@ class Pieces:
         self._graphs: list[Captured] = []
         self._taken: dict[tuple[int, int], Taken] = {}
         self._own_codes: set[CodeType] = set()
-        self._known = {
-            memory for value in (*model.parameters(), *model.buffers(), *given) if (memory := _memory(value))
-        }
+        known = map(_memory, (*model.parameters(), *model.buffers(), *given))
+        self._known = {memory for memory in known if memory is not None}
         self._made: dict[StorageWeakRef, tuple[int, int]] = {}
 
     def add(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -119,6 +118,6 @@ def _memory(value: Any) -> StorageWeakRef | None:
     if not isinstance(value, Tensor):
         return None
     try:
-        return StorageWeakRef(value.untyped_storage())
+        return StorageWeakRef(value.untyped_storage())  # type: ignore[no-untyped-call]
     except (RuntimeError, NotImplementedError):  # a subclass that holds other tensors
         return None

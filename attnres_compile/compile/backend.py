@@ -91,11 +91,12 @@ def _compile(
     dump.plan(analysis.plan)
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error
+    if isinstance(owner, Owner):
+        check_not_a_piece(owner, analysis, inputs, end)
     if isinstance(owner, NoOwner) or not analysis.plan.streams:
         return _compile_unchanged(gm, inputs, owner, analysis, end, config, mode)
     for stream in analysis.plan.streams:
         check_not_cut(stream, end)
-    check_not_a_piece(owner, analysis.plan)
     matched = _matched(owner, analysis, end)
     # Then build the new graph beside the old one.
     levels = run_passes(gm, analysis, dump, differentiates=torch.is_grad_enabled())

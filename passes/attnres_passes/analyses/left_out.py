@@ -191,6 +191,15 @@ def additions_behind(trace: AtenTrace, held: set[int], apart: Collection[int] = 
             yield op
 
 
+def open_sums(trace: AtenTrace) -> tuple[int, ...]:
+    """Values that a graph returns which are the running sum of a stream at its end in the graph, un-normed."""
+    return tuple(
+        output
+        for output in dict.fromkeys(trace.graph_outputs)
+        if origin_of(trace, output).additions and next(additions_behind(trace, {output}), None) is None
+    )
+
+
 def sums_with(trace: AtenTrace, held: set[int], apart: Collection[int] = ()) -> Iterator[tuple[int, int]]:
     """Sums of what some values are carried on to with others: the operations in graph order, and the other addends.
 

@@ -11,11 +11,13 @@ from typing import Any
 class CompiledFrame:
     """The function, also where Dynamo goes on in it behind a graph break.
 
-    code: of the function; subject: its first argument, None if that is not used any more.
+    code: of the function; subject: its first argument, None if that is not used any more; is_resumed: whether this is
+    what comes behind a break.
     """
 
     code: CodeType
     subject: Any
+    is_resumed: bool
 
 
 def compiled_frame() -> CompiledFrame:
@@ -25,10 +27,11 @@ def compiled_frame() -> CompiledFrame:
 
     root: Any = InstructionTranslator.current_tx().output.root_tx
     code, made_of = root.f_code, ContinueExecutionCache.generated_code_metadata
+    is_resumed = code in made_of
     while code in made_of:
         code = made_of[code].code
     # Where Dynamo goes on behind a break, variables that are used there keep their names.
-    return CompiledFrame(code, _first_argument(code, root.f_locals))
+    return CompiledFrame(code, _first_argument(code, root.f_locals), is_resumed)
 
 
 def _first_argument(code: CodeType, scope: dict[str, Any]) -> Any:

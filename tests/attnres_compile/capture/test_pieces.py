@@ -200,15 +200,20 @@ def verified(model: nn.Module, x: Tensor) -> Any:
     return ac.verify(model, (x,)).passed
 
 
-def graphs_of_the_user(model: nn.Module, x: Tensor) -> int:
-    seen: list[Any] = []
+class Counting:
+    """A backend that counts its graphs."""
 
-    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        seen.append(gm)
+    graphs = 0
+
+    def __call__(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        self.graphs += 1
         return gm.forward
 
+
+def graphs_of_the_user(model: nn.Module, x: Tensor) -> int:
+    backend = Counting()
     torch.compile(model, backend=backend)(x)
-    return len(seen)
+    return backend.graphs
 
 
 def outcome(function: Callable[..., Any], *args: Any) -> Any:
@@ -256,14 +261,14 @@ def test_user_compiles_as_often_as_without_a_capture() -> None:
     counts = []
     for captures in (False, True):
         torch._dynamo.reset()
-        model, counter = Stack(printing), []
+        model, counter = Stack(printing), Counting()
         if captures:
             with pytest.raises(GraphBreakError):
                 ac.prepare(model, (ids(),))
-        compiled = torch.compile(model, backend=lambda gm, inputs: counter.append(gm) or gm.forward)
+        compiled = torch.compile(model, backend=counter)
         for tokens in (3, 5, 7):
             compiled(torch.zeros(2, tokens, dtype=torch.int64))
-        counts.append(len(counter))
+        counts.append(counter.graphs)
     assert counts[0] == counts[1]
 
 
@@ -293,6 +298,25 @@ def test_whole_model_inside_another_one_may_be_compiled() -> None:
     with pytest.warns(UserWarning, match="not prepared"):
         outer(ids())
     assert ac.status(outer.inner).state == "rewritten"
+
+
+@pytest.mark.parametrize("on_decline", ["error", "ignore"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_unprepared_model_with_a_break_in_its_stream(on_decline: str, inside: bool) -> None:
+    """Nothing of the first graph is a stream, and the second one begins with its sum."""
+    model = Halves(identity, inside)
+    model.compile(backend="attnres", options={"inner": "eager", "on_decline": on_decline})
+    with pytest.raises(GraphBreakError, match=r"before its first write: .*test_pieces\.py"):
+        model(states())
+    assert not [name for name, _ in model.named_parameters() if "attnres" in name]
+
+
+def test_unprepared_model_with_a_break_before_its_stream() -> None:
+    model = Apart()
+    model.compile(backend="attnres", options={"inner": "eager"})
+    with pytest.warns(UserWarning, match="not prepared"):
+        model(ids())
+    assert ac.status(model).reads == 6
 
 
 def test_unprepared_model_with_a_break_in_the_loop_registers_nothing() -> None:

@@ -22,6 +22,14 @@ class PreNorm(nn.Module):
         return self.norms[-1](x)
 
 
+class Scaled(PreNorm):
+    def forward(self, x):
+        x = x + self.linears[0](self.norms[0](x))
+        for linear, norm in zip(self.linears[1:], self.norms[1:]):
+            x = (x if linear is self.linears[2] else 0.5 * x) + linear(norm(x))
+        return self.norms[-1](x + self.linears[0](self.norms[2](x)))
+
+
 class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -33,6 +41,10 @@ class Mixed(nn.Module):
 
 def inputs(batch):
     return (torch.randn(batch, 4, 8),), {}
+
+
+def scaled(batch=2):
+    return Scaled(), *inputs(batch)
 
 
 def pre_norm(batch=2):

@@ -14,6 +14,7 @@ def test_both_sides_of_a_break_are_of_one_function() -> None:
     first, second = seen_by(lambda gm: compiled_frame(), model, sample())
     assert first.code is second.code is Broken.forward.__code__
     assert first.subject is second.subject is model
+    assert (first.is_resumed, second.is_resumed) == (False, True)
 
 
 def test_what_a_skipped_frame_calls_is_of_another() -> None:

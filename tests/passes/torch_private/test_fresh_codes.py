@@ -82,9 +82,15 @@ def test_nothing_is_left_behind(function: Callable[..., Any], given: list[Any]) 
 
 def test_codes_are_put_back_after_an_error() -> None:
     code = inner.__code__
-    with pytest.raises(ZeroDivisionError), fresh_codes(FUNCTIONS):
-        assert inner.__code__ is not code
+    codes = []
+
+    def fail() -> None:
+        codes.append(inner.__code__)
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), fresh_codes(FUNCTIONS):
+        fail()
+    assert codes[0] is not code
     assert inner.__code__ is code
 
 
