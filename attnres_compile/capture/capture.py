@@ -21,8 +21,8 @@ from attnres_compile.capture.functions import functions_of
 from attnres_compile.capture.pieces import Captured, Pieces
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.model.parameters import unwrapped
+from attnres_passes.torch_private.captures.fresh_codes import fresh_codes
 from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, without_recorded_shapes
-from attnres_passes.torch_private.fresh_codes import fresh_codes
 from attnres_passes.torch_private.version import warn_if_untested
 
 

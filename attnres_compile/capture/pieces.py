@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from attnres_passes.torch_private.compiled_frame import compiled_frame
+from attnres_passes.torch_private.captures.compiled_frame import compiled_frame
 from attnres_passes.torch_private.dynamo import GraphEnd, frame_modules, graph_end, uncompiled_caller
 
 

@@ -18,7 +18,7 @@ from attnres_compile.model.errors import PartOfModelError
 from attnres_compile.model.owner import Owner
 from attnres_passes.analyses.left_out import open_sums, origin_of
 from attnres_passes.analyses.streams import Analysis
-from attnres_passes.torch_private.compiled_frame import compiled_frame
+from attnres_passes.torch_private.captures.compiled_frame import compiled_frame
 from attnres_passes.torch_private.dynamo import GraphEnd, uncompiled_caller
 
 _open: weakref.WeakKeyDictionary[nn.Module, dict[int, GraphEnd]] = weakref.WeakKeyDictionary()

@@ -16,7 +16,7 @@ def scaled() -> Stack:
     return Stack(lambda block, x, index: block(0.5 * x))
 
 
-PIECE = r"attnres: partly rewritten: stream blocks\.2\.linears holds 2 writes, and 4 more additions.*Declined: unnormed_read"
+PIECE = r"partly rewritten: stream blocks\.2\.linears holds 2 writes, and 4 more additions.*Declined: unnormed_read"
 
 
 @pytest.mark.parametrize("on_decline", ["error", "warn", "ignore"])

@@ -24,10 +24,9 @@ class PreNorm(nn.Module):
 
 class Scaled(PreNorm):
     def forward(self, x):
-        x = x + self.linears[0](self.norms[0](x))
-        for linear, norm in zip(self.linears[1:], self.norms[1:]):
-            x = (x if linear is self.linears[2] else 0.5 * x) + linear(norm(x))
-        return self.norms[-1](x + self.linears[0](self.norms[2](x)))
+        for factor, linear, norm in zip((0.5, 0.5, None, None), (*self.linears, self.linears[0]), self.norms):
+            x = (x if factor is None else factor * x) + linear(norm(x))
+        return self.norms[-1](x)
 
 
 class Mixed(nn.Module):

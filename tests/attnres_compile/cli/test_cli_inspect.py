@@ -28,7 +28,7 @@ def test_inspect_exits_with_2_for_a_piece_of_a_stream_though_nothing_else_is_dec
     code, out, _ = attnres(capsys, "inspect", "toys:scaled")
     assert code == 2
     assert out.startswith(
-        "partly rewritten: stream linears holds 2 writes, and 1 more addition of its chain is left out"
+        "partly rewritten: stream linears holds 2 writes, and 2 more additions of its chain are left out"
     )
     _, out, _ = attnres(capsys, "inspect", "toys:scaled", "--json")
     record = json.loads(out)

@@ -123,7 +123,7 @@ def test_added_parameters_are_those_that_prepare_registers() -> None:
         (
             "pieces",
             Verdict.PARTLY,
-            "partly rewritten: stream blocks.2 holds 2 writes, and 4 more additions of its chain",
+            "partly rewritten: stream blocks.2.mlp holds 2 writes, and 4 more additions of its chain",
         ),
         ("toy_post_norm", Verdict.NOTHING, "nothing rewritten: post_norm"),
         ("broken_inside", Verdict.NOTHING, "nothing rewritten: the graph break at models.py:"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnres_passes.torch_private.compiled_frame import compiled_frame
+from attnres_passes.torch_private.captures.compiled_frame import compiled_frame
 from tests.passes.helpers import Part, double, sample, seen_by
 from tests.passes.torch_private.test_dynamo import Broken, Loop
 

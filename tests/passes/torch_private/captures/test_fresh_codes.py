@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._C._dynamo import eval_frame as c_eval_frame
 from torch._dynamo import decorators, eval_frame
 
-from attnres_passes.torch_private.fresh_codes import fresh_codes
+from attnres_passes.torch_private.captures.fresh_codes import fresh_codes
 from tests.passes.helpers import sample
 
 
