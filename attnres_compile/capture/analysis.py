@@ -17,6 +17,7 @@ from attnres_compile.capture.graph_breaks import Cut, check_pieces
 from attnres_compile.capture.pieces import Captured
 from attnres_compile.model.errors import NoStreamError
 from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
@@ -89,11 +90,20 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
             streams.append(
                 dataclasses.replace(stream, name=f"{stream.name}.{names[stream.name]}") if repeated else stream
             )
-        declined.extend(plan.declined)
+        declined.extend(_with_its_break(graph, decline) for decline in plan.declined)
     if streams:
         # A piece of the model that holds no stream at all declines none.
         declined = [decline for decline in declined if decline.reason is not Reason.NO_RESIDUAL]
     return Plan(tuple(streams), tuple(declined), config)
+
+
+def _with_its_break(graph: AnalysedGraph, decline: Decline) -> Decline:
+    """A single addition is few because a graph break cuts its stream, if one does."""
+    end = graph.captured.end
+    if decline.reason is not Reason.TOO_FEW_WRITES or not end.is_break or not open_sums(graph.analysis.trace):
+        return decline
+    message = f"a graph break cuts the stream that this addition is a part of: {end.reason} at {end.source}; take that "
+    return dataclasses.replace(decline, message=f"{message}line out of the forward, or leave this stream as it is.")
 
 
 def first_cut(graphs: Sequence[AnalysedGraph]) -> Cut | None:

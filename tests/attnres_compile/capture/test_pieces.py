@@ -153,6 +153,26 @@ def test_sum_that_python_made_behind_one_of_a_graph_is_no_beginning(writes: int)
         ac.prepare(InPython(writes), (states(),))
 
 
+class Tower(nn.Module):
+    """Beside a whole stream, one that a break in its loop cuts into single additions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.stack, self.projection = Stack(printing, writes=1), Stack(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.stack(ids) + self.projection(self.tower(ids))
+
+
+def test_stream_beside_one_in_pieces_is_whole() -> None:
+    plan = ac.prepare(Tower(), (ids(),))
+    assert [len(stream.writes) for stream in plan.streams] == [6]
+    assert not plan.partial
+    messages = {decline.message for decline in plan.declined}
+    assert len(messages) == 1
+    assert f"models.py:{line_of_the_break()}; take that line out of the forward" in messages.pop()
+
+
 def test_state_that_a_later_graph_adds_to_is_cut() -> None:
     with pytest.raises(GraphBreakError, match=r"'.*' that a later graph adds to: .*models\.py"):
         ac.prepare(Skip(breaks=True), (states(),))
