@@ -137,6 +137,7 @@ HONEST: dict[str, tuple[Callable[..., Any], int]] = {
     "scaled embedding": (lambda self, x: normed(layers(self, 3 * x + 1, 0, 1)), 1),
     "two of one input": (lambda self, x: normed(layers(self, 2 * x, 0, 1)) + normed(layers(self, 3 * x, 2, 3)), 2),
     "shifted": (lambda self, x: normed(0.9 * layers(self, x, 0, 1) + torch.ones(2, 3, WIDTH, dtype=x.dtype)), 1),
+    "mixed before": (lambda self, x: normed(layers(self, 2 * (x + x.roll(1, 1)), 0, 1)), 1),
     "returned bare": (lambda self, x: layers(self, x, 0, 1), 1),
     "returned scaled": (lambda self, x: 2 * layers(self, x, 0, 1), 1),
     "short one elsewhere": (lambda self, x: (normed(layers(self, x, 0, 1)), layer(self, self.linear[4](x), 3)), 1),
