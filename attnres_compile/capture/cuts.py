@@ -93,15 +93,17 @@ class _Cuts:
                 if taken.graph != index or taken.output not in given:
                     continue
                 followed = {value for value in [self.given[later][taken.position]] if value is not None}
-                if any(not self._is_parameter(later, other) for _, other in sums_with(trace, followed)):
+                if any(not self._is_of_parameters(later, other) for _, other in sums_with(trace, followed)):
                     return True
                 if self._is_added_later(later, followed):
                     return True
         return False
 
-    def _is_parameter(self, index: int, value: int) -> bool:
-        position = self.given[index].index(value) if value in self.given[index] else None
-        return position is not None and isinstance(self.graphs[index].inputs[position], nn.Parameter)
+    def _is_of_parameters(self, index: int, value: int) -> bool:
+        """Whether a value is carried on from parameters alone, such as a shift of every state."""
+        inputs = origin_of(self.traces[index], value).inputs
+        held = dict(zip(self.given[index], self.graphs[index].inputs, strict=True))
+        return bool(inputs) and all(isinstance(held.get(one), nn.Parameter) for one in inputs)
 
 
 def placeholder_values(trace: AtenTrace) -> list[int | None]:

@@ -130,6 +130,15 @@ def test_stream_that_begins_with_a_norm_of_it_is_not(inside: bool) -> None:
     assert [len(stream.writes) for stream in plan.streams] == [3]
 
 
+class Last(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.norm = Block(2), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.block(x))
+
+
 class InPython(nn.Module):
     """The layers are called from Python, which scales the sum between them."""
 
@@ -137,7 +146,7 @@ class InPython(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first = Block(writes)
-        self.last = nn.Sequential(Block(2), nn.LayerNorm(WIDTH))
+        self.last = Last()
 
     def forward(self, x: Tensor) -> Any:
         for _ in range(1):
@@ -191,7 +200,7 @@ class Collects(Stack):
             x = block(x)
         x = self.norm(x)
         torch._dynamo.graph_break()
-        return self.norm(x), states
+        return self.norm(x), [2 * state + self.norm.weight.expand(state.shape) for state in states]
 
 
 def test_state_that_is_returned_behind_a_break_is_a_read() -> None:
