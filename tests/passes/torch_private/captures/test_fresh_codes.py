@@ -80,6 +80,32 @@ def test_nothing_is_left_behind(function: Callable[..., Any], given: list[Any]) 
     assert frames(function) == expected
 
 
+BREAKS = {"now": True}
+
+
+def calls_its_own(x: Tensor) -> Tensor:
+    def local(x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = inner(x)
+            if BREAKS["now"]:
+                torch._dynamo.graph_break()
+        return x
+
+    for _ in range(1):
+        torch._dynamo.graph_break()
+        x = local(x)
+    return x
+
+
+def test_functions_that_a_function_defines_are_fresh_too() -> None:
+    """Dynamo has left the inner one to Python, which a break in its loop made it do."""
+    frames(calls_its_own)
+    BREAKS["now"] = False
+    assert frames(calls_its_own) == ["inner"]
+    with fresh_codes([inner, calls_its_own]):
+        assert frames(calls_its_own) == ["local"]
+
+
 def test_codes_are_put_back_after_an_error() -> None:
     code = inner.__code__
     codes = []
