@@ -176,5 +176,5 @@ def explain(
         )
         for graph in graphs
     )
-    breaks = breaks_of(captured, "" if cut is None else cut.name)
+    breaks = breaks_of(captured, "" if cut is None else cut.stream.name)
     return Explanation(plan, inspection_of(plan, model_graphs, breaks), model_graphs, name or type(model).__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.capture.analysis import analyse_model, apply_on_decline, plan_of
+from attnres_compile.capture.analysis import analyse_model, apply_on_decline, plan_of, warn_if_partial
 from attnres_compile.model import parameters
 from attnres_compile.model.errors import AlreadyPreparedError
 from attnres_compile.model.optimizer_check import watch_optimizers
@@ -36,8 +36,8 @@ def prepare(
         config: an AttnResConfig, or its fields as keywords in ``options``.
 
     Returns:
-        The plan. ``model.attnres.streams[i].reads[k]`` holds ``query`` ``[d]`` (zeros) and ``key_norm.weight``
-        ``[d]`` (ones) of the k-th read with two sources or more of its i-th stream.
+        The plan; a warning says if it is ``partial``. ``model.attnres.streams[i].reads[k]`` holds ``query`` ``[d]``
+        (zeros) and ``key_norm.weight`` ``[d]`` (ones) of the k-th read with two sources or more of its i-th stream.
 
     Raises:
         ConfigError, CaptureError, NoStreamError (unless ``on_decline`` is "warn" or "ignore"), GraphBreakError,
@@ -58,6 +58,7 @@ def prepare(
         apply_on_decline(plan)
         return plan
     parameters.register(model, plan)
+    warn_if_partial(plan)
     watch_optimizers()
     return plan
 

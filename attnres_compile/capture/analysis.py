@@ -11,10 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.capture.capture import Capture, Captured, capture
-from attnres_compile.capture.graph_breaks import check_not_cut, check_pieces, is_cut
+from attnres_compile.capture import cuts
+from attnres_compile.capture.capture import Capture, capture
+from attnres_compile.capture.graph_breaks import Cut, check_pieces
+from attnres_compile.capture.pieces import Captured
 from attnres_compile.model.errors import NoStreamError
 from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
@@ -71,31 +74,61 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
         config: that they were analysed with.
 
     Raises:
-        GraphBreakError: a stream goes on after the end of its graph.
+        GraphBreakError: a stream goes on beyond its graph.
     """
+    cut = first_cut(graphs)
+    if cut is not None:
+        raise cut.error()
     streams: list[Stream] = []
     declined: list[Decline] = []
     names: Counter[str] = Counter()
     for graph in graphs:
         plan = graph.analysis.plan
         for stream in plan.streams:
-            check_not_cut(stream, graph.captured.end)
             names[stream.name] += 1
             repeated = names[stream.name] > 1
             streams.append(
                 dataclasses.replace(stream, name=f"{stream.name}.{names[stream.name]}") if repeated else stream
             )
-        declined.extend(plan.declined)
+        declined.extend(_with_its_break(graph, decline) for decline in plan.declined)
     if streams:
         # A piece of the model that holds no stream at all declines none.
         declined = [decline for decline in declined if decline.reason is not Reason.NO_RESIDUAL]
     return Plan(tuple(streams), tuple(declined), config)
 
 
-def first_cut(graphs: Sequence[AnalysedGraph]) -> Stream | None:
-    """The first stream that goes on after the break in which its graph ends; None if there is none."""
-    found = ((stream, graph.captured.end) for graph in graphs for stream in graph.analysis.plan.streams)
-    return next((stream for stream, end in found if is_cut(stream, end)), None)
+def _with_its_break(graph: AnalysedGraph, decline: Decline) -> Decline:
+    """A single addition is few because a graph break cuts its stream, if one does."""
+    end = graph.captured.end
+    if decline.reason is not Reason.TOO_FEW_WRITES or not end.is_break or not open_sums(graph.analysis.trace):
+        return decline
+    message = f"a graph break cuts the stream that this addition is a part of: {end.reason} at {end.source}; take that "
+    return dataclasses.replace(decline, message=f"{message}line out of the forward, or leave this stream as it is.")
+
+
+def first_cut(graphs: Sequence[AnalysedGraph]) -> Cut | None:
+    """The first stream that goes on beyond its graph; None if there is none."""
+    return cuts.first_cut([graph.captured for graph in graphs], [graph.analysis for graph in graphs])
+
+
+def warn_if_partial(plan: Plan, stacklevel: int = 3) -> None:
+    """Say that a plan covers a piece of a stream only, whatever ``on_decline`` says: what is rewritten is a choice.
+
+    Args:
+        plan: of a model.
+        stacklevel: of the warning.
+    """
+    if not plan.partial:
+        return
+    declined = [str(decline) for decline in plan.declined if decline.reason is not Reason.NOT_SELECTED]
+    found = "; ".join(dict.fromkeys(declined))
+    warnings.warn(
+        f"attnres: {plan.partial_text}. Depth attention then sees the layers of that piece only, and begins at a sum "
+        "of all before it. What stands between the pieces changes the running sum itself (a factor, a mask, an index); "
+        "move it into the sublayers' outputs, or behind a norm, for the whole stream to be rewritten"
+        + (f". Declined: {found}" if found else "."),
+        stacklevel=stacklevel,
+    )
 
 
 def apply_on_decline(plan: Plan, note: str = "") -> None:

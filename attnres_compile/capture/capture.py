@@ -1,7 +1,8 @@
 """Capture of a model by Dynamo, without compiling or changing anything.
 
 A model that Dynamo takes in as one graph is captured without being run. One with graph breaks has to run once,
-eagerly, for Dynamo to reach its later graphs; its buffers and the random state are put back afterwards.
+eagerly, for Dynamo to reach its later graphs; its buffers and the random state are put back afterwards. Dynamo finds
+what it would find in a fresh process, and remembers nothing of it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,14 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from attnres_compile.capture.functions import functions_of
+from attnres_compile.capture.pieces import Captured, Pieces
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
-from attnres_compile.model.parameters import unwrapped
+from attnres_compile.model.parameters import parameters_of, prepared_within, unwrapped
+from attnres_passes.torch_private.captures.fresh_codes import fresh_codes
 from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, without_recorded_shapes
 from attnres_passes.torch_private.frames import mark_as_backend
 from attnres_passes.torch_private.version import warn_if_untested
-
-
-@dataclass(frozen=True)
-class Captured:
-    """One graph of a model. inputs: the values of its placeholders, real parameters among them."""
-
-    gm: GraphModule
-    inputs: tuple[Any, ...]
-    end: GraphEnd
 
 
 class _LeaveDynamo(BaseException):
@@ -65,7 +60,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     if isinstance(whole, Captured):
         return Capture((whole,), is_whole=True)
     source, reason = _break_of(whole)
-    graphs = _capture_pieces(model, args, kwargs or {})
+    graphs = _capture_pieces(model, args, kwargs or {}, GraphEnd(True, reason, source))
     if not graphs:
         if source:
             raise GraphBreakError(
@@ -92,7 +87,7 @@ def _capture_whole(
         raise _LeaveDynamo
 
     problem: Exception | None = None
-    with _undisturbed(model):
+    with _undisturbed(model, (args, kwargs)):
         try:
             dynamic = False if static else None
             torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
@@ -112,15 +107,16 @@ def _break_of(problem: Exception | None) -> tuple[str, str]:
     return f"{last.filename}:{last.lineno}", str(problem).strip().splitlines()[0]
 
 
-def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Captured, ...]:
-    found: list[Captured] = []
+def _capture_pieces(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], first_break: GraphEnd
+) -> tuple[Captured, ...]:
+    pieces = Pieces(model, tree_leaves((args, kwargs)), first_break)
 
     @mark_as_backend
     def keep_and_run(gm: GraphModule, inputs: list[Any]) -> Any:
-        found.append(Captured(gm, tuple(inputs), graph_end()))
-        return gm.forward
+        return pieces.add(gm, inputs)
 
-    with _undisturbed(model), buffers_restored(model), torch.random.fork_rng():
+    with _undisturbed(model, (args, kwargs)), buffers_restored(model), torch.random.fork_rng():
         try:
             torch.compile(model, backend=keep_and_run)(*args, **kwargs)
         except Exception as error:
@@ -128,16 +124,21 @@ def _capture_pieces(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
                 f"{type(model).__name__} does not run on these inputs: {type(error).__name__}: {error}\n"
                 "Call the model once with the same args and kwargs, without compiling it, and mend what it says."
             ) from error
-    return tuple(found)
+    return pieces.graphs()
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Capture the model itself even if it is compiled in place, and leave no trace in Dynamo's memory of sizes."""
+def _undisturbed(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Capture the model itself even if it is compiled in place; what Dynamo knows plays no part, and stays."""
     compiled_in_place = model._compiled_call_impl
     model._compiled_call_impl = None
+    prepared = [added for _, part in prepared_within(model) if (added := parameters_of(part)) is not None]
     try:
-        with without_recorded_shapes():
+        with contextlib.ExitStack() as stack:
+            for added in prepared:
+                stack.enter_context(added.calls.uncounted())
+            stack.enter_context(without_recorded_shapes())
+            stack.enter_context(fresh_codes(functions_of(model, tree_leaves(inputs))))
             yield
     finally:
         model._compiled_call_impl = compiled_in_place

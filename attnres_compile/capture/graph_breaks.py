@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from attnres_compile.capture.capture import Capture
 from attnres_compile.model.errors import GraphBreakError
@@ -10,14 +11,26 @@ from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.torch_private.dynamo import GraphEnd
 
 
-def is_cut(stream: Stream, end: GraphEnd) -> bool:
-    """Whether a graph ends in a break, and its stream goes on after it.
+@dataclass(frozen=True)
+class Cut:
+    """A stream that goes on beyond its graph. place: where in the stream; end: of the graph that ends there."""
 
-    Args:
-        stream: of the graph.
-        end: how the graph ends.
-    """
-    return end.is_break and any(not read.normed and read.state == len(stream.writes) for read in stream.reads)
+    stream: Stream
+    place: str
+    end: GraphEnd
+
+    def error(self) -> GraphBreakError:
+        """What says so."""
+        return GraphBreakError(
+            f"a graph break cuts the residual stream {self.stream.name!r} {self.place}: {self.end.reason} at "
+            f"{self.end.source}. A stream can be rewritten only inside one graph: take that line out of the forward, "
+            "or see it with torch.compile(model, fullgraph=True)."
+        )
+
+
+def goes_on(stream: Stream) -> bool:
+    """Whether the last state of a stream leaves its graph as it is, un-normed."""
+    return any(not read.normed and read.state == len(stream.writes) for read in stream.reads)
 
 
 def check_not_cut(stream: Stream, end: GraphEnd) -> None:
@@ -30,13 +43,13 @@ def check_not_cut(stream: Stream, end: GraphEnd) -> None:
     Raises:
         GraphBreakError: the graph ends in a break, and the stream goes on after it.
     """
-    if is_cut(stream, end):
-        raise GraphBreakError(
-            f"a graph break cuts the residual stream {stream.name!r} after "
-            f"{stream.writes[-1].module or 'its last write'}: {end.reason} at {end.source}. A stream can be rewritten "
-            "only inside one graph: take that line out of the forward, or see it with torch.compile(model, "
-            "fullgraph=True)."
-        )
+    if end.is_break and goes_on(stream):
+        raise Cut(stream, after_last_write(stream), end).error()
+
+
+def after_last_write(stream: Stream) -> str:
+    """Where a stream is cut that goes on behind its graph."""
+    return f"after {stream.writes[-1].module or 'its last write'}"
 
 
 def check_pieces(captured: Capture, plans: Sequence[Plan]) -> None:

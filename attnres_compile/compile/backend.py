@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnres_compile.capture.analysis import apply_on_decline
+from attnres_compile.capture.analysis import apply_on_decline, warn_if_partial
 from attnres_compile.capture.graph_breaks import check_not_cut
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import match
+from attnres_compile.compile.pieces import check_not_a_piece
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
 from attnres_compile.model.errors import PartOfPreparedModelError
@@ -107,6 +108,8 @@ def _compile(
     dump.plan(analysis.plan)
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error
+    if isinstance(owner, Owner):
+        check_not_a_piece(owner, analysis, inputs, end)
     if isinstance(owner, NoOwner) or not analysis.plan.streams:
         return _compile_unchanged(gm, inputs, owner, analysis, end, config, mode)
     for stream in analysis.plan.streams:
@@ -258,6 +261,7 @@ def _registered(owner: Owner, plan: Plan) -> Iterator[parameters.AttnResParamete
         parameters.remove(owner.model)
         raise
     watch_optimizers()
+    warn_if_partial(plan)
     warnings.warn(
         f"attnres: {type(owner.model).__name__} was not prepared, so its first call registered "
         f"{sum(parameter.numel() for parameter in added.parameters()):,} AttnRes parameters as model.attnres. An "

@@ -38,6 +38,10 @@ class GraphBreakError(AttnResError):
     """
 
 
+class PartOfModelError(AttnResError):
+    """A part of a model that was not prepared is compiled on its own, and its residual stream goes on outside."""
+
+
 class StalePlanError(AttnResError):
     """A graph of a prepared model does not hold the streams that were planned."""
 

@@ -34,6 +34,7 @@ def assert_as_its_source_says(plan: Plan, case: zoo.Case) -> None:
     ]
     assert found == [(e.writes, e.reads, e.unnormed) for e in case.streams], case.why
     assert sorted(decline.reason.value for decline in plan.declined) == sorted(case.also_declined)
+    assert not plan.partial, plan.partial_text
     for stream, expected in zip(plan.streams, case.streams, strict=True):
         if expected.read_modules is not None:
             assert tuple(read.module for read in stream.reads) == expected.read_modules

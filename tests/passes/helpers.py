@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from attnres_compile.capture.capture import Captured, capture
+from attnres_compile.capture.capture import capture
+from attnres_compile.capture.pieces import Captured
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Candidate, find_chains

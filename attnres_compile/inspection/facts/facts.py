@@ -128,10 +128,10 @@ class Inspection:
 
     @property
     def verdict(self) -> Verdict:
-        """A stream left out by ``streams=`` is no miss."""
+        """A stream left out by ``streams=`` is no miss; a stream that is a piece of a longer one is."""
         if not self.streams:
             return Verdict.NOTHING
-        return Verdict.PARTLY if self.missed else Verdict.ALL
+        return Verdict.PARTLY if self.missed or self.plan.partial else Verdict.ALL
 
     @property
     def missed(self) -> tuple[Decline, ...]:
@@ -149,6 +149,8 @@ class Inspection:
         done = f"{streams}, {writes} writes, {deep} of {reads} reads attend over depth"
         if self.verdict is Verdict.ALL:
             return f"all rewritten: {done}"
+        if self.plan.partial:
+            return f"{self.plan.partial_text}; {done}"
         return f"partly rewritten: {done}; left as it was: {_reasons(self.missed)}"
 
     @property

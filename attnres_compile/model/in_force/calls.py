@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 LastCall = Literal["", "rewritten", "plain on purpose", "plain", "refused"]
@@ -13,8 +14,8 @@ class Calls:
 
     rewritten: runs of graphs that hold its rewrite; runs: the same, by stream of the plan; plain_on_purpose: calls
     inside ``attnres_compile.plain``; plain: calls that ran plain under ``on_plain="warn"``; refused: calls that
-    NotInForceError stopped. on_purpose: whether ``attnres_compile.plain`` is open now; let_through: whether a plain
-    call runs now that was warned of; compiled: graphs compiled; warned: kinds of causes that were warned of;
+    NotInForceError stopped. on_purpose: whether ``attnres_compile.plain`` is open now; let_through: whether plain
+    calls run now that are not counted; compiled: graphs compiled; warned: kinds of causes that were warned of;
     traced_in: the last compilation of another backend that took the model in.
     """
 
@@ -45,6 +46,16 @@ class Calls:
     def note_refused(self) -> None:
         self.refused += 1
         self.last = "refused"
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Let calls through that are no calls of the user's: plain ones, for a capture or behind a warning."""
+        before = self.let_through
+        self.let_through = True
+        try:
+            yield
+        finally:
+            self.let_through = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Calls:
         """A copy of a model was never called."""

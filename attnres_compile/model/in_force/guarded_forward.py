@@ -166,11 +166,8 @@ def _run_by_python(
     if calls.let_through:
         return forward(module, *args, **kwargs)
     if _refused_before(module, guard, dynamo_around()):
-        calls.let_through = True
-        try:
+        with calls.uncounted():
             return forward(module, *args, **kwargs)
-        finally:
-            calls.let_through = False
     runs = list(calls.runs)
     result = forward(module, *args, **kwargs)
     _check_behind(module, guard, runs)

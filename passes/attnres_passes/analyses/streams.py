@@ -16,12 +16,13 @@ from attnres_passes.analyses.declines import (
     declines_of_unselected,
     worth_reporting,
 )
+from attnres_passes.analyses.left_out import left_out, operands_of_sum
 from attnres_passes.analyses.reads import ReadGroup, StreamReads, find_reads
 from attnres_passes.analyses.shared_reads import join_shared_reads
 from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, locate_stream
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.plan import Decline, Plan, Read, Stream, Write
+from attnres_passes.ir.plan import Decline, LeftOut, Plan, Read, Stream, Write
 
 FARTHEST_PRODUCT = 64
 """Operations looked back through, from a write, for the matrix product that names its sublayer."""
@@ -59,7 +60,7 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
             declined.append((candidate, verdict))
         else:
             accepted.append(verdict)
-    accepted = _with_unique_names(accepted)
+    accepted = _with_unique_names(_with_left_out(trace, accepted))
     declines = worth_reporting(trace, declined, bool(accepted))
     if config.streams is not None:
         declines += declines_of_unselected([stream for stream, _ in accepted], config.streams)
@@ -128,6 +129,27 @@ def _sublayer(trace: AtenTrace, add_module: str, branch: int) -> str:
     if nearest is None:
         return add_module
     return provenance.sublayer_path(add_module, provenance.module_path(trace.nodes[nearest.node]))
+
+
+def _with_left_out(trace: AtenTrace, accepted: list[_Accepted]) -> list[_Accepted]:
+    """Each stream with the additions of its own chain that it does not hold.
+
+    Judged over all that could be rewritten: a stream that the user leaves out by name is none of these, unless it is
+    a piece of the same chain.
+    """
+    planned = frozenset[int]().union(*(nodes.trunk.ops for _, nodes in accepted))
+    return [
+        (replace(stream, left_out=tuple(_left_out(trace, op) for op in left_out(trace, nodes.trunk, planned))), nodes)
+        for stream, nodes in accepted
+    ]
+
+
+def _left_out(trace: AtenTrace, op: int) -> LeftOut:
+    node = trace.nodes[trace.ops[op].node]
+    module, operands = provenance.module_path(node), operands_of_sum(trace, trace.ops[op])
+    if operands is not None:
+        module = _sublayer(trace, module, max(operands, key=lambda value: trace.values[value].producer))
+    return LeftOut(module, provenance.source_line(node))
 
 
 def _with_unique_names(accepted: list[_Accepted]) -> list[_Accepted]:

@@ -22,6 +22,7 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.read_id import ReadId
 
 SCHEMA_VERSION = 1
+_PLACES_SHOWN = 3
 
 
 class Reason(StrEnum):
@@ -69,8 +70,22 @@ class Read:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An addition to the same running sum as a stream's that the stream does not hold.
+
+    module: path of the sublayer; source: ``file:line`` of the addition.
+    """
+
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Stream:
-    """A residual stream to rewrite, its writes in blocks (paper equation 5). width: size of the last axis."""
+    """A residual stream to rewrite, its writes in blocks (paper equation 5).
+
+    width: size of the last axis; left_out: other additions of the same chain, before or behind; none if it is whole.
+    """
 
     name: str
     width: int
@@ -78,6 +93,7 @@ class Stream:
     reads: tuple[Read, ...]
     block_size: int
     num_blocks: int
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def parametrized_reads(self) -> tuple[Read, ...]:
@@ -120,7 +136,17 @@ class Plan:
 
     @property
     def partial(self) -> bool:
-        return False
+        """Whether a stream is only a piece of what runs through the model: others of its additions are left out.
+
+        A stream that is declined, or left out by ``streams=``, makes no plan partial unless it is such a piece.
+        """
+        return any(stream.left_out for stream in self.streams)
+
+    @property
+    def partial_text(self) -> str:
+        """What is left out of which stream, in one line; '' for a plan that is not partial."""
+        pieces = (_left_out_text(stream) for stream in self.streams if stream.left_out)
+        return f"partly rewritten: {'; '.join(pieces)}" if self.partial else ""
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +168,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        return {"schema_version": SCHEMA_VERSION, "partial": self.partial, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -153,6 +179,7 @@ class Plan:
                     **stream,
                     "writes": tuple(Write(**write) for write in stream["writes"]),
                     "reads": tuple(_read_from(read, stream["num_blocks"]) for read in stream["reads"]),
+                    "left_out": tuple(LeftOut(**one) for one in stream.get("left_out", ())),
                 }
             )
             for stream in data["streams"]
@@ -161,7 +188,8 @@ class Plan:
         return cls(streams, declined, AttnResConfig.from_options(data["config"]))
 
     def __str__(self) -> str:
-        parts = [_stream_text(stream) for stream in self.streams]
+        parts = [self.partial_text] if self.partial else []
+        parts.extend(_stream_text(stream) for stream in self.streams)
         if self.declined:
             parts.append("declined:\n" + "\n".join(f"  - {decline}" for decline in self.declined))
         return "\n\n".join(parts) if parts else "nothing to rewrite"
@@ -176,6 +204,19 @@ def _read_from(data: Mapping[str, Any], num_blocks: int) -> Read:
 def short_source(source: str) -> str:
     """``modeling_gpt2.py:388`` for a full path with a line."""
     return PurePath(source).name
+
+
+def _left_out_text(stream: Stream) -> str:
+    """``stream h: 4 more additions of its chain are left out (h.0 [model.py:12], ..)``."""
+    count = len(stream.left_out)
+    places = list(dict.fromkeys(_place(one.module, one.source) for one in stream.left_out))
+    shown = ", ".join(places[:_PLACES_SHOWN]) + (", .." if len(places) > _PLACES_SHOWN else "")
+    more = "1 more addition of its chain is" if count == 1 else f"{count} more additions of its chain are"
+    return f"stream {stream.name} holds {len(stream.writes)} writes, and {more} left out ({shown})"
+
+
+def _place(module: str, source: str) -> str:
+    return f"{module} [{short_source(source)}]" if module else short_source(source)
 
 
 def _stream_text(stream: Stream) -> str:

@@ -22,6 +22,13 @@ class PreNorm(nn.Module):
         return self.norms[-1](x)
 
 
+class Scaled(PreNorm):
+    def forward(self, x):
+        for factor, linear, norm in zip((0.5, 0.5, None, None), (*self.linears, self.linears[0]), self.norms):
+            x = (x if factor is None else factor * x) + linear(norm(x))
+        return self.norms[-1](x)
+
+
 class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -33,6 +40,10 @@ class Mixed(nn.Module):
 
 def inputs(batch):
     return (torch.randn(batch, 4, 8),), {}
+
+
+def scaled(batch=2):
+    return Scaled(), *inputs(batch)
 
 
 def pre_norm(batch=2):

@@ -30,6 +30,16 @@ class Mixed(nn.Module):
         return x
 
 
+class Pieces(PreNorm):
+    """A factor between the blocks: each is a piece of one stream."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(block(0.5 * x))
+        return self.head(self.norm(x))
+
+
 class BrokenBefore(PreNorm):
     """A graph break before the stream begins."""
 
@@ -76,7 +86,7 @@ class Named(nn.Module):
 def explained(name: str) -> ac.Explanation:
     """The explanation of a toy of the zoo, or of a model of this file."""
     torch.manual_seed(0)
-    own = {"mixed": Mixed, "broken_before": BrokenBefore, "broken_inside": BrokenInside}
+    own = {"mixed": Mixed, "pieces": Pieces, "broken_before": BrokenBefore, "broken_inside": BrokenInside}
     if name in own:
         return ac.explain(own[name](), (tokens(),), on_decline="ignore", name=name)
     if name == "named":

@@ -120,6 +120,11 @@ def test_added_parameters_are_those_that_prepare_registers() -> None:
     [
         ("deep_6", Verdict.ALL, "all rewritten: 1 stream, 12 writes, 12 of 13 reads attend over depth"),
         ("mixed", Verdict.PARTLY, "3 of 4 reads attend over depth; left as it was: post_norm"),
+        (
+            "pieces",
+            Verdict.PARTLY,
+            "partly rewritten: stream blocks.2.mlp holds 2 writes, and 4 more additions of its chain",
+        ),
         ("toy_post_norm", Verdict.NOTHING, "nothing rewritten: post_norm"),
         ("broken_inside", Verdict.NOTHING, "nothing rewritten: the graph break at models.py:"),
     ],

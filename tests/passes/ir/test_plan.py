@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
 
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.plan import SCHEMA_VERSION, Decline, Plan, Read, Reason, Stream, Write, short_source
+from attnres_passes.ir.plan import SCHEMA_VERSION, Decline, LeftOut, Plan, Read, Reason, Stream, Write, short_source
 
 STREAM = Stream(
     name="h",
@@ -26,7 +27,16 @@ DECLINE = Decline(Reason.POST_NORM, "the norm follows.", "encoder.0", "/models/b
 PLAN = Plan((STREAM,), (DECLINE,), AttnResConfig(block_size=1, streams=("h",), scale="sum"))
 
 
-@pytest.mark.parametrize("plan", [PLAN, Plan((), (), AttnResConfig()), Plan((STREAM, STREAM), (), AttnResConfig())])
+PIECE = dataclasses.replace(
+    STREAM,
+    left_out=(*(LeftOut(f"h.{k}.mlp", "/models/gpt.py:33") for k in (1, 2, 3, 3, 4)), LeftOut("", "a.py:1")),
+)
+PARTIAL = Plan((STREAM, PIECE), (), AttnResConfig())
+
+
+@pytest.mark.parametrize(
+    "plan", [PLAN, PARTIAL, Plan((), (), AttnResConfig()), Plan((STREAM, STREAM), (), AttnResConfig())]
+)
 def test_plain_data_gives_an_equal_plan(plan: Plan) -> None:
     assert Plan.from_dict(plan.to_dict()) == plan
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
@@ -44,6 +54,34 @@ def test_plain_data_is_versioned_and_complete() -> None:
     assert data["streams"][0]["writes"][1] == {"module": "h.0.mlp", "source": "/models/gpt.py:33", "block": 2}
     assert data["declined"][0]["reason"] == "post_norm"
     assert data["config"]["scale"] == "sum"
+
+
+def test_a_piece_of_a_stream_is_the_first_thing_that_is_said() -> None:
+    assert PARTIAL.partial
+    assert PARTIAL.to_dict()["partial"]
+    assert (
+        str(PARTIAL).splitlines()[0]
+        == PARTIAL.partial_text
+        == (
+            "partly rewritten: stream h holds 2 writes, and 6 more additions of its chain are left out "
+            "(h.1.mlp [gpt.py:33], h.2.mlp [gpt.py:33], h.3.mlp [gpt.py:33], ..)"
+        )
+    )
+    one = Plan((dataclasses.replace(STREAM, left_out=(LeftOut("", "/a/b.py:1"),)),), (), AttnResConfig())
+    assert one.partial_text.endswith("and 1 more addition of its chain is left out (b.py:1)")
+
+
+def test_a_decline_alone_makes_no_plan_partial() -> None:
+    assert not PLAN.partial
+    assert not PLAN.to_dict()["partial"]
+    assert PLAN.partial_text == ""
+    assert str(PLAN).startswith("stream h: ")
+
+
+def test_data_of_a_version_without_pieces_is_read() -> None:
+    data = copy.deepcopy(PLAN.to_dict())
+    del data["partial"], data["streams"][0]["left_out"]
+    assert Plan.from_dict(data) == PLAN
 
 
 @pytest.mark.parametrize("missing", ["streams", "declined", "config"])

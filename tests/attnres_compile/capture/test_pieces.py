@@ -1,0 +1,363 @@
+"""A capture in pieces is judged by the model: linked, or an error that names the line; whatever ran before."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnres_compile as ac
+from attnres_compile.capture.capture import capture
+from attnres_compile.model.errors import GraphBreakError, PartOfModelError
+from tests.attnres_compile.capture.models import WIDTH, Block, Skip, Stack, ids, line_of_the_break, printing
+
+
+def states(seed: int = 0) -> Tensor:
+    return torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def test_break_in_the_loop_over_layers_names_its_line() -> None:
+    with pytest.raises(GraphBreakError, match=rf"models\.py:{line_of_the_break()}\b"):
+        ac.prepare(Stack(printing), (ids(),))
+
+
+class Apart(Stack):
+    """A break behind the embedding: all layers are in one graph."""
+
+    def forward(self, ids: Tensor) -> Any:
+        x = self.embedding(ids)
+        torch._dynamo.graph_break()
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x) if self.between is None else x
+
+
+def test_break_before_a_stream_cuts_nothing() -> None:
+    plan = ac.prepare(Apart(), (ids(),))
+    assert [len(stream.writes) for stream in plan.streams] == [6]
+    assert not plan.partial
+
+
+def test_model_may_return_its_last_state() -> None:
+    """The end of the model's own frame is an end, also behind a break in it."""
+    plan = ac.prepare(Apart(printing), (ids(),))
+    assert [len(stream.writes) for stream in plan.streams] == [6]
+    assert not plan.streams[0].reads[-1].normed
+
+
+class Outer(nn.Module):
+    """Python calls the model inside: a graph break keeps Dynamo from this forward."""
+
+    def __init__(self, inner: nn.Module, after: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.inner, self.after = inner, after
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        x = torch.zeros(())
+        for _ in range(1):
+            torch._dynamo.graph_break()
+            x = self.inner(*args)
+        return self.head(x if self.after is None else self.after(x))
+
+
+class Bare(Stack):
+    def forward(self, ids: Tensor) -> Any:
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_model_called_from_python_that_ends_in_a_norm_is_whole() -> None:
+    plan = ac.prepare(Outer(Stack()), (ids(),))
+    assert [len(stream.writes) for stream in plan.streams] == [6]
+
+
+def test_model_called_from_python_that_ends_in_its_sum_is_cut() -> None:
+    with pytest.raises(GraphBreakError, match=r"test_pieces\.py:\d+"):
+        ac.prepare(Outer(Bare()), (ids(),))
+
+
+class Halves(nn.Module):
+    """One addition before the break, a whole stream behind it. what: becomes of the sum between them."""
+
+    def __init__(self, what: Callable[[Tensor], Tensor], inside: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.norm = Block(1), Block(3), nn.LayerNorm(WIDTH)
+        self.what, self.inside = what, inside
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        if self.inside:
+            x = self.what(x)
+        torch._dynamo.graph_break()
+        return self.norm(self.second(x if self.inside else self.what(x)))
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+CARRIED: dict[str, Callable[[Tensor], Tensor]] = {
+    "the sum": identity,
+    "scaled": lambda x: 0.5 * x,
+    "a view of it": lambda x: x.flatten(0, 1),
+    "detached": lambda x: x.detach(),
+}
+
+
+@pytest.mark.parametrize("what", CARRIED.values(), ids=CARRIED)
+@pytest.mark.parametrize("inside", [True, False])
+def test_stream_that_begins_with_the_sum_of_an_earlier_graph_is_cut(
+    what: Callable[[Tensor], Tensor], inside: bool
+) -> None:
+    with pytest.raises(GraphBreakError, match=r"before its first write: .*graph_break.* at .*test_pieces\.py"):
+        ac.prepare(Halves(what, inside), (states(),))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_stream_that_begins_with_a_norm_of_it_is_not(inside: bool) -> None:
+    norm = nn.LayerNorm(WIDTH)
+    plan = ac.prepare(Halves(lambda x: norm(x), inside), (states(),))
+    assert [len(stream.writes) for stream in plan.streams] == [3]
+
+
+class Last(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.norm = Block(2), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(self.block(x))
+
+
+class InPython(nn.Module):
+    """The layers are called from Python, which scales the sum between them."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = Block(writes)
+        self.last = Last()
+
+    def forward(self, x: Tensor) -> Any:
+        for _ in range(1):
+            x = self.first(x)
+            torch._dynamo.graph_break()
+            x = self.last(torch.tensor(x.tolist()) * 0.5)
+        return x
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+def test_sum_that_python_made_behind_one_of_a_graph_is_no_beginning(writes: int) -> None:
+    with pytest.raises(GraphBreakError, match=r"test_pieces\.py"):
+        ac.prepare(InPython(writes), (states(),))
+
+
+class Tower(nn.Module):
+    """Beside a whole stream, one that a break in its loop cuts into single additions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.stack, self.projection = Stack(printing, writes=1), Stack(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.stack(ids) + self.projection(self.tower(ids))
+
+
+def test_stream_beside_one_in_pieces_is_whole() -> None:
+    plan = ac.prepare(Tower(), (ids(),))
+    assert [len(stream.writes) for stream in plan.streams] == [6]
+    assert not plan.partial
+    messages = {decline.message for decline in plan.declined}
+    assert len(messages) == 1
+    assert f"models.py:{line_of_the_break()}; take that line out of the forward" in messages.pop()
+
+
+def test_state_that_a_later_graph_adds_to_is_cut() -> None:
+    with pytest.raises(GraphBreakError, match=r"'.*' that a later graph adds to: .*models\.py"):
+        ac.prepare(Skip(breaks=True), (states(),))
+    whole = ac.explain(Skip(breaks=False), (states(),)).plan
+    assert whole.partial
+
+
+class Collects(Stack):
+    """Returns its states as well, behind a break."""
+
+    def forward(self, ids: Tensor) -> Any:
+        x = self.embedding(ids)
+        states = []
+        for block in self.blocks:
+            states.append(x)
+            x = block(x)
+        x = self.norm(x)
+        torch._dynamo.graph_break()
+        return self.norm(x), [2 * state + self.norm.weight.expand(state.shape) for state in states]
+
+
+def test_state_that_is_returned_behind_a_break_is_a_read() -> None:
+    plan = ac.prepare(Collects(), (ids(),))
+    assert [read.state for read in plan.streams[0].reads if not read.normed] == [0, 2, 4]
+
+
+def test_inputs_of_the_model_are_known_and_what_graphs_hand_on_is_named() -> None:
+    captured = capture(Halves(identity, True), (states(),), None)
+    first, second = captured.graphs
+    assert not first.taken
+    assert [(taken.graph, taken.output) for taken in second.taken] == [(0, 0)]
+    assert first.end.is_break
+    assert not second.end.is_break
+
+
+def prepared(model: nn.Module, x: Tensor) -> Any:
+    return ac.prepare(copy.deepcopy(model), (x,)).to_dict()
+
+
+def explained(model: nn.Module, x: Tensor) -> Any:
+    return ac.explain(model, (x,)).plan.to_dict()
+
+
+def verified(model: nn.Module, x: Tensor) -> Any:
+    return ac.verify(model, (x,)).passed
+
+
+class Counting:
+    """A backend that counts its graphs."""
+
+    graphs = 0
+
+    def __call__(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        self.graphs += 1
+        return gm.forward
+
+
+def graphs_of_the_user(model: nn.Module, x: Tensor) -> int:
+    backend = Counting()
+    torch.compile(model, backend=backend)(x)
+    return backend.graphs
+
+
+def outcome(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except ac.AttnResError as error:
+        return type(error), str(error)
+
+
+USES = [prepared, explained, verified, graphs_of_the_user]
+KINDS = {
+    "loop": lambda: (Stack(printing), ids()),
+    "skip": lambda: (Skip(breaks=True), states()),
+    "whole": lambda: (Stack(), ids()),
+}
+
+
+@functools.cache
+def in_a_fresh_process(kind: str) -> list[Any]:
+    found = []
+    for use in USES:
+        torch._dynamo.reset()
+        found.append(outcome(use, *KINDS[kind]()))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", range(len(USES)))
+def test_what_ran_before_changes_nothing(kind: str, first: int) -> None:
+    """Each use twice, in an order that begins with each; the graphs of the user are counted the first time only."""
+    expected = in_a_fresh_process(kind)
+    torch._dynamo.reset()
+    model, x = KINDS[kind]()
+    order = [*range(first, len(USES)), *range(first)]
+    counted = False
+    for number in (*order, *reversed(order)):
+        found = outcome(USES[number], model, x)
+        if USES[number] is not graphs_of_the_user or not counted:
+            assert found == expected[number]
+        counted |= USES[number] is graphs_of_the_user
+
+
+def test_user_compiles_as_often_as_without_a_capture() -> None:
+    """Recompilations for other sizes and other blocks, too."""
+    counts = []
+    for captures in (False, True):
+        torch._dynamo.reset()
+        model, counter = Stack(printing), Counting()
+        if captures:
+            with pytest.raises(GraphBreakError):
+                ac.prepare(model, (ids(),))
+        compiled = torch.compile(model, backend=counter)
+        for tokens in (3, 5, 7):
+            compiled(torch.zeros(2, tokens, dtype=torch.int64))
+        counts.append(counter.graphs)
+    assert counts[0] == counts[1]
+
+
+def test_block_compiled_on_its_own_in_a_model_that_was_not_prepared() -> None:
+    model = Stack()
+    for block in model.blocks:
+        block.compile(backend="attnres", options={"inner": "eager"})
+    before = list(model.state_dict())
+    with pytest.raises(
+        PartOfModelError, match=r"Block is compiled on its own, called at .*models\.py:\d+.*prepare\(model"
+    ):
+        model(ids())
+    assert list(model.state_dict()) == before
+
+
+def test_block_that_is_no_part_of_a_running_model_may_be_compiled() -> None:
+    block = Block()
+    block.compile(backend="attnres", options={"inner": "eager"})
+    with pytest.warns(UserWarning, match="not prepared"):
+        block(states())
+    assert ac.status(block).reads == 2
+
+
+def test_whole_model_inside_another_one_may_be_compiled() -> None:
+    outer = Outer(Stack())
+    outer.inner.compile(backend="attnres", options={"inner": "eager"})
+    with pytest.warns(UserWarning, match="not prepared"):
+        outer(ids())
+    assert ac.status(outer.inner).state == "rewritten"
+
+
+@pytest.mark.parametrize("on_decline", ["error", "ignore"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_unprepared_model_with_a_break_in_its_stream(on_decline: str, inside: bool) -> None:
+    """Nothing of the first graph is a stream, and the second one begins with its sum."""
+    model = Halves(identity, inside)
+    model.compile(backend="attnres", options={"inner": "eager", "on_decline": on_decline})
+    with pytest.raises(GraphBreakError, match=r"before its first write: .*test_pieces\.py"):
+        model(states())
+    assert not [name for name, _ in model.named_parameters() if "attnres" in name]
+
+
+def test_unprepared_model_with_a_break_before_its_stream() -> None:
+    model = Apart()
+    model.compile(backend="attnres", options={"inner": "eager"})
+    with pytest.warns(UserWarning, match="not prepared"):
+        model(ids())
+    assert ac.status(model).reads == 6
+
+
+def test_unprepared_model_with_a_break_in_the_loop_registers_nothing() -> None:
+    model = Stack(printing)
+    model.compile(backend="attnres", options={"inner": "eager"})
+    with pytest.raises(PartOfModelError, match="a graph break there"):
+        model(ids())
+    assert not [name for name, _ in model.named_parameters() if "attnres" in name]
+
+
+@pytest.mark.parametrize("pair", list(itertools.permutations([Skip(False), Skip(True)], 2)), ids=["whole", "broken"])
+def test_instances_of_one_class_do_not_change_each_other(pair: tuple[Skip, Skip]) -> None:
+    results = {model.breaks: outcome(explained, model, states()) for model in pair}
+    assert results[True][0] is GraphBreakError
+    assert results[False]["partial"]
