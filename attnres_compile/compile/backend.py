@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from attnres_compile.capture.analysis import apply_on_decline, warn_if_partial
 from attnres_compile.capture.graph_breaks import check_not_cut
 from attnres_compile.compile.dump import LevelDump
-from attnres_compile.compile.matching import match
+from attnres_compile.compile.matching import check_due, match
 from attnres_compile.compile.pieces import check_not_a_piece
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
@@ -47,7 +47,7 @@ from attnres_passes.torch_private.dynamo import (
     guard_value,
     uncompiled_caller,
 )
-from attnres_passes.torch_private.frames import mark_as_backend
+from attnres_passes.torch_private.frames import mark_as_backend, notes_for_backend
 from attnres_passes.torch_private.inner_compilers import inductor_modes
 from attnres_passes.torch_private.state import unseen_by_checkpoints
 from attnres_passes.torch_private.version import warn_if_untested
@@ -115,6 +115,7 @@ def _compile(
     for stream in analysis.plan.streams:
         check_not_cut(stream, end)
     matched = _matched(owner, analysis, end)
+    check_due(notes_for_backend(), owner.parameters, matched, end)
     # Then build the new graph beside the old one.
     levels = run_passes(gm, analysis, dump, differentiates=torch.is_grad_enabled())
     dump.schedule(levels.schedule_text())
@@ -232,7 +233,8 @@ def _compile_unchanged(
     # Without a module there is no model: a loss function that Dynamo compiles by itself after a graph break.
     if isinstance(owner, Owner) and owner.parameters is not None:
         _matched(owner, analysis, end)
-    elif isinstance(owner, Owner) and not end.is_break:
+    check_due(notes_for_backend(), None, PlannedReads({}), end)
+    if isinstance(owner, Owner) and owner.parameters is None and not end.is_break:
         # Before a break, the streams of an unprepared model may still come.
         caller = uncompiled_caller(owner.frame.module)
         apply_on_decline(analysis.plan, _piece_note(owner, caller) if caller else "")

@@ -7,9 +7,11 @@ part of a larger module. Streams are recognised by the modules of their writes, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attnres_compile.model.errors import AttnResError, GraphBreakError, StalePlanError
+from attnres_compile.model.in_force.guarded_forward import Guard
+from attnres_compile.model.parameters import AttnResParameters
 from attnres_compile.model.planned_reads import PlannedReads
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.ir import provenance
@@ -47,6 +49,25 @@ def match(found: Plan, planned: Plan, trace: AtenTrace, end: GraphEnd, within: s
         if p not in taken and _holds_part(trace, other, within):
             raise _error_at(end)(_missing(other, end))
     return PlannedReads(reads)
+
+
+def check_due(guards: Sequence[Guard], added: AttnResParameters | None, matched: PlannedReads, end: GraphEnd) -> None:
+    """Check that a graph holds the streams of all guarded modules that it runs, also where no module tells them apart.
+
+    Args:
+        guards: of those modules.
+        added: parameters of the model that the graph was matched with; None without one.
+        matched: its reads in the plan of that model.
+        end: how the graph ends.
+
+    Raises:
+        StalePlanError: it runs a module without its stream.
+    """
+    held = {planned.stream for planned in matched.planned.values()}
+    for guard in guards:
+        for number in guard.streams:
+            if added is None or guard.calls is not added.calls or number not in held:
+                raise _error_at(end)(_missing(guard.plan.streams[number], end))
 
 
 def _same(found: Stream, planned: Stream) -> bool:

@@ -220,3 +220,33 @@ def test_a_hundred_shapes() -> None:
     for value in shapes:
         torch.testing.assert_close(model(value), by_hand(model, value))
     assert ac.status(model).graphs - before <= 2
+
+
+class InTheRoot(nn.Module):
+    """Sublayers that are code of the model itself, so that no module's path tells them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(8, 8, dtype=torch.float64) / 3 for _ in range(4))
+        self.normed = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = x + torch.tanh((nn.functional.layer_norm(x, (8,)) if self.normed else x) @ weight)
+        return nn.functional.layer_norm(x, (8,))
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_later_graph_without_the_stream(called_before: bool) -> None:
+    model, x = InTheRoot(), torch.randn(2, 4, 8, dtype=torch.float64)
+    ac.prepare(model, (x,), block_size=1)
+    model.compile(backend="attnres", options={"inner": "eager"})
+    if called_before:
+        model(x)
+    model.normed = False
+    with pytest.raises(errors.StalePlanError, match="without holding the stream"):
+        model(x)
+    assert ac.status(model).state == "stale"
+    model.normed = True
+    model(x)
+    assert ac.status(model).state == "rewritten"

@@ -26,6 +26,7 @@ from attnres_passes.torch_private.frames import (
     graph_break,
     leave_to_python,
     never_traced,
+    note_for_backend,
     seen_while_tracing,
     tracer,
 )
@@ -136,6 +137,8 @@ def _must_break(module: nn.Module, guard: Guard, on_purpose: bool) -> bool:
         return False
     by = tracer()
     if by.is_ours:
+        # The backend holds the graph against the streams that are due in it.
+        note_for_backend(guard)
         return False
     compiled_in_place = not guard.path and module._compiled_call_impl is not None
     is_root = by.module is module

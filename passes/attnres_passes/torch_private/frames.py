@@ -104,6 +104,24 @@ def _backend_name(links: list[Any]) -> str:
     return next((str(link.__name__) for link in reversed(links) if hasattr(link, "__name__")), "unknown")
 
 
+def note_for_backend(value: Any) -> None:
+    """Leave a value, while Dynamo traces, for the backend that is given the graph."""
+    _notes().append(value)
+
+
+def notes_for_backend() -> list[Any]:
+    """What was left on the way for the graph that Dynamo is handing to the backend."""
+    return list(_notes())
+
+
+def _notes() -> list[Any]:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    output: Any = InstructionTranslator.current_tx().output
+    notes: list[Any] = output.__dict__.setdefault("_attnres_notes", [])
+    return notes
+
+
 class Around(Enum):
     """What Dynamo does around Python code that is running."""
 

@@ -19,6 +19,7 @@ DEFAULTS = {
     "inner": "inductor",
     "stages": None,
     "on_decline": "error",
+    "on_plain": "error",
     "allow_unnormed": False,
     "streams": None,
     "eps": 1e-6,
@@ -33,6 +34,7 @@ VALID = [
     *[("inner", value) for value in ("inductor", "aot_eager", "eager")],
     *[("stages", value) for value in (None, 1, 4)],
     *[("on_decline", value) for value in ("error", "warn", "ignore")],
+    *[("on_plain", value) for value in ("error", "warn")],
     *[("allow_unnormed", value) for value in (True, False)],
     *[("streams", value) for value in (None, ("encoder",), ("a", "b"))],
     *[("eps", value) for value in (0.0, 1e-6, 0)],
@@ -41,8 +43,8 @@ VALID = [
 
 INVALID: list[tuple[str, Any]] = [
     *[(name, value) for name in ("num_blocks", "block_size", "stages") for value in (0, -1, 1.5, "2", True)],
-    *[(name, "nonsense") for name in ("scale", "schedule", "inner", "on_decline")],
-    *[(name, None) for name in ("scale", "schedule", "inner", "on_decline")],
+    *[(name, "nonsense") for name in ("scale", "schedule", "inner", "on_decline", "on_plain")],
+    *[(name, None) for name in ("scale", "schedule", "inner", "on_decline", "on_plain")],
     ("streams", "encoder"),
     ("streams", 3),
     ("streams", [3]),
