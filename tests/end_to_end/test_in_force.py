@@ -6,6 +6,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +251,26 @@ def test_a_later_graph_without_the_stream(called_before: bool) -> None:
     model.normed = True
     model(x)
     assert ac.status(model).state == "rewritten"
+
+
+@pytest.mark.processes
+def test_sharded_models_are_guarded(tmp_path: Path) -> None:
+    """FSDP2 gives modules classes of its own, before or after ours."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        model, x = a_model()
+        expected = by_hand(model, x).detach()
+        torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+        with pytest.raises(errors.NotInForceError, match="never compiled"):
+            model(x)
+        model.compile(backend="attnres", options={"inner": "eager"})
+        torch.testing.assert_close(model(x), expected)
+        ac.unprepare(model)
+        plain = plain_model(prepared(x))(x)
+        torch.testing.assert_close(model(x), plain)
+        ac.prepare(model, (x,), block_size=1)
+        with pytest.raises(errors.NotInForceError, match="never compiled"):
+            model(x)
+    finally:
+        torch.distributed.destroy_process_group()
