@@ -37,11 +37,19 @@ class CompiledGraph:
         self.model = weakref.ref(model)
         self.streams = sorted({parameter.read.stream for parameter in added})
         self._find_holders()
-        self.compiled_for = [_signature(getattr(module, name)) for module, name in self.holders]
+        self.compiled_for = _signatures(self._look_up())
 
     def _find_holders(self) -> None:
-        self.holders = [self.parameters.holder(parameter) for parameter in self.added]
+        holders = [self.parameters.holder(parameter) for parameter in self.added]
+        self.holders = [(module._parameters, name, module) for module, name in holders]
         self.places = self.parameters.places(self.added)
+
+    def _look_up(self) -> list[Any]:
+        # A parameter that is computed from others, by torch's parametrizations, is an attribute only.
+        return [
+            parameters[name] if name in parameters else getattr(module, name)
+            for parameters, name, module in self.holders
+        ]
 
     def __call__(self, *args: Any) -> Any:
         model = self.model()
@@ -53,8 +61,8 @@ class CompiledGraph:
         if any(modules.get(name) is not module for modules, name, module in self.places):
             # A read, or its key norm, was replaced by another module.
             self._find_holders()
-        added = [getattr(module, name) for module, name in self.holders]
-        if [_signature(parameter) for parameter in added] != self.compiled_for:
+        added = self._look_up()
+        if _signatures(added) != self.compiled_for:
             self._refuse(added)
         self.parameters.calls.note_run(self.streams)
         recording = open_recording(self.parameters)
@@ -64,8 +72,8 @@ class CompiledGraph:
 
     def _refuse(self, added: list[Any]) -> None:
         """Raise StalePlanError for the first parameter that is not what the graph was compiled for."""
-        changed = map(lambda parameter, signature: _signature(parameter) != signature, added, self.compiled_for)
-        first = next(parameter for parameter, differs in zip(self.added, changed, strict=True) if differs)
+        pairs = zip(self.added, _signatures(added), self.compiled_for, strict=True)
+        first = next(parameter for parameter, now, then in pairs if now != then)
         raise StalePlanError(
             f"attnres.{self.parameters.path(first.read)} ({first.name}) has changed its dtype, device or "
             "requires_grad since the model was compiled, and torch did not compile it again; if the whole model was "
@@ -89,5 +97,5 @@ class PlainGraph:
         return self.compiled(*args)
 
 
-def _signature(parameter: Any) -> tuple[Any, ...]:
-    return parameter.dtype, parameter.device, parameter.requires_grad
+def _signatures(parameters: list[Any]) -> list[tuple[Any, ...]]:
+    return [(parameter.dtype, parameter.device, parameter.requires_grad) for parameter in parameters]

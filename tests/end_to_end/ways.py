@@ -133,7 +133,7 @@ def wrapper(model: Net, x: Tensor) -> Any:
 
 @way
 def wrapper_of_the_whole_graph(model: Net, x: Tensor) -> Any:
-    return torch.compile(model, backend="attnres", fullgraph=True)(x)
+    return torch.compile(model, backend="attnres", options=EAGER, fullgraph=True)(x)
 
 
 @way
