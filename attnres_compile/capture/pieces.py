@@ -67,7 +67,15 @@ class Pieces:
         self._made: dict[StorageWeakRef, tuple[int, int]] = {}
 
     def add(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        """Take in a graph; gives what runs in its place."""
+        """Take in a graph.
+
+        Args:
+            gm: as Dynamo hands it over.
+            inputs: values of its placeholders.
+
+        Returns:
+            What runs in its place.
+        """
         index = len(self._graphs)
         self._graphs.append(Captured(gm, tuple(inputs), self._end(gm)))
 

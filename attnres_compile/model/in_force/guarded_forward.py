@@ -77,7 +77,12 @@ _classes: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
 
 
 def guarded_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module]:
-    """The class of guarded modules of a class. compiled_already: as in ``install``."""
+    """The class of the guarded modules of a class.
+
+    Args:
+        plain: that class.
+        compiled_already: as in ``guard.install``.
+    """
     key = plain, compiled_already
     if key not in _classes:
         _classes[key] = _new_class(plain, compiled_already)
@@ -101,7 +106,12 @@ def _new_class(plain: type[nn.Module], compiled_already: bool) -> type[nn.Module
 
 
 def forward_around(plain_forward: Callable[..., Any], documented: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that asks before it runs another one, with that one's signature."""
+    """A forward that asks before it runs another one.
+
+    Args:
+        plain_forward: that is run, a function of the module and its arguments.
+        documented: gives name and signature.
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         guard = self._attnres_guard
