@@ -22,7 +22,7 @@ class AttnResError(Exception):
         return super().__str__()
 
     def __str__(self) -> str:
-        pointer = pointer_to(type(self))
+        pointer = f"See {section_of(type(self))}."
         # torch makes some errors anew from the text of another: of a worker thread, for one.
         return self.message if pointer in self.message else f"{self.message}\n{pointer}"
 
@@ -31,10 +31,10 @@ class AttnResError(Exception):
         return _made_again, (type(self), self.args), self.__dict__
 
 
-def pointer_to(kind: type[AttnResError]) -> str:
-    """The line that names the section of a class of error; of its nearest base of ours, if it is not ours itself."""
+def section_of(kind: type[AttnResError]) -> str:
+    """Where a class of error is explained, or its nearest base of ours if it is not ours itself."""
     ours = next(one for one in kind.__mro__ if one.__module__.startswith("attnres_"))
-    return f"See {PAGE}#{ours.__name__.lower()}."
+    return f"{PAGE}#{ours.__name__.lower()}"
 
 
 def _made_again(kind: type[AttnResError], args: tuple[Any, ...]) -> AttnResError:
