@@ -93,7 +93,7 @@ def test_every_part_is_on_its_page() -> None:
     function = re.compile(r"^@part\ndef (\w+)", re.MULTILINE)
     made = [(path.stem, name) for path in files for name in function.findall(path.read_text())]
     used = [(page.stem, name) for page in PAGES for name in PART.findall(page.read_text())]
-    assert sorted(used) == sorted(made)
+    assert set(used) == set(made)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
