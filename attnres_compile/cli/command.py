@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from attnres_kernels.errors import AttnResError
+from attnres_kernels.errors import AttnResError, section_of
 
 PASSED, FAILED = 0, 1
 """Exit codes; an error of the user or of the machine is FAILED too."""
@@ -65,7 +65,7 @@ def run_command(parser: argparse.ArgumentParser, words: Sequence[str], name: str
         own = own_error(error)
         if own is None or arguments.traceback:
             raise
-        print(f"{parser.prog}: error: {' '.join(str(own).split())}", file=sys.stderr)
+        print(f"{parser.prog}: error: {' '.join(own.message.split())} (see {section_of(type(own))})", file=sys.stderr)
         return FAILED
 
 

@@ -210,8 +210,8 @@ def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
     return PartOfPreparedModelError(
         f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
         "residual stream runs through all parts. If the whole model is compiled, a graph break in that forward cuts "
-        "the stream: torch.compile(model, fullgraph=True) names its line. If not, compile the whole model: "
-        'model.compile(backend="attnres").'
+        'the stream: torch.compiler.reset(), model.compile(backend="attnres", fullgraph=True) and a call name its '
+        'line. If not, compile the whole model: model.compile(backend="attnres").'
     )
 
 

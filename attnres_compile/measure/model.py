@@ -154,7 +154,7 @@ def _cell(
         ]
         return _decode(job, loaded, pair) if workload == DECODE else _forward(job, loaded, pair, workload)
     except DecodeError as error:
-        return {"missing": str(error)}
+        return {"missing": error.message}
     except torch.OutOfMemoryError as error:
         return {"missing": f"out of memory: {first_line(error)}"}
 

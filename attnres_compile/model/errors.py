@@ -1,4 +1,4 @@
-"""What can go wrong, one class per mistake; every message ends with what to do.
+"""What can go wrong, one class per mistake; every message says what to do, and names its section of docs/errors.md.
 
 ``AttnResError`` is the base of all. Raised inside a compilation, they reach the caller as themselves and as torch's
 ``BackendCompilerFailed`` at once, so that either can be caught.

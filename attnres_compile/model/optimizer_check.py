@@ -147,7 +147,7 @@ def _ran_plain(optimizer: Optimizer, model: nn.Module, how: str) -> str:
     return (
         f"{type(optimizer).__name__} steps {type(model).__name__}, {how}: it ran without its depth attention. Compile "
         'it with model.compile(backend="attnres"); if it is, a graph break keeps Dynamo from compiling its forward, '
-        "and torch.compile(model, fullgraph=True) names the line. Run what is to be plain inside "
+        'and model.compile(backend="attnres", fullgraph=True) names the line. Run what is to be plain inside '
         "attnres_compile.plain(model); to train the plain model for good, call attnres_compile.unprepare(model)."
     )
 

@@ -93,13 +93,13 @@ def test_every_part_is_on_its_page() -> None:
     function = re.compile(r"^@part\ndef (\w+)", re.MULTILINE)
     made = [(path.stem, name) for path in files for name in function.findall(path.read_text())]
     used = [(page.stem, name) for page in PAGES for name in PART.findall(page.read_text())]
-    assert sorted(used) == sorted(made)
+    assert set(used) == set(made)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     dead = []
-    for link in LINK.finditer(page.read_text()):
+    for link in LINK.finditer(PYTHON_BLOCK.sub("", page.read_text())):
         if "://" in link["target"]:
             continue
         target = page if not link["target"] else (page.parent / link["target"])

@@ -139,7 +139,8 @@ def run_case(case: Case) -> Result:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, case.tokens, case.width, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        plain = alone.eval()(x)
+        with ac.plain(alone):
+            plain = alone.eval()(x)
         expected = compiled(alone, case)(x)
         watch = Watch()
         with watched_by(watch):

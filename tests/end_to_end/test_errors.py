@@ -143,7 +143,7 @@ def test_single_layer_of_a_prepared_model() -> None:
     ac.prepare(model, (ids,))
     model.blocks[1].compile(backend="attnres", options=EAGER)
     with pytest.raises(
-        errors.PartOfPreparedModelError, match=r"'blocks\.1' is compiled on its own.*compile the whole model"
+        errors.PartOfPreparedModelError, match=r"each on its own \('blocks\.1'\).*Compile the whole model"
     ):
         model(ids)
     model.blocks[1]._compiled_call_impl = None

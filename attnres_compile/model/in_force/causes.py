@@ -6,15 +6,20 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import CodeType
+from typing import get_args
 
 from torch import nn
 
 from attnres_compile.model.errors import NotInForceError, PartOfPreparedModelError
 from attnres_compile.model.in_force.calls import Calls
+from attnres_passes.ir.config import Inner
 from attnres_passes.torch_private import frames
 from attnres_passes.torch_private.frames import Around, Tracer
+from attnres_passes.torch_private.version import TORCH_FOLDER
 
 COMPILE = 'model.compile(backend="attnres")'
+_NAMES_THE_LINE = 'model.compile(backend="attnres", fullgraph=True)'
+_EXPORTED = "An exported or traced AttnRes model is not supported: run the compiled model instead."
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,14 @@ def traced_by(by: Tracer, name: str, is_root: bool, compiled_in_place: bool) -> 
         compiled_in_place: whether the module is compiled with our backend.
     """
     root = f"{by.code.co_name} ({by.code.co_filename}:{by.code.co_firstlineno})"
+    if by.code.co_filename.startswith(TORCH_FOLDER) and "export" in by.code.co_filename.removeprefix(TORCH_FOLDER):
+        return Cause("tracer", name, "torch.export traces its plain forward", _EXPORTED)
     if is_root:
         return Cause(
             "traced",
             name,
             f"it is compiled with the backend {by.backend!r}, which traces its plain forward",
-            f'Compile it with backend="attnres": {COMPILE}; {by.backend!r} can run behind it, where it is "inductor", '
-            '"aot_eager" or "eager", by options={"inner": ..}.',
+            f"Compile it with ours: {COMPILE}. {_place_of(by.backend)}",
         )
     if compiled_in_place:
         return Cause(
@@ -84,14 +90,14 @@ def traced_by(by: Tracer, name: str, is_root: bool, compiled_in_place: bool) -> 
             name,
             f"the compiled function {root} takes it into one graph of the backend {by.backend!r}, where its own "
             "compilation is left out",
-            'Compile that function with torch.compile(.., backend="attnres"), or without fullgraph=True, so that '
-            "the model runs in graphs of its own.",
+            'Compile that function with torch.compile(.., backend="attnres"), or without fullgraph=True: the model '
+            "then runs in graphs of its own.",
         )
     return Cause(
         "traced",
         name,
         f"the compiled function {root} takes it into a graph of the backend {by.backend!r}",
-        f'Compile that function with torch.compile(.., backend="attnres"), or the model before it: {COMPILE}.',
+        f'Compile the model itself: {COMPILE}; or that function with torch.compile(.., backend="attnres").',
     )
 
 
@@ -115,18 +121,20 @@ def before_call(module: nn.Module, path: str, calls: Calls, codes: Sequence[Code
             "tracer", name, f"{tracer} runs its forward, which Dynamo does not compile there", _mend_of_tracer(tracer)
         )
     if frames.stance() != "default":
+        earlier = "" if frames.stance() == "force_eager" else ", or call the model once in this way before it is set"
         return Cause(
             "stance",
             name,
             f"torch.compiler.set_stance({frames.stance()!r}) keeps Dynamo from compiling this call",
-            "Take the stance back, or call the model once in this way before it is set.",
+            f'Take it back: torch.compiler.set_stance("default"){earlier}.',
         )
     if frames.is_disabled():
         return Cause(
             "disabled",
             name,
             "Dynamo is disabled (TORCHDYNAMO_DISABLE or torch._dynamo.config.disable)",
-            "Enable it: the rewrite is made by compiling.",
+            "Enable it, since the rewrite is made by compiling: unset the variable before Python starts, and leave "
+            "torch._dynamo.config.disable = False.",
         )
     if around is Around.NOTHING:
         return _uncompiled(module, path, calls)
@@ -149,9 +157,9 @@ def behind_call(module: nn.Module, codes: Sequence[CodeType]) -> Cause:
         "left to Python",
         name,
         "Dynamo left its forward to Python and compiled no graph with its residual stream",
-        "A graph break in it, an error that torch._dynamo.config.suppress_errors hides, or another backend around it "
-        "does that: torch.compile(model, fullgraph=True) names the line. If this code failed to compile before, call "
-        "torch.compiler.reset() first.",
+        "It does so after an error in a compilation, which torch._dynamo.config.suppress_errors hides and "
+        "attnres_compile.status(model).error may hold, and at a graph break in a loop. Call torch.compiler.reset(), "
+        f"then {_NAMES_THE_LINE} and the model, which raises the error or names the line to mend.",
     )
 
 
@@ -162,22 +170,22 @@ def _uncompiled(module: nn.Module, path: str, calls: Calls) -> Cause:
             "uncompiled",
             name,
             f"it is the part {path!r} of the model, and was called by itself, outside of any compiled call",
-            f"Call the model, after {COMPILE}.",
+            f"Call the whole model, compiled: {COMPILE}.",
         )
     if module._compiled_call_impl is not None:
         return Cause(
             "uncompiled",
             name,
             "its forward was called past the compiled call, as model.forward(..) does, or under torch.compiler.disable",
-            "Call model(..) instead, outside of torch.compiler.disable.",
+            "Call the model itself, model(..), outside of torch.compiler.disable.",
         )
     if calls.compiled:
         return Cause(
             "wrapper",
             name,
-            "a wrapper that torch.compile(model) gave is compiled, and the module behind it was called, as methods of "
-            "the wrapper such as generate do",
-            f"Compile the module itself, in place, so that every way leads through the compiled call: {COMPILE}.",
+            "the module itself was called, and only a wrapper of it is compiled, which torch.compile(model) gave; "
+            "methods of the wrapper, such as generate, call the module",
+            f"Compile the module in place, so that every way leads through the compiled call: {COMPILE}.",
         )
     parts = [path for path, part in module.named_modules() if part._compiled_call_impl is not None]
     if parts:
@@ -185,12 +193,19 @@ def _uncompiled(module: nn.Module, path: str, calls: Calls) -> Cause:
         return Cause(
             "part",
             name,
-            f"{listed} is compiled on its own, and the model, whose residual stream runs through all parts, is not",
-            f"Take those compilations back and compile the whole model: {COMPILE}.",
+            f"it is not compiled, and parts of it are, each on its own ({listed}); its residual stream runs through "
+            "all of them",
+            f"Compile the whole model, and no parts: {COMPILE}.",
             PartOfPreparedModelError,
         )
-    copied = "this copy of a prepared model was never compiled" if calls.is_copy else "it was never compiled"
-    return Cause("uncompiled", name, copied, f"Compile it: {COMPILE}.")
+    if calls.is_copy:
+        return Cause(
+            "uncompiled",
+            name,
+            "this copy of a prepared model was never compiled",
+            'A compiled model is copied without its graphs: compile the copy, too: copy.compile(backend="attnres").',
+        )
+    return Cause("uncompiled", name, "it was never compiled", f"Compile it: {COMPILE}.")
 
 
 def _limit(name: str, hit: frames.LimitHit) -> Cause:
@@ -200,15 +215,22 @@ def _limit(name: str, hit: frames.LimitHit) -> Cause:
         name,
         f"Dynamo compiled it {hit.graphs} times, the limit of torch._dynamo.config.{hit.limit}, and runs other calls "
         f"plain{guard}",
-        "Make what changes there constant, or dynamic (model.compile(.., dynamic=True) for sizes); or raise the limit: "
-        f"torch._dynamo.config.{hit.limit} = {2 * hit.graphs}.",
+        f"Keep what changes there constant; or, for sizes, call {COMPILE[:-1]}, dynamic=True); or raise the limit: "
+        f"torch._dynamo.config.{hit.limit} = {2 * hit.graphs}. Then call torch.compiler.reset().",
     )
+
+
+def _place_of(backend: str) -> str:
+    """Where another backend belongs in a compilation with ours."""
+    if backend in get_args(Inner):
+        return f'{backend!r} runs behind it by options={{"inner": "{backend}"}}.'
+    return "If that backend calls ours, make it with functools.wraps(attnres), so that it is known."
 
 
 def _mend_of_tracer(tracer: str) -> str:
     if tracer == "torch.func":
         return (
-            "Use torch.autograd on the compiled model, or apply the transform inside a function that is compiled "
-            'with backend="attnres".'
+            "Use torch.autograd on the compiled model in place of torch.func.grad, and a loop in place of "
+            "torch.func.vmap; no transform works through the rewrite."
         )
-    return "An exported or traced AttnRes model is not supported: take the compiled model instead."
+    return _EXPORTED

@@ -165,6 +165,10 @@ def as_backend_failure(error: Exception) -> Exception:
             self.__dict__.update(error.__dict__)
             self.backend_name, self.inner_exception = "attnres", error
 
+        def __reduce__(self) -> Any:
+            # This class cannot be found by its name.
+            return error.__reduce__()
+
     Failure.__name__, Failure.__qualname__ = type(error).__name__, type(error).__qualname__
     Failure.__module__ = type(error).__module__
     return Failure()

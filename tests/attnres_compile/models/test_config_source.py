@@ -118,5 +118,5 @@ def test_main_input_of_an_unknown_kind(tmp_path):
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     write_config(tmp_path, config.to_dict() | {"architectures": ["Wav2Vec2Model"]})
-    with pytest.raises(InputGuessError, match=r"its main input is 'input_values'.* name it as module:factory$"):
+    with pytest.raises(InputGuessError, match=r"its main input is 'input_values'.* name it as module:factory\n"):
         load_model(str(tmp_path))

@@ -126,7 +126,7 @@ def test_unknown_preset_names_the_nearest():
 
 
 def test_unknown_preset_lists_the_ways_to_name_a_model():
-    with pytest.raises(UnknownPresetError, match=r"Pass one of gpt2, .* config\.json, or module:factory$"):
+    with pytest.raises(UnknownPresetError, match=r"Pass one of gpt2, .* config\.json, or module:factory\n"):
         load_model("zzzzzz")
 
 

@@ -111,7 +111,7 @@ def test_streams_may_be_a_list() -> None:
 def test_unknown_option_names_the_closest_valid_one(given: str, meant: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AttnResConfig.from_options({given: 2})
-    assert str(caught.value) == f"unknown option {given!r}; did you mean {meant!r}?"
+    assert caught.value.message == f"unknown option {given!r}; did you mean {meant!r}?"
 
 
 def test_unknown_option_far_from_all_lists_them() -> None:
@@ -123,7 +123,7 @@ def test_unknown_option_far_from_all_lists_them() -> None:
 def test_misspelt_choice_names_the_closest_valid_one(given: str, meant: str) -> None:
     with pytest.raises(ConfigError) as caught:
         AttnResConfig(schedule=given)  # type: ignore[arg-type]
-    assert str(caught.value).endswith(f"did you mean {meant!r}?")
+    assert caught.value.message.endswith(f"did you mean {meant!r}?")
     assert "'auto', 'direct', 'two_phase', 'naive'" in str(caught.value)
 
 
