@@ -20,6 +20,7 @@ from tests.end_to_end.ways import WAYS, Around, Body, Net, by_hand, prepared
 # Where another mistake than a plain run is to be named, and where torch itself cannot do what was asked.
 OTHER_ERRORS: dict[str, type[Exception]] = {
     "dual_numbers": NotImplementedError,
+    "transform_in_a_function_of_ours": errors.StalePlanError,
 }
 
 

@@ -370,6 +370,22 @@ def call_after_vmap(model: Net, x: Tensor) -> Any:
     return model(x)
 
 
+def function_of_ours_with_a_transform(model: Net) -> Callable[[Tensor], Any]:
+    return torch.compile(lambda given: torch.func.vjp(model, given)[0], backend="attnres", options=EAGER)
+
+
+@way
+def transform_in_a_function_of_ours(model: Net, x: Tensor) -> Any:
+    return function_of_ours_with_a_transform(model)(x)
+
+
+@way
+def call_after_a_transform_in_a_function_of_ours(model: Net, x: Tensor) -> Any:
+    with contextlib.suppress(ac.AttnResError):
+        function_of_ours_with_a_transform(model)(x)
+    return in_place(model)(x)
+
+
 @way
 def functional_gradient(model: Net, x: Tensor) -> Any:
     in_place(model)(x)

@@ -34,6 +34,23 @@ def test_autocast_is_put_back() -> None:
         assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_ban_on_hooks_is_put_back() -> None:
+    """What a graph with ``torch.func.vjp`` in it does, and fails behind."""
+
+    def ban_and_fail() -> None:
+        torch._C._autograd._saved_tensors_hooks_disable("not here")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), restored_torch_state():
+        ban_and_fail()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda packed: packed):
+        pass
+    with torch.autograd.graph.disable_saved_tensors_hooks("already banned"):
+        with restored_torch_state():
+            torch._C._autograd._saved_tensors_hooks_enable()
+        assert torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() == "already banned"
+
+
 def test_without_modes_nothing_is_fake() -> None:
     with FakeTensorMode():
         assert is_fake(torch.ones(2))
