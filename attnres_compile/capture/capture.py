@@ -95,7 +95,10 @@ def _capture_whole(
             pass
         except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
             problem = error
-    return found[0] if found and not found[0].end.is_break else problem
+    captured = found[0] if found and not found[0].end.is_break else problem
+    # Dynamo remembers backends for good, and with this one the model's parameters.
+    found.clear()
+    return captured
 
 
 def _break_of(problem: Exception | None) -> tuple[str, str]:
@@ -119,12 +122,14 @@ def _capture_pieces(
     with _undisturbed(model, (args, kwargs)), buffers_restored(model), torch.random.fork_rng():
         try:
             torch.compile(model, backend=keep_and_run)(*args, **kwargs)
+            return pieces.graphs()
         except Exception as error:
             raise CaptureError(
                 f"{type(model).__name__} does not run on these inputs: {type(error).__name__}: {error}\n"
                 "Call the model once with the same args and kwargs, without compiling it, and mend what it says."
             ) from error
-    return pieces.graphs()
+        finally:
+            pieces.forget()
 
 
 @contextlib.contextmanager

@@ -100,6 +100,10 @@ class Pieces:
             dataclasses.replace(graph, taken=tuple(by_graph.get(index, ()))) for index, graph in enumerate(self._graphs)
         )
 
+    def forget(self) -> None:
+        """Let go of the model, since Dynamo remembers for good what was handed to it, and through it this object."""
+        self.__dict__.clear()
+
     def _end(self, gm: GraphModule) -> GraphEnd:
         """How a graph ends; the return of a function that the model calls from Python is no end of the model."""
         end, frame = graph_end(), compiled_frame()
