@@ -89,14 +89,16 @@ def test_with_the_guard_taken_out_they_run_plain(monkeypatch: pytest.MonkeyPatch
     """The table can fail: a dozen of its ways find a plain model where nothing guards it."""
     monkeypatch.setattr(guard, "install", lambda *args: None)
     monkeypatch.setattr(guard, "connect", lambda *args: None)
-    found = []
+    found: list[str] = []
     for name in WAYS:
+        if found.count("plain") == 12:
+            break
         torch._dynamo.reset()
         try:
             found.append(outcome(name, training=False))
         except Exception:
             found.append("raises")
-    assert found.count("plain") >= 12, dict(zip(WAYS, found, strict=True))
+    assert found.count("plain") == 12, dict(zip(WAYS, found, strict=False))
 
 
 def a_model() -> tuple[Net, Tensor]:

@@ -225,7 +225,7 @@ def test_broken_rule_is_named(level: Level, rule: str, breaks: Breaker, wrong: s
     breaks(gm, plan)
     with pytest.raises(LevelError) as caught:
         check_level(gm, level, plan)
-    message = str(caught.value)
+    message = caught.value.message
     assert message.startswith(f"{level.value} graph: {rule}; ")
     assert wrong in message
     assert message.endswith("Report this with the files that ATTNRES_DUMP=dir writes.")
