@@ -10,7 +10,7 @@ from torch import Tensor
 
 import attnres_compile as ac
 from attnres_compile.model import errors
-from tests.end_to_end.ways import EAGER, Net, by_hand, in_place, prepared
+from tests.end_to_end.guarded_model import EAGER, Net, by_hand, in_place, prepared
 
 
 def compiled_step(

@@ -2,18 +2,15 @@
 
 A way gets a prepared model that was not compiled yet, and the input ``[B, T, d]``; it returns what some call of the
 model gave, as a tensor of the model's output, or as the tuple of that and the model whose parameters it went through.
+Here are compilations, functions and transforms around a model; ``ways_of_change`` has what happens to a model first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-import io
-import pickle
 import threading
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
@@ -22,10 +19,7 @@ from torch.autograd import forward_ad
 
 import attnres_compile as ac
 from attnres_compile.compile.backend import attnres
-from attnres_compile.model.parameters import AttnResParameters, ReadParameters
-
-WIDTH = 8
-EAGER = {"inner": "eager"}
+from tests.end_to_end.guarded_model import EAGER, Net, in_place
 
 Way = Callable[["Net", Tensor], Any]
 WAYS: dict[str, Way] = {}
@@ -34,91 +28,6 @@ WAYS: dict[str, Way] = {}
 def way(function: Way) -> Way:
     WAYS[function.__name__] = function
     return function
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.norm(x))
-
-
-class Body(nn.Module):
-    """All writes of the stream, and the embedding before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Linear(WIDTH, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.between: Callable[[int, Tensor], None] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.between is not None:
-            self.between(-1, x)
-        x = self.embedding(x)
-        for number, block in enumerate(self.blocks):
-            x = block(x)
-            if self.between is not None:
-                self.between(number, x)
-        return self.norm(x)
-
-
-class Net(nn.Module):
-    """A body with a head, as models of transformers are made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = Body()
-        self.head = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-    def generate(self, x: Tensor) -> Tensor:
-        return self(x)
-
-
-def prepared(x: Tensor, **options: Any) -> Net:
-    torch.manual_seed(0)
-    model = Net().double()
-    ac.prepare(model, (x,), **{"block_size": 1, "inner": "eager", **options})
-    randomize(model)
-    return model
-
-
-def randomize(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.attnres.named_parameters():
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.copy_(drawn if name.endswith("query") else 1 + drawn / 4)
-
-
-def by_hand(model: Net, x: Tensor) -> Tensor:
-    """Full AttnRes (paper equation 4) of the model, with the queries and key norms that it has now."""
-    body, sources = model.body, [model.body.embedding(x)]
-    reads = iter(model.attnres.streams[0].reads)
-
-    def read() -> Tensor:
-        if len(sources) == 1:
-            return sources[0]
-        parameters = next(reads)
-        values = torch.stack(sources)
-        keys = values * (values.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * parameters.key_norm.weight
-        return ((keys @ parameters.query).softmax(0).unsqueeze(-1) * values).sum(0)
-
-    for block in body.blocks:
-        sources.append(block.mlp(block.norm(read())))
-    return model.head(body.norm(read()))
-
-
-def in_place(model: nn.Module, **options: Any) -> Any:
-    model.compile(backend="attnres", options=EAGER, **options)
-    return model
 
 
 @way
@@ -173,57 +82,6 @@ def compiled_forward(model: Net, x: Tensor) -> Any:
 @way
 def compiled_forward_of_another_backend(model: Net, x: Tensor) -> Any:
     return torch.compile(model.forward, backend="eager")(x)
-
-
-@way
-def deepcopy(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    return copy.deepcopy(model)(x)
-
-
-@way
-def deepcopy_compiled(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    copied = in_place(copy.deepcopy(model))
-    return copied(x), copied
-
-
-@way
-def shallow_copy(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    return copy.copy(model)(x)
-
-
-@way
-def pickled(model: Net, x: Tensor) -> Any:
-    return pickle.loads(pickle.dumps(in_place(model)))(x)
-
-
-@way
-def pickled_and_compiled(model: Net, x: Tensor) -> Any:
-    copied = in_place(pickle.loads(pickle.dumps(model)))
-    return copied(x), copied
-
-
-@way
-def saved_whole(model: Net, x: Tensor) -> Any:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)(x)
-
-
-@way
-def average_of_weights(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    return torch.optim.swa_utils.AveragedModel(model)(x)
-
-
-@way
-def average_of_weights_compiled(model: Net, x: Tensor) -> Any:
-    averaged = torch.optim.swa_utils.AveragedModel(model)
-    in_place(averaged.module)
-    return averaged(x), averaged.module
 
 
 @way
@@ -433,73 +291,11 @@ def symbolic_trace(model: Net, x: Tensor) -> Any:
 
 
 @way
-def beyond_the_recompile_limit(model: Net, x: Tensor) -> Any:
-    in_place(model)
-    for count in range(torch._dynamo.config.recompile_limit + 2):
-        model.body.blocks[0].norm.eps = 1e-5 * (1 + count)
-        result = model(x)
-    return result
-
-
-@way
 def many_shapes(model: Net, x: Tensor) -> Any:
     in_place(model, dynamic=False)
     for length in range(2, 102):
         result = model(x[:, :1].expand(-1, length, -1))
     return result
-
-
-@way
-def error_that_torch_hides(model: Net, x: Tensor) -> Any:
-    model.compile(backend="attnres", options={"num_blocks": 2})
-    with torch._dynamo.config.patch(suppress_errors=True):
-        return model(x)
-
-
-@way
-def another_plan(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    ac.unprepare(model)
-    ac.prepare(model, (x,), block_size=1, inner="eager")
-    randomize(model)
-    return in_place(model)(x)
-
-
-@way
-def another_plan_behind_a_wrapper(model: Net, x: Tensor) -> Any:
-    compiled = torch.compile(model, backend="attnres", options=EAGER)
-    compiled(x)
-    ac.unprepare(model)
-    ac.prepare(model, (x,), block_size=1, inner="eager")
-    randomize(model)
-    return compiled(x)
-
-
-@way
-def other_parameters(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    with torch.no_grad():
-        model.attnres = AttnResParameters(model.attnres.plan, torch.float64, torch.device("cpu"))
-        for parameter in model.attnres.parameters():
-            parameter.normal_()
-    return model(x)
-
-
-@way
-def another_read(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    model.attnres.streams[0].reads[1] = ReadParameters(WIDTH, 1e-6, torch.float64, torch.device("cpu"))
-    with torch.no_grad():
-        model.attnres.streams[0].reads[1].query.fill_(2.0)
-    return model(x)
-
-
-@way
-def another_query(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    read = model.attnres.streams[0].reads[0]
-    read.query = nn.Parameter(torch.full_like(read.query, 2.0))
-    return model(x)
 
 
 @way
@@ -519,18 +315,6 @@ def blocks_compiled(model: Net, x: Tensor) -> Any:
     for block in model.body.blocks:
         in_place(block)
     return model(x)
-
-
-@way
-def break_before_the_stream(model: Net, x: Tensor) -> Any:
-    model.body.between = lambda number, _: torch._dynamo.graph_break() if number < 0 else None
-    return in_place(model)(x)
-
-
-@way
-def break_between_layers(model: Net, x: Tensor) -> Any:
-    model.body.between = lambda number, _: torch._dynamo.graph_break() if number == 1 else None
-    return in_place(model)(x)
 
 
 @way
@@ -562,80 +346,6 @@ def another_thread(model: Net, x: Tensor) -> Any:
 
 
 @way
-def after_a_reset(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    torch.compiler.reset()
-    return model(x)
-
-
-@way
-def wrapper_after_a_reset(model: Net, x: Tensor) -> Any:
-    compiled = torch.compile(model, backend="attnres", options=EAGER)
-    compiled(x)
-    torch.compiler.reset()
-    return compiled(x)
-
-
-@way
-def two_models_of_a_class(model: Net, x: Tensor) -> Any:
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.attnres.parameters():
-            parameter.normal_()
-    in_place(other)(x)
-    return in_place(model)(x)
-
-
-@way
-def hooks_on_the_model(model: Net, x: Tensor) -> Any:
-    model.register_forward_pre_hook(lambda module, args: None)
-    model.register_forward_hook(lambda module, args, output: output + 0)
-    model.body.register_forward_hook(lambda module, args, output: None)
-    return in_place(model)(x)
-
-
-@way
-def forward_replaced_before(model: Net, x: Tensor) -> Any:
-    ac.unprepare(model)
-    model.forward = MethodType(lambda self, value: self.head(self.body(value)), model)
-    ac.prepare(model, (x,), block_size=1, inner="eager")
-    randomize(model)
-    return model(x)
-
-
-@way
-def forward_replaced_before_and_compiled(model: Net, x: Tensor) -> Any:
-    ac.unprepare(model)
-    model.forward = MethodType(lambda self, value: self.head(self.body(value)), model)
-    ac.prepare(model, (x,), block_size=1, inner="eager")
-    randomize(model)
-    return in_place(model)(x)
-
-
-@way
-def forward_wrapped_afterwards(model: Net, x: Tensor) -> Any:
-    """As accelerate does for mixed precision and for offloading."""
-    forward = model.forward
-    model.forward = functools.wraps(forward)(lambda value: forward(value))
-    return in_place(model)(x)
-
-
-@way
-def forward_wrapped_afterwards_and_not_compiled(model: Net, x: Tensor) -> Any:
-    forward = model.forward
-    model.forward = functools.wraps(forward)(lambda value: forward(value))
-    return model(x)
-
-
-@way
 def reentrant_checkpoint_in_training(model: Net, x: Tensor) -> Any:
     in_place(model)
     return torch.utils.checkpoint.checkpoint(model, x.requires_grad_(torch.is_grad_enabled()), use_reentrant=True)
-
-
-@way
-def after_plain_on_purpose(model: Net, x: Tensor) -> Any:
-    in_place(model)(x)
-    with ac.plain(model):
-        model(x)
-    return model(x)
