@@ -14,8 +14,10 @@ from torch.fx import GraphModule
 
 from attnres_compile.capture.analysis import apply_on_decline, warn_if_partial
 from attnres_compile.capture.graph_breaks import check_not_cut
+from attnres_compile.compile.borders import compile_piece
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import check_due, match
+from attnres_compile.compile.parts import is_piece, piece_options, prepared_parameters
 from attnres_compile.compile.pieces import check_not_a_piece
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
@@ -106,6 +108,12 @@ def _compile(
     analysis = find_streams(trace_aten(gm), config)
     dump(gm, Level.CAPTURED, analysis.plan)
     dump.plan(analysis.plan)
+    added = prepared_parameters(owner, inputs)
+    if added is not None and is_piece(owner, added, analysis, notes_for_backend()):
+        part = compile_piece(gm, inputs, added, piece_options(owner, gm, config, mode), dump)
+        if isinstance(owner, Owner):
+            _guard_graph(owner)
+        return part
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error
     if isinstance(owner, Owner):

@@ -38,6 +38,10 @@ class GraphBreakError(AttnResError):
     """
 
 
+class BorderError(AttnResError):
+    """A residual stream crosses from one compiled part of a model to the next where its sources cannot follow."""
+
+
 class PartOfModelError(AttnResError):
     """A part of a model that was not prepared is compiled on its own, and its residual stream goes on outside."""
 

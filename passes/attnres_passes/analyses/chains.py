@@ -11,8 +11,10 @@ can start from them, so the whole search is linear in the size of the graph.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
 from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
@@ -85,10 +87,22 @@ class _State:
     root: int
 
 
-def find_chains(trace: AtenTrace) -> tuple[Candidate, ...]:
-    """All candidates of a trace, in the order of their roots. Linear in the number of operations."""
+_NONE_KNOWN: Mapping[int, int] = MappingProxyType({})
+
+
+def find_chains(trace: AtenTrace, known: Mapping[int, int] = _NONE_KNOWN) -> tuple[Candidate, ...]:
+    """All candidates of a trace, in the order of their roots. Linear in the number of operations.
+
+    Args:
+        trace: of a captured graph.
+        known: values that are states of a stream that began in an earlier graph, and how many writes each holds. What
+            is added to one of them was made from the stream there, if not here; one that nothing is added to is a
+            candidate without additions.
+    """
     additions = [op for op in trace.ops if _is_addition(trace, op)]
     search = _Search(trace, additions)
+    for value, writes in known.items():
+        search.state_of[value] = _State(value, None, None, max(writes, 1), value)
     adding = {op.index for op in additions}
     for op in trace.ops:
         search.follow_dependence(op)

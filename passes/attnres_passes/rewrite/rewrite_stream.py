@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -74,9 +74,11 @@ class StreamRewriter:
         stream_nodes: StreamNodes,
         config: AttnResConfig,
         resolve: Resolve,
+        read_ids: Sequence[ReadId] | None = None,
     ) -> None:
         self.graph, self.trace, self.index, self.stream, self.stream_nodes = graph, trace, index, stream, stream_nodes
         self.config, self.resolve = config, resolve
+        self.read_ids = [ReadId(index, k) for k in range(len(stream.reads))] if read_ids is None else read_ids
         self.completed: list[Node] = []
         self.partial: Node | None = None
         self.written = 0
@@ -156,7 +158,8 @@ class StreamRewriter:
         sources = self._sources()
         if len(sources) == 1:
             return sources[0]
-        read, read_id = self.stream.reads[k], ReadId(self.index, k)
+        read_id = self.read_ids[k]
+        read = self.stream.reads[read_id.index]
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[read_id], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default

@@ -1,0 +1,77 @@
+"""Which tensor is which: tables keyed by tensors, and tensors that are one in another object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+V = TypeVar("V")
+
+# Autograd functions that give what they are given, memory and gradient, in another object: plain aliases, and what
+# FSDP2 sends the inputs of a layer through.
+_PASS_ON = ("AliasBackward0", "ViewBackward0", "RegisterPostBackwardFunctionBackward", "UnsafeViewBackward0")
+_SWEEP_EVERY = 256
+
+
+class TensorTable(Generic[V]):
+    """Values by tensor, each for as long as its tensor lives."""
+
+    def __init__(self) -> None:
+        self._values: Any = WeakTensorKeyDictionary()
+        self._by_storage: dict[StorageWeakRef, list[Any]] = {}
+        self._puts = 0
+
+    def put(self, tensor: Tensor, value: V) -> None:
+        self._values[tensor] = value
+        self._by_storage.setdefault(_storage(tensor), []).append(TensorWeakRef(tensor))
+        self._puts += 1
+        if self._puts % _SWEEP_EVERY == 0:
+            self._by_storage = {key: refs for key, refs in self._by_storage.items() if not key.expired()}
+
+    def get(self, tensor: Tensor) -> V | None:
+        value: V | None = self._values.get(tensor)
+        return value
+
+    def find(self, matches: Callable[[Tensor], bool], tensor: Tensor) -> tuple[Tensor, V] | None:
+        """A tensor of the table in the memory of another one, and its value.
+
+        Args:
+            matches: whether it is the one that is looked for.
+            tensor: the other one.
+        """
+        for reference in self._by_storage.get(_storage(tensor), ()):
+            one = reference()
+            if one is not None and one in self._values and matches(one):
+                return one, self._values[one]
+        return None
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often the memory of a tensor was changed in place; tensors of inference mode do not count."""
+    return -1 if tensor.is_inference() else int(tensor._version)
+
+
+def is_alias_of(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one in all but the object: memory, place in it, shape and dtype."""
+    return (
+        one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.storage_offset() == other.storage_offset()
+        and one.dtype == other.dtype
+    )
+
+
+def is_passed_on(tensor: Tensor) -> bool:
+    """Whether an alias gets its gradient from the tensor that it is an alias of, unchanged."""
+    return tensor.grad_fn is not None and tensor.grad_fn.name() in _PASS_ON
