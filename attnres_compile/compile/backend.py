@@ -113,6 +113,7 @@ def _compile(
         part = compile_piece(gm, inputs, added, piece_options(owner, gm, config, mode), dump)
         if isinstance(owner, Owner):
             _guard_graph(owner)
+            status.note_part(owner.model, added.plan, getattr(part, "reads", ()))
         return part
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error

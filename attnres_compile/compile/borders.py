@@ -7,6 +7,7 @@ met. The first is rewritten while Dynamo hands over the graph, the others during
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,16 @@ from attnres_passes.analyses.piece import Entering, Obstacle, PieceAnalysis, fin
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import short_source
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, SourceAt, rewrite_piece
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied
 from attnres_passes.torch_private.inner_compilers import compile_inner, compile_later
 from attnres_passes.torch_private.state import unseen_by_checkpoints
-from attnres_passes.torch_private.tensor_identity import version_of
+from attnres_passes.torch_private.tensor_identity import tied
+
+log = logging.getLogger("attnres_compile")
 
 Key = tuple[tuple[int, int, int], ...]
 """Of one place of a graph in its model: for each argument that is a state, its position, stream, and writes."""
@@ -42,10 +46,15 @@ Key = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class _Variant:
-    """The graph at one place. rewritten: None where nothing of a stream is in it, and it runs as it is."""
+    """The graph at one place.
+
+    rewritten: None where nothing of a stream is in it, and it runs as it is; going_on: streams that it adds to and
+    gives, with the position of the argument that they come in by.
+    """
 
     compiled: Callable[..., Any]
     rewritten: RewrittenPiece | None = None
+    going_on: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class PieceGraph:
         self.gm, self.added, self.options = copied(gm), added, options
         self.trace = trace_aten(self.gm)
         self.variants: dict[Key, _Variant] = {}
+        self.reads: set[ReadId] = set()
         self.placeholders = placeholder_values(self.trace)
 
     def first(self, inputs: Sequence[Any], states: Mapping[int, Sources], dump: LevelDump) -> bool:
@@ -103,7 +113,7 @@ class PieceGraph:
             BorderError: those of ``analyse``.
         """
         analysis = self.analyse(states)
-        if all(piece.is_idle and not piece.leaving for piece in analysis.pieces):
+        if all(piece.is_idle and piece.enters and not piece.leaving for piece in analysis.pieces):
             return False
         self.variants[_key(states)] = self._compiled(analysis, inputs, dump, compile_inner)
         return True
@@ -147,14 +157,19 @@ class PieceGraph:
                 "depth weights are recorded of a model that is compiled as a whole, and this one is compiled in parts; "
                 'record it compiled by model.compile(backend="attnres"), without graph breaks.'
             )
-        given = [_fitting(source) for sources in states.values() for source in sources.tensors]
+        given = []
+        for position, sources in states.items():
+            first, *others = map(_fitting, sources.tensors)
+            # A state that does not go on has no gradient of its own.
+            given += [first if (sources.stream, position) in variant.going_on else tied(first, args[position]), *others]
         parameters = [self.added.parameter(parameter) for parameter in piece.parameters]
         results = variant.compiled(*args, *given, *parameters)
         own = len(results) - _number_new(piece)
         note_reads(self.added.calls, {parameter.read for parameter in piece.parameters})
         tensors = [leaf for leaf in tree_leaves(results[:own]) if isinstance(leaf, Tensor)]
         for leaving in piece.leaving:
-            self._note(leaving, tensors[leaving.output], args, given, results[own:])
+            state = args[leaving.completed[0].index] if leaving.output is None else tensors[leaving.output]
+            self._note(leaving, state, args, given, results[own:])
         return results[:own]
 
     def _note(
@@ -175,7 +190,6 @@ class PieceGraph:
                 leaving.state,
                 tuple(map(source, leaving.completed)),
                 partial,
-                version_of(state),
                 torch.is_grad_enabled(),
             ),
         )
@@ -193,7 +207,22 @@ class PieceGraph:
         sources = placeholders[len(inputs) : len(inputs) + rewritten.num_sources]
         parameters = [self.added.parameter(parameter) for parameter in rewritten.parameters]
         compiled = compiler(levels.lowered, [*inputs, *sources, *parameters], config.inner, mode)
-        return _Variant(compiled, rewritten)
+        self.reads |= set(analysis.depth_reads)
+        log.info(
+            "attnres: %s, a part of its model: %d reads rewritten, %d sources in, %s, reads on %s (%s)",
+            self.options.within or "code between modules",
+            len(analysis.depth_reads),
+            rewritten.num_sources,
+            ", ".join(f"state {one.state} out" for one in rewritten.leaving) or "no state out",
+            levels.choice.provider.value,
+            levels.choice.why,
+        )
+        going_on = frozenset(
+            (piece.stream, self.placeholders.index(self.trace.node_output[piece.nodes.root]))
+            for piece in analysis.pieces
+            if piece.enters and piece.leaving
+        )
+        return _Variant(compiled, rewritten, going_on)
 
 
 def _key(states: Mapping[int, Sources]) -> Key:
@@ -227,7 +256,9 @@ def compile_piece(
         BorderError: the sources of a state that comes in are not known, or cannot follow it through the graph.
     """
     piece = PieceGraph(gm, added, options)
-    if piece.first(inputs, states_among(inputs, added), dump):
-        added.calls.compiled += 1
-        return piece
-    return compile_inner(gm, list(inputs), options.config.inner, options.mode)
+    states = states_among(inputs, added)
+    if not piece.first(inputs, states, dump):
+        log.info("attnres: a part of a prepared model without its residual stream, compiled as it is")
+        return compile_inner(gm, list(inputs), options.config.inner, options.mode)
+    added.calls.compiled += 1
+    return piece

@@ -18,6 +18,7 @@ from torch import Tensor
 from attnres_compile.model.errors import BorderError
 from attnres_passes.torch_private.tensor_identity import (
     TensorTable,
+    changes_gradient,
     is_alias_of,
     is_passed_on,
     version_of,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class Sources:
     """What a state is the sum of: completed blocks, and the open partial sum if a block is open.
 
-    added: the AttnRes parameters of the model; stream: of its plan; state: how many writes it holds; version: of the
-    state's memory then; recorded: whether gradients were recorded when it was made.
+    added: the AttnRes parameters of the model; stream: of its plan; state: how many writes it holds; recorded: whether
+    gradients were recorded when it was made; versions: of the memory of the state and of its sources then.
     """
 
     added: AttnResParameters
@@ -40,8 +41,8 @@ class Sources:
     state: int
     completed: tuple[Tensor, ...]
     partial: Tensor | None
-    version: int
     recorded: bool
+    versions: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -59,9 +60,22 @@ _lock = threading.Lock()
 
 
 def note_state(tensor: Tensor, sources: Sources) -> None:
-    """Remember the sources of a state that leaves a graph, for as long as it lives."""
+    """Remember the sources of a state that leaves a graph, for as long as it lives.
+
+    Args:
+        tensor: the state.
+        sources: of it; the root is its own source, and is not to keep itself alive.
+    """
+    if any(source is tensor for source in sources.completed):
+        own = tuple(tensor.view_as(tensor) if source is tensor else source for source in sources.completed)
+        sources = replace(sources, completed=own)
+    sources = replace(sources, versions=_versions(tensor, sources))
     with _lock:
         _states.put(tensor, sources)
+
+
+def _versions(tensor: Tensor, sources: Sources) -> tuple[int, ...]:
+    return (version_of(tensor), *map(version_of, sources.tensors))
 
 
 def sources_of(tensor: Tensor) -> Sources | None:
@@ -79,9 +93,14 @@ def sources_of(tensor: Tensor) -> Sources | None:
     with _lock:
         known = _states.get(tensor)
         found = (tensor, known) if known is not None else _states.find(lambda one: is_alias_of(tensor, one), tensor)
-    if found is None or found[1].version != version_of(tensor):
+    if found is None or found[1].versions[0] != version_of(tensor):
         return None
     state, sources = found
+    if sources.versions != _versions(tensor, sources):
+        raise BorderError(
+            f"what was added to the stream before the state after {sources.state} writes has been changed in place "
+            "since, between two compiled parts of the model; change a copy of it, or compile the whole model."
+        )
     if not torch.is_grad_enabled():
         return sources
     if tensor.requires_grad and not sources.recorded:
@@ -99,7 +118,7 @@ def sources_of(tensor: Tensor) -> Sources | None:
             "model, whose backward its sources would not go through. Move that into one of the parts, or compile the "
             "whole model."
         )
-    if tensor._backward_hooks:
+    if changes_gradient(tensor):
         raise BorderError(
             f"a hook is registered on the gradient of the state after {sources.state} writes, between two compiled "
             "parts of the model; the gradients of its sources do not pass through it. Take the hook off, or register "

@@ -19,6 +19,7 @@ from attnres_kernels.definition.naive import key_vector
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
 from attnres_passes.torch_private.frames import leave_to_python, never_traced
+from attnres_passes.torch_private.tensor_identity import tied
 
 PATH = "_attnres_reads_in"
 """Name of the attribute by which a module that reads a stream knows its path in the plan."""
@@ -100,7 +101,7 @@ def _read(path: str, value: Any) -> Any:
             f"{path} reads the state after {sources.state} writes {len(reads)} times, and runs outside of any compiled "
             "part of the model: which of them its input is for cannot be told. Compile it."
         )
-    return depth_read(sources, reads[0]) if reads else value
+    return tied(depth_read(sources, reads[0]), value) if reads else value
 
 
 def depth_read(sources: Sources, read_id: ReadId) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
 from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
@@ -22,6 +23,7 @@ from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, lo
 from attnres_passes.ir import provenance
 from attnres_passes.ir.plan import Plan, Read, Stream, Write
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.torch_private.example_values import example_value
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def find_pieces(
             roots = (candidate for candidate in candidates if candidate.root not in entering)
             starts = [_planned_start(places, candidate, stream, 0) for candidate in roots]
             first = max(starts, key=lambda start: len(start.additions), default=None)
-            if first is not None and first.additions:
+            if first is None or not first.additions:
+                first = _read_root(places, stream)
+            if first is not None:
                 chosen.append((first, Entering(index, 0), False))
     additions = frozenset(addition.op for candidate, _, _ in chosen for addition in candidate.additions)
     lost = _lost_write(places, candidates, plan, additions)
@@ -173,6 +177,25 @@ def _planned_start(places: _Places, candidate: Candidate, stream: Stream, state:
             break
         count += 1
     return replace(candidate, additions=candidate.additions[:count])
+
+
+def _read_root(places: _Places, stream: Stream) -> Candidate | None:
+    """The root of a stream that a graph reads and adds nothing to, by the first of the plan's reads of it."""
+    trace = places.trace
+    for read in stream.reads:
+        for index, node in enumerate(trace.nodes) if read.state == 0 else ():
+            if node.op not in ("placeholder", "output") and places.module(node) == read.module:
+                if not places.may_be(node, read):
+                    continue
+                given = [
+                    value
+                    for argument, value in trace.node_inputs[index].items()
+                    if trace.values[value].is_floating
+                    and trace.values[value].shape[-1:] == (stream.width,)
+                    and not isinstance(example_value(argument), nn.Parameter)
+                ]
+                return Candidate(given[0], (), (), False) if len(given) == 1 else None
+    return None
 
 
 def _node_of(trace: AtenTrace, addition: Addition) -> Node:

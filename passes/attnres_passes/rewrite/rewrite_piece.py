@@ -56,9 +56,12 @@ class SourceAt:
 
 @dataclass(frozen=True)
 class LeavingState:
-    """A state that a graph gives. output: its place among the tensors that the graph gives."""
+    """A state that a graph gives, or finds to be the root of a stream.
 
-    output: int
+    output: its place among the tensors that the graph gives; None for an argument, which is its own source.
+    """
+
+    output: int | None
     stream: int
     state: int
     completed: tuple[SourceAt, ...]
@@ -129,6 +132,11 @@ class _PieceRewriter(GraphRewriter):
             return
         arguments = [source for source in self.graph.nodes if source.op == "placeholder"][: self.own_placeholders]
         outputs = [self.trace.node_inputs[index].get(leaf) for leaf in tree_leaves(node.args[0]) if _is_node(leaf)]
+        for piece in self.pieces:
+            root = self.trace.nodes[piece.piece.nodes.root]
+            if not piece.piece.enters and root.op == "placeholder":
+                at = SourceAt("argument", arguments.index(self.env[root]))
+                self.leaving.append(LeavingState(None, piece.piece.stream, 0, (at,), None))
         for place, value in enumerate(outputs):
             for piece in self.pieces:
                 if value in piece.piece.leaving:

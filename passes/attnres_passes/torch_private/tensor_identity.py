@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
@@ -75,3 +76,38 @@ def is_alias_of(one: Tensor, other: Tensor) -> bool:
 def is_passed_on(tensor: Tensor) -> bool:
     """Whether an alias gets its gradient from the tensor that it is an alias of, unchanged."""
     return tensor.grad_fn is not None and tensor.grad_fn.name() in _PASS_ON
+
+
+def changes_gradient(tensor: Tensor) -> bool:
+    """Whether a hook on a tensor may change its gradient, or wants to see it.
+
+    FSDP2 hangs hooks on what a layer gives, to gather the layer's parameters for its backward, and looks at no gradient.
+    """
+    hooks = tensor._backward_hooks or {}
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp") for hook in hooks.values())
+
+
+class _Tied(torch.autograd.Function):
+    """Gives a tensor; another one gets a gradient of zeros when the tensor gets its own."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, other: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.device = other.shape, other.dtype, other.device
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        zeros = torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
+        return gradient, zeros
+
+
+def tied(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor``, such that autograd comes by ``other`` on the way back, with a gradient of zeros.
+
+    What hangs on ``other`` (FSDP gathers the parameters of the layer that gave it, and frees those of the one that takes
+    it) happens where it would.
+    """
+    if not (torch.is_grad_enabled() and other.requires_grad and tensor.requires_grad):
+        return tensor
+    result: Tensor = _Tied.apply(tensor, other)  # type: ignore[no-untyped-call]
+    return result
