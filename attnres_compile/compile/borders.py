@@ -142,6 +142,7 @@ class PieceGraph:
 
     def __call__(self, *args: Any) -> Any:
         states = {} if self.added.calls.on_purpose else states_among(args, self.added)
+        states = {k: sources for k, sources in states.items() if not self._finds_root(k, sources)}
         key = _key(states)
         variant = self.variants.get(key)
         if variant is None:
@@ -171,6 +172,19 @@ class PieceGraph:
             state = args[leaving.completed[0].index] if leaving.output is None else tensors[leaving.output]
             self._note(leaving, state, args, given, results[own:])
         return results[:own]
+
+    def _finds_root(self, position: int, sources: Sources) -> bool:
+        """Whether the graph knows an argument to be the root of its stream by itself.
+
+        The first call of it has told others; one that recomputes it for a checkpoint runs the very same.
+        """
+        known = self.variants.get(())
+        return (
+            sources.state == 0
+            and known is not None
+            and known.rewritten is not None
+            and any(one.output is None and one.completed[0].index == position for one in known.rewritten.leaving)
+        )
 
     def _note(
         self, leaving: LeavingState, state: Tensor, args: Sequence[Any], given: Sequence[Tensor], new: Sequence[Tensor]
