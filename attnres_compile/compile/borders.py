@@ -59,10 +59,10 @@ class _Variant:
 
 @dataclass(frozen=True)
 class PieceOptions:
-    """How a piece is compiled. within: path of its module in the model, None without one; mode: of the compiler."""
+    """How a piece is compiled. within: paths of its module in the model, none without one; mode: of the compiler."""
 
     config: AttnResConfig
-    within: str | None
+    within: tuple[str, ...]
     mode: str | None
 
 
@@ -224,7 +224,7 @@ class PieceGraph:
         self.reads |= set(analysis.depth_reads)
         log.info(
             "attnres: %s, a part of its model: %d reads rewritten, %d sources in, %s, reads on %s (%s)",
-            self.options.within or "code between modules",
+            self.options.within[0] if self.options.within else "code between modules",
             len(analysis.depth_reads),
             rewritten.num_sources,
             ", ".join(f"state {one.state} out" for one in rewritten.leaving) or "no state out",

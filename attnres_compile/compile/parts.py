@@ -50,7 +50,8 @@ def is_piece(owner: Owner | NoOwner, added: AttnResParameters, analysis: Analysi
     if isinstance(owner, NoOwner):
         return True
     try:
-        matched = match(analysis.plan, added.plan, analysis.trace, GraphEnd(False), path_in_model(owner) or "")
+        within = next(iter(paths_in_model(owner)), "")
+        matched = match(analysis.plan, added.plan, analysis.trace, GraphEnd(False), within)
     except AttnResError:
         return True
     return not matched.planned
@@ -66,11 +67,10 @@ def piece_options(owner: Owner | NoOwner, gm: GraphModule, config: AttnResConfig
     """
     # With several modules in one frame, the paths of nodes do not say whose they are.
     alone = isinstance(owner, Owner) and len(frame_modules(gm)) == 1
-    return PieceOptions(config, path_in_model(owner) if alone and isinstance(owner, Owner) else None, mode)
+    return PieceOptions(config, tuple(paths_in_model(owner)) if alone and isinstance(owner, Owner) else (), mode)
 
 
-def path_in_model(owner: Owner) -> str | None:
-    """Path of the compiled module in the prepared model, wrappers left out; None if it lies around the model."""
-    paths = (name for name, part in owner.model.named_modules() if part is owner.frame.module)
-    found = next(paths, None)
-    return None if found is None else plain_path(found)
+def paths_in_model(owner: Owner) -> list[str]:
+    """Paths of the compiled module in the prepared model, wrappers left out; none if it lies around the model."""
+    every = owner.model.named_modules(remove_duplicate=False)
+    return [plain_path(name) for name, part in every if part is owner.frame.module]

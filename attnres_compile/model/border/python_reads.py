@@ -67,7 +67,7 @@ def _before_forward(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """A function of the module, so that models can be pickled."""
-    return None if torch.compiler.is_compiling() else _with_reads(module, args, kwargs)
+    return None if torch.compiler.is_dynamo_compiling() else _with_reads(module, args, kwargs)
 
 
 leave_to_python(_before_forward.__code__)

@@ -83,7 +83,7 @@ class Obstacle:
 
 
 def find_pieces(
-    trace: AtenTrace, plan: Plan, entering: Mapping[int, Entering], within: str | None
+    trace: AtenTrace, plan: Plan, entering: Mapping[int, Entering], within: Sequence[str]
 ) -> PieceAnalysis | Obstacle:
     """The pieces of planned streams in a graph. Changes nothing.
 
@@ -91,7 +91,8 @@ def find_pieces(
         trace: of the graph.
         plan: of the whole model.
         entering: by value number, what is known of the values given to the graph.
-        within: path, in the model, of the module that the graph was captured of; None if it was captured of no module.
+        within: paths, in the model, of the module that the graph was captured of, one that is used twice having two;
+            none if it was captured of no module.
     """
     known = {value: one.state for value, one in entering.items()}
     candidates = find_chains(trace, known)
@@ -104,7 +105,7 @@ def find_pieces(
     begun = {one.stream for one in entering.values()}
     for index, stream in enumerate(plan.streams):
         # Without its module, code that every layer runs cannot be told from that of the first.
-        if index not in begun and within is not None:
+        if index not in begun and within:
             roots = (candidate for candidate in candidates if candidate.root not in entering)
             starts = [_planned_start(places, candidate, stream, 0) for candidate in roots]
             first = max(starts, key=lambda start: len(start.additions), default=None)
@@ -130,19 +131,24 @@ class _Places:
     """Where in the model the nodes of a trace are. within: as for ``find_pieces``."""
 
     trace: AtenTrace
-    within: str | None
+    within: Sequence[str]
 
-    def module(self, node: Node) -> str | None:
-        """Path of the innermost module that a node was traced in; None if it cannot be told."""
-        if self.within is None:
-            return None
-        return ".".join(part for part in (self.within, provenance.module_path(node)) if part)
+    def modules(self, node: Node) -> list[str]:
+        """Paths of the innermost module that a node was traced in; none if it cannot be told."""
+        path = provenance.module_path(node)
+        return [".".join(part for part in (within, path) if part) for within in self.within]
 
     def may_be(self, node: Node, planned: Write | Read) -> bool:
         """Whether a node can be what adds or reads there by the plan."""
-        source, module = provenance.source_line(node), self.module(node)
+        source, modules = provenance.source_line(node), self.modules(node)
         same_line = not source or not planned.source or source == planned.source
-        return same_line and (module is None or _is_around(module, planned.module))
+        return same_line and (not modules or any(_is_around(module, planned.module) for module in modules))
+
+    def is_behind(self, node: Node, write: Write) -> bool:
+        """Whether a node is what adds a write, in the module around its sublayer."""
+        source = provenance.source_line(node)
+        around = (f"{write.module}.".startswith(f"{module}." if module else "") for module in self.modules(node))
+        return bool(source) and source == write.source and write.module not in self.modules(node) and any(around)
 
 
 def _lost_write(
@@ -152,13 +158,11 @@ def _lost_write(
     for candidate in candidates:
         for addition in candidate.additions:
             node = _node_of(places.trace, addition)
-            source, module = provenance.source_line(node), places.module(node)
-            if addition.op in additions or module is None:
+            if addition.op in additions:
                 continue
             for index, stream in enumerate(plan.streams):
                 for write in stream.writes:
-                    around = f"{write.module}.".startswith(f"{module}.") or not module
-                    if around and source and source == write.source and module != write.module:
+                    if places.is_behind(node, write):
                         message = f"the write of {write.module} is added to something that is not known to be its state"
                         return Obstacle(index, node, message)
     return None
@@ -184,7 +188,7 @@ def _read_root(places: _Places, stream: Stream) -> Candidate | None:
     trace = places.trace
     for read in stream.reads:
         for index, node in enumerate(trace.nodes) if read.state == 0 else ():
-            if node.op not in ("placeholder", "output") and places.module(node) == read.module:
+            if node.op not in ("placeholder", "output") and read.module in places.modules(node):
                 if not places.may_be(node, read):
                     continue
                 given = [
@@ -242,6 +246,6 @@ def _planned_read(
         for k in sorted(left):
             read = stream.reads[k]
             if read.state == state and any(places.may_be(node, read) for node in nodes):
-                yield all(places.module(node) != read.module for node in nodes), k
+                yield all(read.module not in places.modules(node) for node in nodes), k
 
     return min(matching(), default=(False, None))[1]
