@@ -21,7 +21,6 @@ from attnres_compile.compile.parts import is_piece, piece_options, prepared_para
 from attnres_compile.compile.pieces import check_not_a_piece
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
-from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
 from attnres_compile.model.in_force.guarded_forward import guard_of
@@ -203,30 +202,7 @@ def _matched(owner: Owner, analysis: Analysis, end: GraphEnd) -> PlannedReads:
     """The reads of this graph in the plan of the model. Raises StalePlanError."""
     if owner.parameters is None:
         return PlannedReads.of(analysis.plan)
-    try:
-        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner))
-    except AttnResError as error:
-        raise _named_part(owner, error) from error
-
-
-def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
-    """If only a part of a prepared model is being compiled, that is the mistake to name."""
-    path = _path_in_model(owner)
-    if not path:
-        return error
-    caller = uncompiled_caller(owner.frame.module)
-    around = f", called at {caller} outside of any graph" if caller else ""
-    return PartOfPreparedModelError(
-        f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
-        "residual stream runs through all parts. If the whole model is compiled, a graph break in that forward cuts "
-        'the stream: torch.compiler.reset(), model.compile(backend="attnres", fullgraph=True) and a call name its '
-        'line. If not, compile the whole model: model.compile(backend="attnres").'
-    )
-
-
-def _path_in_model(owner: Owner) -> str:
-    """Path of the compiled module in the prepared model; '' for the model itself or a module around it."""
-    return next((name for name, part in owner.model.named_modules() if part is owner.frame.module), "")
+    return match(analysis.plan, owner.parameters.plan, analysis.trace, end)
 
 
 def _compile_unchanged(

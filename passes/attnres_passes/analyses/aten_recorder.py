@@ -21,6 +21,7 @@ from attnres_passes.torch_private.example_values import (
     fake_mode_of,
     is_fake,
     is_plain_tensor,
+    is_wrapper,
     size_token,
     storage_id,
     without_new_guards,
@@ -62,7 +63,10 @@ def _keep_live(trace: AtenTrace) -> None:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Numbers tensors and adds each dispatched operation to the trace."""
+    """Numbers tensors and adds each dispatched operation to the trace.
+
+    inside: values that the node at work was given, if a tensor subclass that holds others is among them.
+    """
 
     supports_higher_order_operators = True
 
@@ -74,6 +78,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.storage_version: dict[int, tuple[int, int]] = {}
         # Identity of a tensor is its id(), so every tensor seen must stay alive.
         self.alive: list[torch.Tensor] = []
+        self.inside: tuple[int, ...] = ()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -94,6 +99,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The number of ``tensor`` now: a new one if its storage was written through another tensor meanwhile."""
         known = self.number_of.get(id(tensor))
         if known is None:
+            if self.inside:
+                # What a tensor subclass holds (the local part of a DTensor), which nothing gave to the node by itself.
+                return self.append(OPAQUE, tuple(map(Ref, self.inside)), {}, self.inside, [tensor])[0]
             return self.number(tensor, producer=-1)
         value, seen_version = known
         version, writer = self.storage_version.get(storage_id(tensor), (0, -1))
@@ -173,7 +181,10 @@ class _RecordingInterpreter(Interpreter):
         trace.node_ops.append([])
         trace.grad_enabled.append(torch.is_grad_enabled())
         first_op = len(trace.ops)
+        holds = any(is_wrapper(self.env.get(argument)) for argument in n.all_input_nodes)
+        recorder.inside = tuple(dict.fromkeys(trace.node_inputs[-1].values())) if holds else ()
         result = super().run_node(n)
+        recorder.inside = ()
         if n.op == "get_attr":
             result = self._fake(result)
         if n.op == "output":

@@ -37,6 +37,11 @@ def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
+def is_wrapper(value: Any) -> bool:
+    """Whether a value is a tensor that holds other tensors, as a DTensor holds its local part."""
+    return torch.utils._python_dispatch.is_traceable_wrapper_subclass(value)
+
+
 def storage_id(tensor: torch.Tensor) -> int:
     """A number of the memory that holds a tensor, while a tensor in it is alive.
 
