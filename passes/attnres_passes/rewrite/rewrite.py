@@ -21,6 +21,7 @@ the parameters arrive as placeholders appended to its own. What the plan decline
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch.fx import Graph, GraphModule, Node
@@ -28,6 +29,7 @@ from torch.fx import Graph, GraphModule, Node
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.read_id import ReadParameter
+from attnres_passes.ir.regions import put_in_region, region_of
 from attnres_passes.rewrite.placeholders import add_key_vectors, append_placeholders
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
@@ -100,6 +102,16 @@ class _Rewriter:
         return list(placeholders)
 
     def _rewrite_node(self, index: int, node: Node) -> None:
+        last = next(iter(reversed(self.graph.nodes)), None)
+        for stream in self.streams:
+            stream.read_for(index)
+        self._replace_node(index, node)
+        # What stands in place of a node is computed again where that node is.
+        new = iter(self.graph.nodes) if last is None else _following(last)
+        for made in new:
+            put_in_region(made, region_of(node))
+
+    def _replace_node(self, index: int, node: Node) -> None:
         if index in self.step_at:
             stream, step = self.step_at[index]
             if isinstance(step, CarryNode):
@@ -125,3 +137,9 @@ class _Rewriter:
         if stream is None or value is None:
             return self.env[argument]
         return stream.replacement(value, index)
+
+
+def _following(node: Node) -> Iterator[Node]:
+    """The nodes behind one, to the end of its graph."""
+    while (node := node.next).op != "root":
+        yield node
