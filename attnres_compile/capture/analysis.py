@@ -19,13 +19,14 @@ from attnres_compile.model.errors import NoStreamError
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
 
 
 @dataclass(frozen=True)
 class AnalysedGraph:
-    """A captured graph with its analysis."""
+    """A captured graph, its regions open, with its analysis."""
 
     captured: Captured
     analysis: Analysis
@@ -60,7 +61,8 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
     Raises:
         GraphBreakError: under ``on_decline="error"``, no graph of a model in pieces holds a whole stream.
     """
-    graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
+    opened = [dataclasses.replace(graph, gm=open_regions(graph.gm)) for graph in captured.graphs]
+    graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in opened)
     if not captured.is_whole and config.on_decline == "error":
         check_pieces(captured, [graph.analysis.plan for graph in graphs])
     return graphs

@@ -34,6 +34,7 @@ from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level, is_ours
 from attnres_passes.ir.plan import Plan
@@ -104,8 +105,9 @@ def _compile(
     if isinstance(owner, NoOwner) and any(map(is_ours, gm.graph.nodes)):
         # A function with a backward pass in it: behind the break there, Dynamo compiles the Python of our operators.
         return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
-    analysis = find_streams(trace_aten(gm), config)
-    dump(gm, Level.CAPTURED, analysis.plan)
+    opened = open_regions(gm)
+    analysis = find_streams(trace_aten(opened), config)
+    dump(opened, Level.CAPTURED, analysis.plan)
     dump.plan(analysis.plan)
     added = prepared_parameters(owner, inputs)
     if added is not None and is_piece(owner, added, analysis, notes_for_backend()):
@@ -125,13 +127,13 @@ def _compile(
     matched = _matched(owner, analysis, end)
     check_due(notes_for_backend(), owner.parameters, matched, end)
     # Then build the new graph beside the old one.
-    levels = run_passes(gm, analysis, dump, differentiates=torch.is_grad_enabled())
+    levels = run_passes(opened, analysis, dump, differentiates=torch.is_grad_enabled())
     dump.schedule(levels.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
     planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.parameter(parameter) for parameter in planned]
-        compiled = inner_compilers.compile_inner(levels.lowered, [*inputs, *new_inputs], config.inner, mode)
+        compiled = inner_compilers.compile_inner(levels.closed, [*inputs, *new_inputs], config.inner, mode)
         _guard_graph(owner)
     added.calls.compiled += 1
     status.note_rewritten(owner.model, added.plan, len(planned) // 2)

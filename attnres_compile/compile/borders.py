@@ -26,6 +26,8 @@ from attnres_compile.model.parameters import AttnResParameters
 from attnres_compile.recording.live import open_recording
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.piece import Entering, Obstacle, PieceAnalysis, find_pieces
+from attnres_passes.inline.close_regions import close_regions
+from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import short_source
@@ -95,7 +97,7 @@ class PieceGraph:
 
     def __init__(self, gm: GraphModule, added: AttnResParameters, options: PieceOptions) -> None:
         # A copy, since Dynamo takes the values off its own graph once it is compiled.
-        self.gm, self.added, self.options = copied(gm), added, options
+        self.gm, self.added, self.options = open_regions(copied(gm)), added, options
         self.trace = trace_aten(self.gm)
         self.variants: dict[Key, _Variant] = {}
         self.reads: set[ReadId] = set()
@@ -213,14 +215,15 @@ class PieceGraph:
     ) -> _Variant:
         config, mode = self.options.config, self.options.mode
         if not analysis.pieces:
-            return _Variant(compiler(self.gm, list(inputs), config.inner, mode))
+            closed = close_regions(self.gm, config.inner == "eager") if torch.is_grad_enabled() else self.gm
+            return _Variant(compiler(closed, list(inputs), config.inner, mode))
         rewritten = rewrite_piece(self.gm, analysis)
         dump.only = set(analysis.depth_reads)
         levels = lower_rewritten(rewritten.gm, analysis.plan, dump, differentiates=torch.is_grad_enabled())
         placeholders = [example_value(node) for node in rewritten.gm.graph.nodes if node.op == "placeholder"]
         sources = placeholders[len(inputs) : len(inputs) + rewritten.num_sources]
         parameters = [self.added.parameter(parameter) for parameter in rewritten.parameters]
-        compiled = compiler(levels.lowered, [*inputs, *sources, *parameters], config.inner, mode)
+        compiled = compiler(levels.closed, [*inputs, *sources, *parameters], config.inner, mode)
         self.reads |= set(analysis.depth_reads)
         log.info(
             "attnres: %s, a part of its model: %d reads rewritten, %d sources in, %s, reads on %s (%s)",

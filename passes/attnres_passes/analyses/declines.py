@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace
+from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace, Op
 from attnres_passes.analyses.chains import Candidate
 from attnres_passes.analyses.reads import ReadGroup, StreamReads
 from attnres_passes.analyses.stream_nodes import NotReplaceable
@@ -40,10 +40,10 @@ def decline_as_opaque(trace: AtenTrace, candidate: Candidate, obstacle: NotRepla
         candidate: the chain of additions.
         obstacle: the node in the way.
     """
-    hidden = any(_is_hidden(op.target) for op in trace.ops if op.node == obstacle.node)
+    hidden = next((op for op in trace.ops if op.node == obstacle.node and _is_hidden(op.target)), None)
     remedy = (
-        "if the layers are under torch.utils.checkpoint, turn activation checkpointing off."
-        if hidden
+        f"{_name(trace, hidden)} hides it; keep the additions to the stream outside of it."
+        if hidden is not None
         else "write it as a plain addition of tensors that nothing else changes in place."
     )
     return _decline(trace, candidate, (Reason.OPAQUE, f"{obstacle.message}; {remedy}", obstacle.node))
@@ -184,8 +184,8 @@ def _no_residual(trace: AtenTrace) -> Decline:
         return _decline_at(
             node,
             Reason.OPAQUE,
-            f"no residual addition is in sight, and {node.target} hides part of the model; if the layers are under "
-            "torch.utils.checkpoint, turn activation checkpointing off.",
+            f"no residual addition is in sight, and {_name(trace, opaque)} hides part of the model; if the layers are "
+            "in it, keep the additions to the stream outside of it.",
         )
     last = next((node for node in reversed(trace.nodes) if provenance.source_line(node)), trace.nodes[-1])
     return _decline_at(
@@ -199,3 +199,11 @@ def _no_residual(trace: AtenTrace) -> Decline:
 def _is_hidden(target: object) -> bool:
     """Whether an operation runs a part of the model that dispatch does not see into."""
     return target == OPAQUE or is_higher_order(target)
+
+
+def _name(trace: AtenTrace, op: Op) -> str:
+    """What a person calls the operator that hides a part of the model."""
+    if is_higher_order(op.target):
+        return f"torch.ops.higher_order.{op.target}"
+    target = trace.nodes[op.node].target
+    return str(getattr(target, "__qualname__", target))

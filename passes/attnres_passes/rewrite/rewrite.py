@@ -21,7 +21,7 @@ the parameters arrive as placeholders appended to its own. What the plan decline
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph, GraphModule, Node
@@ -31,6 +31,7 @@ from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
+from attnres_passes.ir.regions import put_in_region, region_of
 from attnres_passes.rewrite.placeholders import add_key_vectors, append_placeholders
 from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
@@ -102,6 +103,16 @@ class GraphRewriter:
 
     def rewrite_node(self, index: int, node: Node) -> None:
         """Copy one node, or put what the rewrite has in its place."""
+        last = next(iter(reversed(self.graph.nodes)), None)
+        for stream in self.streams:
+            stream.read_for(index)
+        self._replace_node(index, node)
+        # What stands in place of a node is computed again where that node is.
+        new = iter(self.graph.nodes) if last is None else _following(last)
+        for made in new:
+            put_in_region(made, region_of(node))
+
+    def _replace_node(self, index: int, node: Node) -> None:
         if index in self.step_at:
             stream, step = self.step_at[index]
             if isinstance(step, CarryNode):
@@ -155,3 +166,9 @@ class _Rewriter(GraphRewriter):
             for stream in self.streams
         )
         return Rewritten(rewritten, tuple(parameters), streams)
+
+
+def _following(node: Node) -> Iterator[Node]:
+    """The nodes behind one, to the end of its graph."""
+    while (node := node.next).op != "root":
+        yield node

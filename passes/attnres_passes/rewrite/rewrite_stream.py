@@ -19,6 +19,7 @@ from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ir.regions import region_of
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import set_grad_enabled
 
@@ -27,10 +28,14 @@ Resolve = Callable[[int, Node], Node]
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The stream at one of its values. pending: reshapes since the layout that the sources are in."""
+    """The stream at one of its values.
+
+    pending: reshapes since the layout that the sources are in; example: a value like the sources, if one is known.
+    """
 
     sources: tuple[Node, ...]
     pending: tuple[CarryNode, ...]
+    example: Any
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class StreamRewriter:
         self.is_cut = False
         self.writes: list[RewrittenWrite] = []
         self.reads_from: dict[int, list[int]] = {}
+        self.reads_for: dict[int, list[tuple[int, int]]] = {}
         for k, read in enumerate(stream_nodes.reads):
             values = {value for value, _ in read.uses}
             first = next(value for value in stream_nodes.trunk.order if value in values)
@@ -145,17 +151,28 @@ class StreamRewriter:
             self._map_sources(self._detached)
         if not self.pending:
             self.example = example_value(node)
-        self.snapshots[value] = _Snapshot(self._sources(), self.pending)
+        self.snapshots[value] = _Snapshot(self._sources(), self.pending, self.example)
         for k in self.reads_from.get(value, ()):
-            self.read_nodes[k] = self._read(k)
+            reader = min(user for _, user in self.stream_nodes.reads[k].uses)
+            if region_of(self.trace.nodes[reader]) is region_of(self.trace.nodes[index]):
+                self.read_nodes[k] = self._read(k, value, self.is_cut)
+            else:
+                # It is computed again where its reader is, so it stands there.
+                self.reads_for.setdefault(reader, []).append((k, value))
+
+    def read_for(self, reader: int) -> None:
+        """Make the reads that stand where their reader does. reader: index of the node that comes next."""
+        for k, value in self.reads_for.pop(reader, ()):
+            self.read_nodes[k] = self._read(k, value, self.trace.cuts_gradients(reader))
 
     def _sources(self) -> tuple[Node, ...]:
         return (*self.completed, *(() if self.partial is None else (self.partial,)))
 
     # Reads
 
-    def _read(self, k: int) -> Node:
-        sources = self._sources()
+    def _read(self, k: int, value: int, is_cut: bool) -> Node:
+        """The read ``k``, of the sources at ``value``. is_cut: the next node is under ``torch.no_grad``."""
+        sources = self.snapshots[value].sources
         if len(sources) == 1:
             return sources[0]
         read_id = self.read_ids[k]
@@ -163,10 +180,12 @@ class StreamRewriter:
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[read_id], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
-        if self.is_cut:
+        if is_cut:
             self.graph.call_function(set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", name=read_id.named("read"))
-        if self.is_cut:
+        if self.snapshots[value].example is not None:
+            node.meta["example_value"] = self.snapshots[value].example
+        if is_cut:
             self.graph.call_function(set_grad_enabled, (False,))
         return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
 
