@@ -58,7 +58,8 @@ def watched_calls(
 
 
 _OUR_FILES = frozenset({__file__, contextlib.__file__})
-_MACHINERY = (f"{TORCH_FOLDER}overrides.py", f"{TORCH_FOLDER}nn/modules/module.py")
+_MACHINERY = tuple(TORCH_FOLDER + one for one in ("overrides.py", "_compile.py", "_dynamo/", "nn/modules/"))
+"""Dynamo leaves the lines of torch's own modules out of what it notes at nodes, too."""
 
 
 def lines_until(entry: FrameType, called: Any, skipped: frozenset[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 from attnres_passes.analyses import aten_recorder
 from attnres_passes.analyses.aten_recorder import Recorder, keep_live
 from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace, Ref
+from attnres_passes.analyses.eager.holders import attributes_of, tensors_in
+from attnres_passes.analyses.eager.module_paths import ModulePaths
 from attnres_passes.torch_private.captures.python_calls import lines_until, watched_calls
 from attnres_passes.torch_private.example_values import is_plain_tensor, storage_id
 from attnres_passes.torch_private.operators import set_grad_enabled
@@ -33,21 +35,22 @@ _RECORDERS = frozenset({__file__, aten_recorder.__file__})
 _LEAVES_TORCH = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
 
 
-def trace_run(
-    model: nn.Module, run: Callable[[], Any], given: Iterable[Any], results: Callable[[Any], Iterable[Tensor]]
-) -> AtenTrace:
-    """Run Python code and note what a model in it does.
+def made_outside_of_torch(*values: Tensor) -> Any:
+    """Stands in a trace for Python code that takes values out of torch and brings a tensor back. Never called."""
+    raise NotImplementedError
 
-    Args:
-        model: whose modules name the nodes.
-        run: calls it.
-        given: what the code is given besides the model; tensors in it were not made by it.
-        results: tensors that the run leaves behind, made of what ``run`` returns.
+
+def trace_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AtenTrace:
+    """Run ``model(*args, **kwargs)`` and note what it does.
+
+    The last node stands for what the call returns, and for tensors that it leaves in its arguments and at modules.
     """
+    around = (args, kwargs, attributes_of(model))
+    given = tensors_in((list(model.parameters()), list(model.buffers()), around))
     recorder = EagerRecorder(model, given)
     with restored_torch_state(), recorder.recording():
-        result = run()
-    recorder.end(results(result))
+        result = model(*args, **kwargs)
+    recorder.end(tensors_in(result), tensors_in((args, kwargs, attributes_of(model))))
     return recorder.trace
 
 
@@ -66,7 +69,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, given: Iterable[Any]) -> None:
         super().__init__(AtenTrace([]))
         self.graph = Graph()
-        self.paths = _ModulePaths(model)
+        self.paths = ModulePaths(model)
         self.grad_enabled = torch.is_grad_enabled()
         self.call: _Call | None = None
         self.entry: FrameType | None = None
@@ -84,9 +87,15 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         with self, _Functions(self), watched_calls(self.paths.inside, self.run_as_node):
             yield
 
-    def end(self, results: Iterable[Tensor]) -> None:
-        """Note what the run leaves behind, and complete the trace."""
-        outputs = [one for one in results if is_plain_tensor(one)]
+    def end(self, returned: Iterable[Tensor], around: Iterable[Tensor]) -> None:
+        """Complete the trace.
+
+        Args:
+            returned: what the run returns.
+            around: what can be reached besides; those that the run made are left behind.
+        """
+        left = (one for one in around if is_plain_tensor(one) and self._is_made(one))
+        outputs = [*filter(is_plain_tensor, returned), *left]
         self.node = len(self.trace.nodes)
         inputs = self._look_up(outputs)
         self.trace.graph_outputs = tuple(self.lookup(one) for one in outputs)
@@ -136,8 +145,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
             # Single numbers and indices are not followed through Python, as in a graph of Dynamo's.
             sources = self.left_torch
         if sources:
-            inputs = tuple(dict.fromkeys(sources))
-            return self.append(OPAQUE, tuple(map(Ref, inputs)), {}, inputs, [tensor])[0]
+            return self._append_return(tensor, tuple(dict.fromkeys(sources)))
         value = self.number(tensor, producer=-1)
         self.unplaced.append(tensor)
         return value
@@ -148,6 +156,25 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
             self.made_in[storage_id(tensor)] = value
         return value
 
+    def _is_made(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.number_of and storage_id(tensor) not in self.given
+
+    def _append_return(self, tensor: Tensor, sources: tuple[int, ...]) -> int:
+        """The number of a tensor that Python made of some values outside of torch, at a node of its own."""
+        is_inside = self.call is not None and self.call.first_op is not None
+        self.node = self.node if is_inside else len(self.trace.nodes)
+        (value,) = self.append(OPAQUE, tuple(map(Ref, sources)), {}, sources, [tensor])
+        if not is_inside:
+            inputs = {self._giver(source): source for source in sources}
+            self.node_of[id(tensor)] = node = self._new_node(made_outside_of_torch, tuple(inputs))
+            self._append(node, inputs, value)
+            self.trace.node_ops[-1].append(len(self.trace.ops) - 1)
+        return value
+
+    def _giver(self, value: int) -> Node:
+        """The node that a value was made in."""
+        return self.trace.nodes[self.trace.ops[self.trace.values[value].producer].node]
+
     def _look_up(self, tensors: Iterable[Tensor]) -> dict[Node, int]:
         """The nodes that gave some tensors, with the numbers these have now."""
         found = {}
@@ -157,7 +184,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
             self.node = len(self.trace.nodes)
             if id(tensor) not in self.node_of:
                 # Made inside another node, which did not return it.
-                self.node_of[id(tensor)] = self.trace.nodes[self.trace.ops[self.trace.values[value].producer].node]
+                self.node_of[id(tensor)] = self._giver(value)
             found[self.node_of[id(tensor)]] = value
         return found
 
@@ -223,51 +250,3 @@ class _Functions(TorchFunctionMode):
             # Autograd functions switch it off inside, past this: what counts is where they are called.
             self.recorder.grad_enabled = bool(args[0])
         return self.recorder.run_as_node(func, args, kwargs or {})
-
-
-class _ModulePaths:
-    """The modules that are being called, by their paths in the model.
-
-    stack: as Dynamo notes it at nodes, from the model inwards.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.stack: dict[str, tuple[str, type[nn.Module]]] = {}
-        self.calls: list[tuple[nn.Module, str]] = []
-        self.paths_in: dict[int, dict[int, str]] = {}
-        self.names = {id(one): name for name, one in (*model.named_parameters(), *model.named_buffers())}
-
-    def name_of(self, tensor: Tensor) -> str:
-        """The name of a parameter or buffer; '' for any other tensor."""
-        return self.names.get(id(tensor), "").replace(".", "_")
-
-    @contextlib.contextmanager
-    def inside(self, module: nn.Module) -> Iterator[None]:
-        """Be in a call of a module. One that is no part of the model leaves no trace of itself."""
-        path = self._path(module)
-        if path is None:
-            yield
-            return
-        before = self.stack
-        # Nodes keep the stack that they were made under, so that it is not changed.
-        self.stack = {**before, f"{len(before)}:{path}": (path, type(module))}
-        self.calls.append((module, path))
-        try:
-            yield
-        finally:
-            self.stack = before
-            self.calls.pop()
-
-    def _path(self, module: nn.Module) -> str | None:
-        """By the innermost module that is being called and holds it, as it is reached from there."""
-        for caller, path in reversed(self.calls):
-            inner = self._paths_in(caller).get(id(module))
-            if inner is not None:
-                return ".".join(part for part in (path, inner) if part)
-        return self._paths_in(self.model).get(id(module))
-
-    def _paths_in(self, module: nn.Module) -> dict[int, str]:
-        if id(module) not in self.paths_in:
-            self.paths_in[id(module)] = {id(one): name for name, one in module.named_modules()}
-        return self.paths_in[id(module)]
