@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from attnres_compile.capture import cuts
-from attnres_compile.capture.capture import Capture, capture, capture_whole, no_graph
+from attnres_compile.capture.capture import Break, Capture, capture, capture_whole, no_graph
 from attnres_compile.capture.eager_trace import trace_eagerly
 from attnres_compile.capture.graph_breaks import Cut, check_pieces
 from attnres_compile.capture.pieces import Captured
@@ -24,6 +24,7 @@ from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
+from attnres_passes.torch_private.example_values import depends_on_data
 
 log = logging.getLogger("attnres_compile")
 
@@ -112,7 +113,9 @@ def _with_its_break(graph: AnalysedGraph, decline: Decline) -> Decline:
 
 
 def plan_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig) -> Plan:
-    """The plan of a whole model: of its one graph, or of a run by Python where graph breaks leave no such graph.
+    """The plan of a whole model: of its one graph, or of a run by Python where Dynamo makes no such graph.
+
+    Where sizes depend on data, it makes one under ``fullgraph=True`` only, and several otherwise: one plan serves both.
 
     Args:
         model, args, kwargs: those of ``capture``.
@@ -122,12 +125,15 @@ def plan_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] 
         CaptureError: Dynamo makes no graph at all, or the model does not run.
     """
     whole = capture_whole(model, args, kwargs)
-    if isinstance(whole, Captured):
-        return plan_of(analyse_capture(Capture((whole,), is_whole=True), config), config)
     if whole is None:
         raise no_graph(unwrapped(model))
+    if isinstance(whole, Break):
+        where = f" at {whole.source} ({whole.reason})" if whole.source else ""
+    elif depends_on_data(whole.gm):
+        where = ", since its sizes depend on data"
+    else:
+        return plan_of(analyse_capture(Capture((whole,), is_whole=True), config), config)
     plan = plan_eagerly(model, args, kwargs, config)
-    where = f" at {whole.source} ({whole.reason})" if whole.source else ""
     log.info("attnres: %s breaks into several graphs%s; planned from an uncompiled run", type(model).__name__, where)
     return plan
 

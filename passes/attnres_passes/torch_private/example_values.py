@@ -55,6 +55,18 @@ def size_hint(size: Any) -> int | None:
     return size.node.hint if isinstance(size, torch.SymInt) else int(size)
 
 
+def depends_on_data(gm: torch.fx.GraphModule) -> bool:
+    """Whether a captured graph holds numbers or sizes that are not known before it has run."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    values = (example_value(node) for node in gm.graph.nodes)
+    return any(free_unbacked_symbols(leaf) for value in values for leaf in tree_leaves(value) if _has_sizes(leaf))
+
+
+def _has_sizes(value: Any) -> bool:
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) or is_plain_tensor(value)
+
+
 @contextlib.contextmanager
 def without_new_guards(fake_mode: FakeTensorMode) -> Iterator[None]:
     """Run fake tensors of ``fake_mode`` without adding guards or unbacked symbols to the graph being compiled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -38,8 +38,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _held(value: Any) -> list[Any]:
     """What an object holds as a container, and as its attributes."""
     contents: list[Any] = []
-    if isinstance(value, Mapping):
-        contents = list(value.values())
+    if isinstance(value, dict):
+        # By what is there already: a dictionary of another class may make its values when it is asked.
+        contents = list(dict.values(value))
     elif isinstance(value, (list, tuple, set, frozenset)):
         contents = list(value)
     slots: Iterable[str] = (name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()))
