@@ -73,7 +73,7 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
-    """The plan of a whole model.
+    """The plan of a model whose streams are each in one of its graphs.
 
     Args:
         graphs: all of its graphs, in the order they run.
@@ -84,7 +84,7 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
     """
     cut = first_cut(graphs)
     if cut is not None:
-        raise cut.error()
+        raise cut.error_of_capture()
     streams: list[Stream] = []
     declined: list[Decline] = []
     names: Counter[str] = Counter()
