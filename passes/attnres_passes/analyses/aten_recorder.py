@@ -72,7 +72,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.node = 0
         self.number_of: dict[int, tuple[int, int]] = {}
         self.storage_version: dict[int, tuple[int, int]] = {}
-        # Identity of a tensor is its id(), so every tensor seen must stay alive.
         self.alive: list[torch.Tensor] = []
 
     def __torch_dispatch__(
@@ -127,8 +126,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.users.append([])
         version, _ = self.storage_version.get(storage_id(tensor), (0, -1))
         self.number_of[id(tensor)] = (value, version)
-        self.alive.append(tensor)
+        self.keep(tensor)
         return value
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Have what a tensor is known by stay its own: its id(), and its storage's. Fake tensors simply stay alive."""
+        self.alive.append(tensor)
 
     def append(
         self,

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 
@@ -43,6 +44,11 @@ def storage_id(tensor: torch.Tensor) -> int:
     Tensors without storage (sparse ones, functional wrappers) share theirs with no other.
     """
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
+
+
+def storage_number_kept(tensor: torch.Tensor) -> Any:
+    """While this is held, ``storage_id`` of a strided tensor stands for no other memory, and the memory may go."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def size_token(size: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -27,7 +28,7 @@ from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace, Ref
 from attnres_passes.analyses.eager.holders import attributes_of, tensors_in
 from attnres_passes.analyses.eager.module_paths import ModulePaths
 from attnres_passes.torch_private.captures.python_calls import lines_until, watched_calls
-from attnres_passes.torch_private.example_values import is_plain_tensor, storage_id
+from attnres_passes.torch_private.example_values import is_plain_tensor, storage_id, storage_number_kept
 from attnres_passes.torch_private.operators import set_grad_enabled
 from attnres_passes.torch_private.state import restored_torch_state
 
@@ -76,7 +77,9 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         # By identity of a tensor: the node that last gave it.
         self.node_of: dict[int, Node] = {}
         self.unplaced: list[Tensor] = []
-        self.given = {storage_id(one) for one in given if is_plain_tensor(one)}
+        self.seen: dict[int, Any] = {}
+        self.storages: dict[int, Any] = {}
+        self.given = {storage_id(one) for one in given if is_plain_tensor(one) and self._keep_storage(one)}
         self.made_in: dict[int, int] = {}
         self.left_torch: list[int] = []
 
@@ -155,6 +158,25 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         if producer >= 0:
             self.made_in[storage_id(tensor)] = value
         return value
+
+    def keep(self, tensor: Tensor) -> None:
+        """Real tensors may die while the model runs; one with the identity of a dead one is another."""
+        if not self._keep_storage(tensor):
+            self.alive.append(tensor)
+        identity, forget = id(tensor), self._forget
+        if identity not in self.seen:
+            self.seen[identity] = weakref.ref(tensor, lambda _: forget(identity))
+
+    def _keep_storage(self, tensor: Tensor) -> bool:
+        """Keep the number of a tensor's memory for it; False if it has no such memory."""
+        if tensor.layout is not torch.strided:
+            return False
+        self.storages.setdefault(storage_id(tensor), storage_number_kept(tensor))
+        return True
+
+    def _forget(self, identity: int) -> None:
+        for known in (self.seen, self.number_of, self.node_of):
+            known.pop(identity, None)
 
     def _is_made(self, tensor: Tensor) -> bool:
         return id(tensor) in self.number_of and storage_id(tensor) not in self.given
