@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_passes.analyses import aten_recorder
 from attnres_passes.analyses.aten_recorder import Recorder, keep_live
-from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace, Ref
+from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Ref
 from attnres_passes.analyses.eager.holders import attributes_of, tensors_in
 from attnres_passes.analyses.eager.module_paths import ModulePaths
 from attnres_passes.torch_private.captures.python_calls import lines_until, watched_calls
@@ -34,6 +34,8 @@ from attnres_passes.torch_private.state import restored_torch_state
 
 _RECORDERS = frozenset({__file__, aten_recorder.__file__})
 _LEAVES_TORCH = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
+
+_SETS_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def made_outside_of_torch(*values: Tensor) -> Any:
@@ -76,6 +78,8 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         self.entry: FrameType | None = None
         # By identity of a tensor: the node that last gave it.
         self.node_of: dict[int, Node] = {}
+        # By number.
+        self.inputs: dict[int, Node] = {}
         self.unplaced: list[Tensor] = []
         self.seen: dict[int, Any] = {}
         self.storages: dict[int, Any] = {}
@@ -87,8 +91,11 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
     def recording(self) -> Iterator[None]:
         """Record what runs meanwhile."""
         self.entry = sys._getframe(2)
-        with self, _Functions(self), watched_calls(self.paths.inside, self.run_as_node):
-            yield
+        try:
+            with self, _Functions(self), watched_calls(self.paths.inside, self.run_as_node):
+                yield
+        finally:
+            self.entry = None
 
     def end(self, returned: Iterable[Tensor], around: Iterable[Tensor]) -> None:
         """Complete the trace.
@@ -163,7 +170,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         """Real tensors may die while the model runs; one with the identity of a dead one is another."""
         if not self._keep_storage(tensor):
             self.alive.append(tensor)
-        identity, forget = id(tensor), self._forget
+        identity, forget = id(tensor), self.forget
         if identity not in self.seen:
             self.seen[identity] = weakref.ref(tensor, lambda _: forget(identity))
 
@@ -174,7 +181,8 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         self.storages.setdefault(storage_id(tensor), storage_number_kept(tensor))
         return True
 
-    def _forget(self, identity: int) -> None:
+    def forget(self, identity: int) -> None:
+        """Have a tensor of some identity be one that was not seen before."""
         for known in (self.seen, self.number_of, self.node_of):
             known.pop(identity, None)
 
@@ -194,8 +202,13 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         return value
 
     def _giver(self, value: int) -> Node:
-        """The node that a value was made in."""
-        return self.trace.nodes[self.trace.ops[self.trace.values[value].producer].node]
+        """The node that a value was made in, whatever it returned; that of an input is the input."""
+        while (producer := self.trace.values[value].producer) >= 0:
+            op = self.trace.ops[producer]
+            if op.name != STALE_ALIAS:
+                return self.trace.nodes[op.node]
+            value = op.inputs[0]
+        return self.inputs[value]
 
     def _look_up(self, tensors: Iterable[Tensor]) -> dict[Node, int]:
         """The nodes that gave some tensors, with the numbers these have now."""
@@ -205,7 +218,6 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
             self._place_inputs()
             self.node = len(self.trace.nodes)
             if id(tensor) not in self.node_of:
-                # Made inside another node, which did not return it.
                 self.node_of[id(tensor)] = self._giver(value)
             found[self.node_of[id(tensor)]] = value
         return found
@@ -215,15 +227,15 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         for tensor in self.unplaced:
             value = self.number_of[id(tensor)][0]
             node = self.graph.placeholder(self.paths.name_of(tensor) or "given")
-            self.node_of[id(tensor)] = node
+            self.node_of[id(tensor)] = self.inputs[value] = node
             self._append(node, {}, value)
         self.unplaced.clear()
 
     def _new_node(self, target: Any, args: tuple[Any, ...]) -> Node:
         node = self.graph.call_function(target, args)
         node.meta["nn_module_stack"] = self.paths.stack
-        assert self.entry is not None
-        node.meta["stack_trace"] = lines_until(self.entry, target, _RECORDERS)
+        if self.entry is not None:
+            node.meta["stack_trace"] = lines_until(self.entry, target, _RECORDERS)
         return node
 
     def _append(self, node: Node, inputs: dict[Node, int], output: int | None = None) -> None:
@@ -271,4 +283,7 @@ class _Functions(TorchFunctionMode):
         if func is set_grad_enabled:
             # Autograd functions switch it off inside, past this: what counts is where they are called.
             self.recorder.grad_enabled = bool(args[0])
-        return self.recorder.run_as_node(func, args, kwargs or {})
+        result = self.recorder.run_as_node(func, args, kwargs or {})
+        if func == _SETS_DATA:
+            self.recorder.forget(id(args[0]))
+        return result
