@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.capture.analysis import analyse_model, apply_on_decline, plan_of, warn_if_partial
+from attnres_compile.capture.analysis import apply_on_decline, plan_model, warn_if_partial
 from attnres_compile.model import parameters
 from attnres_compile.model.errors import AlreadyPreparedError
 from attnres_compile.model.optimizer_check import watch_optimizers
@@ -45,7 +45,7 @@ def prepare(
     """
     chosen = config_from(config, options)
     model = unwrapped(model)
-    plan = plan_of(analyse_model(model, args, kwargs, chosen), chosen)
+    plan = plan_model(model, args, kwargs, chosen)
     existing = parameters_of(model)
     if existing is not None:
         if dataclasses.replace(existing.plan, declined=()) != dataclasses.replace(plan, declined=()):

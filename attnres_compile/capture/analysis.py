@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,21 @@ from typing import Any
 from torch import nn
 
 from attnres_compile.capture import cuts
-from attnres_compile.capture.capture import Capture, capture
+from attnres_compile.capture.capture import Break, Capture, capture, capture_whole, no_graph
+from attnres_compile.capture.eager_trace import trace_eagerly
 from attnres_compile.capture.graph_breaks import Cut, check_pieces
 from attnres_compile.capture.pieces import Captured
 from attnres_compile.model.errors import NoStreamError
+from attnres_compile.model.parameters import unwrapped
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
+from attnres_passes.torch_private.example_values import depends_on_data
+
+log = logging.getLogger("attnres_compile")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
-    """The plan of a whole model.
+    """The plan of a model whose streams are each in one of its graphs.
 
     Args:
         graphs: all of its graphs, in the order they run.
@@ -80,7 +86,7 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
     """
     cut = first_cut(graphs)
     if cut is not None:
-        raise cut.error()
+        raise cut.error_of_capture()
     streams: list[Stream] = []
     declined: list[Decline] = []
     names: Counter[str] = Counter()
@@ -106,6 +112,47 @@ def _with_its_break(graph: AnalysedGraph, decline: Decline) -> Decline:
         return decline
     message = f"a graph break cuts the stream that this addition is a part of: {end.reason} at {end.source}; take that "
     return dataclasses.replace(decline, message=f"{message}line out of the forward, or leave this stream as it is.")
+
+
+def plan_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig) -> Plan:
+    """The plan of a whole model: of its one graph, or of a run by Python where Dynamo makes no such graph.
+
+    Where sizes depend on data, it makes one under ``fullgraph=True`` only, and several otherwise: one plan serves both.
+
+    Args:
+        model, args, kwargs: those of ``capture``.
+        config: of the analysis.
+
+    Raises:
+        CaptureError: Dynamo makes no graph at all, or the model does not run.
+    """
+    whole = capture_whole(model, args, kwargs)
+    if whole is None:
+        raise no_graph(unwrapped(model))
+    if isinstance(whole, Break):
+        where = f" at {whole.source} ({whole.reason})" if whole.source else ""
+    elif depends_on_data(whole.gm):
+        where = ", since its sizes depend on data"
+    else:
+        return plan_of(analyse_capture(Capture((whole,), is_whole=True), config), config)
+    plan = plan_eagerly(model, args, kwargs, config)
+    log.info("attnres: %s breaks into several graphs%s; planned from an uncompiled run", type(model).__name__, where)
+    return plan
+
+
+def plan_eagerly(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
+) -> Plan:
+    """The plan of a whole model, however many graphs Dynamo makes of it: found in a run by Python. Changes nothing.
+
+    Args:
+        model, args, kwargs: those of ``trace_eagerly``.
+        config: of the analysis.
+
+    Raises:
+        CaptureError: that of ``trace_eagerly``.
+    """
+    return find_streams(trace_eagerly(model, args, kwargs), config).plan
 
 
 def first_cut(graphs: Sequence[AnalysedGraph]) -> Cut | None:

@@ -106,7 +106,7 @@ def test_graph_break_across_a_stream_names_the_line() -> None:
     where = rf"test_errors\.py:{line}"
     failing(Broken(), ids, errors.GraphBreakError, where)
     with pytest.raises(errors.GraphBreakError, match=where):
-        ac.prepare(Broken(), (ids,))
+        ac.explain(Broken(), (ids,))
     model = Broken()
     model.breaks = False
     ac.prepare(model, (ids,))
@@ -119,7 +119,7 @@ def test_graph_break_across_a_stream_names_the_line() -> None:
 
 def test_graph_break_in_a_loop_names_the_line() -> None:
     with pytest.raises(errors.GraphBreakError, match=r"test_errors\.py:\d+"):
-        ac.prepare(BrokenInLoop(), (tokens(),))
+        ac.explain(BrokenInLoop(), (tokens(),))
 
 
 def test_model_that_runs_without_its_depth_attention_does_not_train_in_silence() -> None:

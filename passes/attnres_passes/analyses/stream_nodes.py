@@ -80,12 +80,17 @@ def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup
                 return found
             steps.append(found)
     if candidate.root not in trace.node_output:
-        return NotReplaceable(
-            steps[0].node, "the root of the stream is not the result of one node of the captured graph"
-        )
+        return _rootless(trace, candidate)
     root = trace.node_output.index(candidate.root)
     stream_nodes = StreamNodes(root, tuple(steps), reads, trunk)
     return _changed_sum(trace, stream_nodes) or stream_nodes
+
+
+def _rootless(trace: AtenTrace, candidate: Candidate) -> NotReplaceable:
+    """A stream whose beginning is no node's result: changed in place by it, or made somewhere inside it."""
+    op = trace.ops[trace.values[candidate.root].producer]
+    what = "is changed in place there" if op.changes else "is made inside a larger operation"
+    return NotReplaceable(op.node, f"what the stream begins with {what}")
 
 
 def _changed_input(trace: AtenTrace, candidate: Candidate) -> NotReplaceable | None:
