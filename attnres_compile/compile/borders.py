@@ -30,15 +30,15 @@ from attnres_passes.inline.close_regions import close_regions
 from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.plan import short_source
+from attnres_passes.ir.plan import Plan, short_source
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, SourceAt, rewrite_piece
+from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied
 from attnres_passes.torch_private.inner_compilers import compile_inner, compile_later
 from attnres_passes.torch_private.state import unseen_by_checkpoints
-from attnres_passes.torch_private.tensor_identity import tied
 
 log = logging.getLogger("attnres_compile")
 
@@ -80,9 +80,7 @@ def states_among(values: Sequence[Any], added: AttnResParameters | None = None) 
     """
     found = {k: sources_of(value) for k, value in enumerate(values) if isinstance(value, Tensor)}
     return {
-        k: sources
-        for k, sources in found.items()
-        if sources is not None and (added is None or sources.added is added)
+        k: sources for k, sources in found.items() if sources is not None and (added is None or sources.added is added)
     }
 
 
@@ -134,12 +132,7 @@ class PieceGraph:
                 entering[value] = Entering(sources.stream, sources.state)
         found = find_pieces(self.trace, plan, entering, self.options.within)
         if isinstance(found, Obstacle):
-            place = short_source(provenance.source_line(found.node))
-            raise BorderError(
-                f"the stream {plan.streams[found.stream].name!r} cannot be followed through a compiled part of the "
-                f"model: {found.message} ({provenance.module_path(found.node) or 'the part itself'}, {place}). Write it "
-                "as a plain addition of tensors that nothing else changes in place, or compile the whole model."
-            )
+            raise BorderError(_text(found, plan))
         return found
 
     def __call__(self, *args: Any) -> Any:
@@ -242,19 +235,36 @@ class PieceGraph:
         return _Variant(compiled, rewritten, going_on)
 
 
+def _text(obstacle: Obstacle, plan: Plan) -> str:
+    place, name = short_source(provenance.source_line(obstacle.node)), plan.streams[obstacle.stream].name
+    if obstacle.lost_write:
+        return (
+            f"{obstacle.lost_write} adds to the stream {name!r} at {place}, in a part of the model that is compiled by "
+            "itself, and the sources of what it adds to are not known: no compiled part of the same model gave it, or "
+            "it was changed since. Call the whole model; compile all parts that add to the stream; and leave what goes "
+            "from one to the next as it is."
+        )
+    return (
+        f"the stream {name!r} cannot be followed through a part of the model that is compiled by itself: "
+        f"{obstacle.message}, at {place}. Write it as a plain addition of tensors that nothing else changes in place, or "
+        "compile the whole model."
+    )
+
+
 def _key(states: Mapping[int, Sources]) -> Key:
     return tuple((position, sources.stream, sources.state) for position, sources in sorted(states.items()))
 
 
 def _number_new(piece: RewrittenPiece) -> int:
     """How many sources the graph gives behind its own outputs."""
-    places = [place for leaving in piece.leaving for place in (*leaving.completed, leaving.partial) if place is not None]
+    places = [
+        place for leaving in piece.leaving for place in (*leaving.completed, leaving.partial) if place is not None
+    ]
     return 1 + max((place.index for place in places if place.kind == "new"), default=-1)
 
 
 def _fitting(source: Tensor) -> Tensor:
     return source if source.is_contiguous() else source.contiguous()
-
 
 
 def compile_piece(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnres_compile.model.errors import BorderError
-from attnres_passes.torch_private.tensor_identity import (
+from attnres_passes.torch_private.borders.tensor_identity import (
     TensorTable,
     changes_gradient,
     is_alias_of,

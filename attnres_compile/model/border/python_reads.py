@@ -18,8 +18,8 @@ from attnres_compile.model.errors import BorderError
 from attnres_kernels.definition.naive import key_vector
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
+from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.frames import leave_to_python, never_traced
-from attnres_passes.torch_private.tensor_identity import tied
 
 PATH = "_attnres_reads_in"
 """Name of the attribute by which a module that reads a stream knows its path in the plan."""

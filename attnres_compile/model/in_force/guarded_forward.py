@@ -226,9 +226,7 @@ def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int], of_call:
         of_call: the reads that its pieces made.
     """
     ran = {stream for stream, before in enumerate(runs) if guard.calls.runs[stream] > before}
-    missing = [
-        read for read in call_reads.missing_reads(of_call, guard.plan, guard.path) if read.stream not in ran
-    ]
+    missing = [read for read in call_reads.missing_reads(of_call, guard.plan, guard.path) if read.stream not in ran]
     in_pieces = {read.stream for read in of_call.reads} - ran
     unfinished = [read for read in missing if read.stream in in_pieces]
     due = set(guard.streams) or set(range(len(runs)))

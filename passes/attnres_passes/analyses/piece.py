@@ -75,11 +75,16 @@ class PieceAnalysis:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a piece cannot be rewritten. stream: index in the plan; node: in the way; message: what is there."""
+    """Why a piece cannot be rewritten.
+
+    stream: index in the plan; node: in the way; message: what is there; lost_write: the module of a write that is added
+    to something that is not known to be its state, if that is the reason.
+    """
 
     stream: int
     node: Node
     message: str
+    lost_write: str = ""
 
 
 def find_pieces(
@@ -163,8 +168,7 @@ def _lost_write(
             for index, stream in enumerate(plan.streams):
                 for write in stream.writes:
                     if places.is_behind(node, write):
-                        message = f"the write of {write.module} is added to something that is not known to be its state"
-                        return Obstacle(index, node, message)
+                        return Obstacle(index, node, "what it adds to is not known to be its state", write.module)
     return None
 
 
@@ -228,9 +232,7 @@ def _piece(
     if isinstance(nodes, NotReplaceable):
         return nodes
     leaving = {
-        value: one.state + nodes.trunk.state_of[value]
-        for value in trace.graph_outputs
-        if value in nodes.trunk.state_of
+        value: one.state + nodes.trunk.state_of[value] for value in trace.graph_outputs if value in nodes.trunk.state_of
     }
     reads = tuple(ReadId(one.stream, planned) for _, planned in taken)
     return PieceOfStream(one.stream, one.state, enters, nodes, reads, frozenset(plain), leaving)

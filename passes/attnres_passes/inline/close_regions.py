@@ -31,14 +31,14 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import LevelError
 from attnres_passes.ir.regions import Region, put_in_region, region_of
-from attnres_passes.torch_private.example_values import example_value
-from attnres_passes.torch_private.graph_copies import copied, copy_dynamo_attributes, copy_dynamo_source
-from attnres_passes.torch_private.region_operators import (
+from attnres_passes.torch_private.borders.region_operators import (
     checkpoint_in_graph,
     checkpoint_in_python,
     leave_out_of_policies,
     set_policy,
 )
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copied, copy_dynamo_attributes, copy_dynamo_source
 
 
 def close_regions(gm: GraphModule, in_python: bool) -> GraphModule:

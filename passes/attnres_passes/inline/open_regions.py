@@ -28,9 +28,9 @@ from torch.fx.node import map_arg
 
 from attnres_passes.inline.labels import Labels, Relabelling
 from attnres_passes.ir.regions import Region, put_in_region
+from attnres_passes.torch_private.borders.region_operators import RegionCall, context_fn_of, region_call
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of, without_new_guards
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
-from attnres_passes.torch_private.region_operators import RegionCall, context_fn_of, region_call
 from attnres_passes.torch_private.state import restored_torch_state
 
 

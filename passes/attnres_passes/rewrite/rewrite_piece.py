@@ -230,9 +230,7 @@ class _PieceOfStream(StreamRewriter):
         is_sum = (value, user) in self.piece.plain or user == len(self.trace.nodes) - 1
         return self.sums[value] if is_sum else super().replacement(value, user)
 
-    def leave(
-        self, output: int, value: int, arguments: list[Node], given: list[Node], new: list[Node]
-    ) -> LeavingState:
+    def leave(self, output: int, value: int, arguments: list[Node], given: list[Node], new: list[Node]) -> LeavingState:
         """A state that the graph gives: where its sources are, those that are new put behind the outputs."""
         snapshot = self.snapshots[value]
         grad_enabled = self.trace.grad_enabled[len(self.trace.nodes) - 1]

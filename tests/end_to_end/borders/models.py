@@ -88,4 +88,6 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], wanted: tuple[Tensor, d
     torch.testing.assert_close(found[0], wanted[0], atol=1e-10, rtol=0)
     assert found[1].keys() == wanted[1].keys()
     for name, gradient in wanted[1].items():
-        torch.testing.assert_close(found[1][name], gradient, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[1][name], gradient, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )

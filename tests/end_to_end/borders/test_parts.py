@@ -17,7 +17,11 @@ def _every(model: torch.nn.Module, stride: int) -> None:
         layer.gradient_checkpointing = number % stride == 0
 
 
-CHECKPOINTS = {"none": lambda model: None, "layer": lambda model: _every(model, 1), "2nd": lambda model: _every(model, 2)}
+CHECKPOINTS = {
+    "none": lambda model: None,
+    "layer": lambda model: _every(model, 1),
+    "2nd": lambda model: _every(model, 2),
+}
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
