@@ -246,8 +246,8 @@ def _text(obstacle: Obstacle, plan: Plan) -> str:
         )
     return (
         f"the stream {name!r} cannot be followed through a part of the model that is compiled by itself: "
-        f"{obstacle.message}, at {place}. Write it as a plain addition of tensors that nothing else changes in place, or "
-        "compile the whole model."
+        f"{obstacle.message}, at {place}. Write it as a plain addition of tensors that nothing else changes in place, "
+        "or compile the whole model."
     )
 
 

@@ -106,8 +106,8 @@ def sources_of(tensor: Tensor) -> Sources | None:
     if tensor.requires_grad and not sources.recorded:
         raise BorderError(
             f"the state after {sources.state} writes was made without gradients and is read with gradients now, as "
-            "torch.utils.checkpoint does with use_reentrant=True around parts that are compiled one by one: its sources "
-            "would get none. Pass use_reentrant=False, or compile the whole model."
+            "torch.utils.checkpoint does with use_reentrant=True around parts that are compiled one by one: its "
+            "sources would get none. Pass use_reentrant=False, or compile the whole model."
         )
     if state is not tensor and state.requires_grad and not tensor.requires_grad:
         return sources.detached()

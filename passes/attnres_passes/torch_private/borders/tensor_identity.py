@@ -31,7 +31,8 @@ class TensorTable(Generic[V]):
         self._by_storage.setdefault(_storage(tensor), []).append(TensorWeakRef(tensor))
         self._puts += 1
         if self._puts % _SWEEP_EVERY == 0:
-            self._by_storage = {key: refs for key, refs in self._by_storage.items() if not key.expired()}
+            kept = [key for key in self._by_storage if not key.expired()]  # type: ignore[no-untyped-call]
+            self._by_storage = {key: self._by_storage[key] for key in kept}
 
     def get(self, tensor: Tensor) -> V | None:
         value: V | None = self._values.get(tensor)
@@ -81,7 +82,8 @@ def is_passed_on(tensor: Tensor) -> bool:
 def changes_gradient(tensor: Tensor) -> bool:
     """Whether a hook on a tensor may change its gradient, or wants to see it.
 
-    FSDP2 hangs hooks on what a layer gives, to gather the layer's parameters for its backward, and looks at no gradient.
+    FSDP2 hangs hooks on what a layer gives, to gather the layer's parameters for its backward, and looks at no
+    gradient.
     """
     hooks = tensor._backward_hooks or {}
     return any(not str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp") for hook in hooks.values())
@@ -96,7 +98,7 @@ class _Tied(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         zeros = torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
         return gradient, zeros
 
@@ -104,8 +106,8 @@ class _Tied(torch.autograd.Function):
 def tied(tensor: Tensor, other: Tensor) -> Tensor:
     """``tensor``, such that autograd comes by ``other`` on the way back, with a gradient of zeros.
 
-    What hangs on ``other`` (FSDP gathers the parameters of the layer that gave it, and frees those of the one that takes
-    it) happens where it would.
+    What hangs on ``other`` (FSDP gathers the parameters of the layer that gave it, and frees those of the one that
+    takes it) happens where it would.
     """
     if not (torch.is_grad_enabled() and other.requires_grad and tensor.requires_grad):
         return tensor
