@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from attnres_compile.model.in_force.calls import Calls
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.torch_private.frames import never_traced
+
+if TYPE_CHECKING:
+    from attnres_compile.model.in_force.calls import Calls
 
 
 class CallReads:
