@@ -26,7 +26,7 @@ from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
 from attnres_compile.model.in_force.guarded_forward import guard_of
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
-from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters
+from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters, is_part_of_prepared
 from attnres_compile.model.plan_tensor import check_plan_tensor
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
@@ -166,7 +166,8 @@ def _guard_graph(owner: Owner) -> None:
         return
     # The frame is that of a part of the model, and nothing leads from there to the model.
     guard_identity(owner.frame)
-    guard_value(owner.frame, "", PART_OF)
+    if is_part_of_prepared(owner.frame.module):
+        guard_value(owner.frame, "", PART_OF)
     if guard_of(owner.frame.module) is not None:
         guard_value(owner.frame, "", GUARD, "calls", "on_purpose")
 

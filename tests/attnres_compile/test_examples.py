@@ -71,3 +71,19 @@ def test_depth_weights(child_environment, tmp_path):
     assert "stream transformer.h of GPT2LMHeadModel: 1,024 tokens, 2 backward passes" in out
     rows = [line.split() for line in out.splitlines() if line.startswith("transformer.h.")]
     assert [row[1] for row in rows if "ln_" in row[0]] == ["mlp", "attention", "mlp"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["fsdp_stack.py", "accelerate_stack.py"])
+def test_stacks(name, child_environment, tmp_path):
+    if name == "accelerate_stack.py":
+        pytest.importorskip("accelerate")
+    environment = {**child_environment, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    meeting = ("--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0")
+    launcher = ("-m", "torch.distributed.run", *meeting)
+    out = run_example(name, environment=environment, directory=tmp_path, launcher=launcher)
+    losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", out)]
+    assert len(losses) == 8
+    assert 5 < losses[0] < 6.5
+    assert losses[-1] < losses[0] - 0.5
+    assert re.search(r"rewritten: [78] reads, .* calls: 8 rewritten", out)
