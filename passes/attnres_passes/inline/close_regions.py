@@ -1,4 +1,4 @@
-"""Pass: lowered -> lowered. What was opened as a checkpoint is a checkpoint again, with all that the passes put into it.
+"""Pass: lowered -> lowered. What was opened as a checkpoint is one again, with all that the passes put into it.
 
 Before::
 
@@ -33,7 +33,7 @@ from attnres_passes.ir.levels import LevelError
 from attnres_passes.ir.regions import Region, put_in_region, region_of
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied, copy_dynamo_attributes, copy_dynamo_source
-from attnres_passes.torch_private.region_operators import (
+from attnres_passes.torch_private.recompute import (
     checkpoint_in_graph,
     checkpoint_in_python,
     leave_out_of_policies,

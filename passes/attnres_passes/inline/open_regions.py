@@ -30,7 +30,7 @@ from attnres_passes.inline.labels import Labels, Relabelling
 from attnres_passes.ir.regions import Region, put_in_region
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of, without_new_guards
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
-from attnres_passes.torch_private.region_operators import RegionCall, context_fn_of, region_call
+from attnres_passes.torch_private.recompute import RegionCall, context_fn_of, region_call
 from attnres_passes.torch_private.state import restored_torch_state
 
 
@@ -162,7 +162,7 @@ class _Examples(Interpreter):
         self.unknown = set(unknown)
 
     def make(self) -> None:
-        examples = [example_value(node) for node in self.module.graph.nodes if node.op == "placeholder"]
+        examples = [example_value(node) for node in self.graph.nodes if node.op == "placeholder"]
         fake_mode = fake_mode_of(examples)
         with restored_torch_state(), without_new_guards(fake_mode), fake_mode:
             self.run(*examples, enable_io_processing=False)
