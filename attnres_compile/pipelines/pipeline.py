@@ -74,7 +74,7 @@ def pipeline(
     model = unwrapped(model)
     target_device = _device(model, device)
     agreement = Agreement(group, target_device)
-    made: tuple[Chunks, ScheduleKind, Batch, str] | None = None
+    made: tuple[Chunks, ScheduleKind, Batch, Inner] | None = None
     error: Exception | None = None
     try:
         kind = schedule_kind(schedule)
