@@ -46,8 +46,6 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def prepared(build: Callable[[], PreTrainedModel], blocks: dict[str, int]) -> PreTrainedModel:
     torch.manual_seed(0)
     model = build().double()
-    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        assert not getattr(model.config, name, 0.0) or model.config.model_type == "gpt2"
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -126,7 +124,7 @@ def test_run_by_python() -> None:
 # What is kept, and what is computed again
 
 
-WIDTH, TOKENS, DEPTH = 256, 128, 12
+WIDTH, TOKENS, DEPTH = 256, 128, 8
 
 
 def toy(way: str | None, blocks: dict[str, int] | None, dropout: float = 0.0) -> nn.Module:
@@ -155,9 +153,11 @@ def plain_step(way: str) -> Step:
 KEPT_WAYS = ["non_reentrant", "reentrant", "selective", "every_second_product", "wrapper"]
 
 
-@pytest.mark.parametrize("schedule", ["auto", "direct", "naive"])
 @pytest.mark.parametrize("blocks", [{"num_blocks": 3}, {"block_size": 5}], ids=str)
-@pytest.mark.parametrize("way", KEPT_WAYS)
+@pytest.mark.parametrize(
+    ("way", "schedule"),
+    [*((way, "auto") for way in KEPT_WAYS), ("non_reentrant", "direct"), ("non_reentrant", "naive")],
+)
 def test_the_stream_is_kept_once_a_layer_and_a_block_once(way: str, blocks: dict[str, int], schedule: str) -> None:
     plain = plain_step(way)
     model = toy(way, blocks)

@@ -57,6 +57,20 @@ def close_regions(gm: GraphModule, in_python: bool) -> GraphModule:
     return closed
 
 
+def without_regions(gm: GraphModule) -> GraphModule:
+    """A copy of a graph that nothing differentiates, and so nothing computes again; the graph itself without regions.
+
+    Args:
+        gm: of any level; not changed.
+    """
+    if all(region_of(node) is None for node in gm.graph.nodes):
+        return gm
+    plain = copied(gm)
+    for node in plain.graph.nodes:
+        put_in_region(node, None)
+    return plain
+
+
 class _Closer:
     """Copies a graph with its innermost regions closed. members: the nodes of each of them, in order."""
 

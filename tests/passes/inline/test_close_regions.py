@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from attnres_passes.inline.close_regions import close_regions
+from attnres_passes.inline.close_regions import close_regions, without_regions
 from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.annotations import Annotation, annotate
 from attnres_passes.ir.levels import LevelError
@@ -134,3 +134,11 @@ def test_the_region_of_a_closed_call_is_the_one_around_it() -> None:
     gm, _ = graph_of(outer, None)
     closed = close_regions(gm, in_python=False)
     assert all(region_of(node) is None for node in closed.graph.nodes)
+
+
+def test_what_nothing_differentiates_has_no_regions() -> None:
+    gm, nodes = graph_of(Region(0, {}), None)
+    plain = without_regions(gm)
+    assert all(region_of(node) is None for node in plain.graph.nodes)
+    assert region_of(nodes[0]) is not None
+    assert without_regions(plain) is plain
