@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from example_model import MLP, TinyGPT
 from torch import Tensor, nn
 
@@ -137,12 +136,16 @@ class Forked(Variant):
         return self.last(tower) * self.last(other)
 
 
-class Checkpointed(Variant):
-    """Activation checkpointing hides each step, addition and all, in one node."""
+class Conditional(Variant):
+    """Each step is skipped or not as the data say, in an operator that holds a graph for either case."""
 
     def forward(self, x: Tensor) -> Tensor:
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
-            x = torch.utils.checkpoint.checkpoint(self.step, x, norm, mlp, use_reentrant=False)
+
+            def run(state: Tensor, norm: nn.Module = norm, mlp: nn.Module = mlp) -> Tensor:
+                return self.step(state, norm, mlp)
+
+            x = torch.cond(x.sum() > 0, run, torch.clone, (x,))
         return self.last(x)
 
 
@@ -158,7 +161,7 @@ DECLINED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[st
     "no_residual": (NoResidual, states, {}),
     "non_floating": (NonFloating, lambda: torch.arange(4), {}),
     "forked": (Forked, states, {}),
-    "opaque": (Checkpointed, states, {}),
+    "opaque": (Conditional, states, {}),
     "not_selected": (TinyGPT, lambda: torch.zeros(1, 8, dtype=torch.long), {"streams": ["decoder"]}),
 }
 """Reason -> model, input and options that are declined for it."""

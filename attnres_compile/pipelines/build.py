@@ -22,7 +22,7 @@ from attnres_compile.model.parameters import require_parameters
 from attnres_compile.pipelines.checkpoints import check_checkpoints
 from attnres_compile.pipelines.chunk_module import ChunkBody, ModelInput, ModelTensor
 from attnres_compile.pipelines.errors import StageError
-from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.config import AttnResConfig, Inner
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
@@ -84,7 +84,7 @@ class CutOptions:
     cut_points: tuple[str, ...] | None = None
     device: torch.device | None = None
     splits_backward: bool = False
-    inner: str = "eager"
+    inner: Inner = "eager"
 
 
 def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cut: CutOptions) -> Chunks:

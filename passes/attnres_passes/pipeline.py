@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule
 
 from attnres_passes.analyses.streams import Analysis
-from attnres_passes.inline.close_regions import close_regions
+from attnres_passes.inline.close_regions import close_regions, without_regions
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.lower import lower
@@ -120,6 +120,8 @@ def lower_rewritten(
     """
     # Whatever pass made the graph, it is checked here, before the next one reads it.
     after_pass(rewritten, Level.REWRITTEN, plan)
+    if not differentiates:
+        rewritten = without_regions(rewritten)
     # The provider comes first, since a schedule for kernels weighs bytes and launches that torch calls do not have.
     choice = choose_provider(rewritten, plan, differentiates)
     scheduled = schedule(rewritten, plan, choice)
@@ -131,6 +133,5 @@ def lower_rewritten(
         after_pass(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, plan, choice.provider, keeps_values)
     after_pass(lowered, Level.LOWERED, plan)
-    # What nothing differentiates is never computed again.
-    closed = close_regions(lowered, plan.config.inner == "eager") if differentiates else lowered
+    closed = close_regions(lowered, plan.config.inner == "eager")
     return LoweredLevels(rewritten, scheduled, lowered, closed, choice, fused)

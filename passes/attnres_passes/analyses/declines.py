@@ -203,7 +203,7 @@ def _is_hidden(target: object) -> bool:
 
 def _name(trace: AtenTrace, op: Op) -> str:
     """What a person calls the operator that hides a part of the model."""
-    if is_higher_order(op.target):
-        return f"torch.ops.higher_order.{op.target}"
     target = trace.nodes[op.node].target
+    if is_higher_order(target):
+        return f"torch.ops.higher_order.{target}"
     return str(getattr(target, "__qualname__", target))

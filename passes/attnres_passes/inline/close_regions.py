@@ -1,4 +1,4 @@
-"""Pass: lowered -> lowered. What was opened as a checkpoint is a checkpoint again, with all that the passes put into it.
+"""Pass: lowered -> lowered. What was opened as a checkpoint is one again, with all that the passes put into it.
 
 Before::
 
@@ -31,14 +31,14 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import LevelError
 from attnres_passes.ir.regions import Region, put_in_region, region_of
-from attnres_passes.torch_private.borders.region_operators import (
+from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.graph_copies import copied, copy_dynamo_attributes, copy_dynamo_source
+from attnres_passes.torch_private.recompute import (
     checkpoint_in_graph,
     checkpoint_in_python,
     leave_out_of_policies,
     set_policy,
 )
-from attnres_passes.torch_private.example_values import example_value
-from attnres_passes.torch_private.graph_copies import copied, copy_dynamo_attributes, copy_dynamo_source
 
 
 def close_regions(gm: GraphModule, in_python: bool) -> GraphModule:
@@ -55,6 +55,20 @@ def close_regions(gm: GraphModule, in_python: bool) -> GraphModule:
     while any(region_of(node) is not None for node in closed.graph.nodes):
         closed = _Closer(copied(closed), in_python).run()
     return closed
+
+
+def without_regions(gm: GraphModule) -> GraphModule:
+    """A copy of a graph that nothing differentiates, and so nothing computes again; the graph itself without regions.
+
+    Args:
+        gm: of any level; not changed.
+    """
+    if all(region_of(node) is None for node in gm.graph.nodes):
+        return gm
+    plain = copied(gm)
+    for node in plain.graph.nodes:
+        put_in_region(node, None)
+    return plain
 
 
 class _Closer:

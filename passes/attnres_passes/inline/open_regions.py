@@ -23,14 +23,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.node import map_arg
 
 from attnres_passes.inline.labels import Labels, Relabelling
 from attnres_passes.ir.regions import Region, put_in_region
-from attnres_passes.torch_private.borders.region_operators import RegionCall, context_fn_of, region_call
-from attnres_passes.torch_private.example_values import example_value, fake_mode_of, without_new_guards
+from attnres_passes.torch_private.example_values import example_value, fake_mode_of, is_fake, without_new_guards
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
+from attnres_passes.torch_private.recompute import RegionCall, context_fn_of, region_call
 from attnres_passes.torch_private.state import restored_torch_state
 
 
@@ -162,13 +163,15 @@ class _Examples(Interpreter):
         self.unknown = set(unknown)
 
     def make(self) -> None:
-        examples = [example_value(node) for node in self.module.graph.nodes if node.op == "placeholder"]
-        fake_mode = fake_mode_of(examples)
-        with restored_torch_state(), without_new_guards(fake_mode), fake_mode:
+        examples = [example_value(node) for node in self.graph.nodes if node.op == "placeholder"]
+        self.fake_mode = fake_mode_of(examples)
+        with restored_torch_state(), without_new_guards(self.fake_mode), self.fake_mode:
             self.run(*examples, enable_io_processing=False)
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
+        if n.op == "get_attr" and isinstance(result, Tensor) and not is_fake(result):
+            return self.fake_mode.from_tensor(result, static_shapes=True)
         if n in self.unknown:
             n.meta["example_value"] = result
         return result

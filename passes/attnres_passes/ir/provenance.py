@@ -15,6 +15,8 @@ from attnres_passes.torch_private.version import TORCH_FOLDER
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _GETATTR = re.compile(r"getattr\((?P<base>[^()]*), (?P<quote>['\"])(?P<name>[^()'\"]*)(?P=quote)\)")
 _AROUND = re.compile(r"\b(__dict__|_modules|_orig_mod|_checkpoint_wrapped_module)\b\.?")
+# A forward that was put in place of a module's own, and calls that one: the module is the same.
+_REPLACED_FORWARD = re.compile(r"\.forward(?:\.\w+|\[[^\]]*\])*?\.__self__\b")
 _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
@@ -55,7 +57,7 @@ def relative_path(path: str) -> str:
     while replaced:
         # Names that are no identifiers (layer-0), the innermost first.
         path, replaced = _GETATTR.subn(r"\g<base>.\g<name>", path)
-    path = _ROOT.sub("", path)
+    path = _ROOT.sub("", _REPLACED_FORWARD.sub("", path))
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
     path = _AROUND.sub("", path)
     return path.strip(".")

@@ -74,8 +74,7 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
         for segment in _segments(reads):
             inference = _inference(segment[0], plan, choice.most_with_own_logits)
             completed = [len(read.completed) for read in segment]
-            runs = _runs(segment) if choice.differentiates else ()
-            found = group_reads(completed, chosen, choice.most_in_place, inference, runs)
+            found = group_reads(completed, chosen, choice.most_in_place, inference, _runs(segment))
             _Segment(segment, plan).emit(found)
             of_stream.append(found)
         read_groups.append(tuple(of_stream))

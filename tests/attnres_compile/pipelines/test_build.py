@@ -171,6 +171,16 @@ class Checkpointed(Toy):
         return self.head(self.norm(x))
 
 
+class CheckpointedLayers(Toy):
+    """The additions are inside."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = checkpoint(lambda state, layer=layer: state + layer(state), x, use_reentrant=False)
+        return self.head(self.norm(x))
+
+
 def test_a_checkpoint_is_recomputed_once_at_most() -> None:
     with pytest.raises(PipelineSupportError, match="cannot be recomputed for inputs and weights apart"):
         chunks_of(prepared(Checkpointed(6)), splits_backward=True)
@@ -179,21 +189,23 @@ def test_a_checkpoint_is_recomputed_once_at_most() -> None:
 def test_eager_chunks_recompute_with_the_dropout_mask_of_the_forward() -> None:
     """A dropout of almost everything: any other mask gives other gradients than no checkpoint does."""
     grads = []
-    for kind in (Toy, Checkpointed):
+    for kind in (Toy, Checkpointed, CheckpointedLayers):
         torch.manual_seed(0)
         model = prepared(kind(6, dropout=0.5).double())
         modules = modules_of(chunks_of(model, inner="eager"))
         torch.manual_seed(1)
         run(modules, TOKENS).square().sum().backward()
         grads.append([parameter.grad for parameter in model.parameters()])
-    for found, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    for expected, *others in zip(*grads, strict=True):
+        for found in others:
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_activation_checkpointing_inside_chunks() -> None:
-    """Sublayers under torch.utils.checkpoint stay so; they cost what they cost without, and have the same gradients."""
+@pytest.mark.parametrize("kind", [Checkpointed, CheckpointedLayers])
+def test_activation_checkpointing_inside_chunks(kind: type[Toy]) -> None:
+    """What is under torch.utils.checkpoint stays so; it costs what it costs without, and has the same gradients."""
     torch.manual_seed(0)
-    model = prepared(Checkpointed(6).double())
+    model = prepared(kind(6).double())
     reference = copy.deepcopy(model)
     chunks = chunks_of(model, 2, 2)
     assert chunks.plan.cuts == chunks_of(toy(), 2, 2).plan.cuts
