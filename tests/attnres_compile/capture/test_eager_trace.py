@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import Phase, given, settings
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +24,7 @@ from attnres_compile.model.errors import CaptureError
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan, Reason
 from tests.attnres_compile.capture.models import WIDTH, Block, Stack, ids
+from tests.passes.rewrite.random_models import RandomModel, Spec, specs
 
 CONFIG = AttnResConfig(num_blocks=2, on_decline="ignore")
 
@@ -233,6 +235,16 @@ def test_plan_of_one_graph_is_found(what: Callable[[Block, Tensor], Tensor], rec
     with torch.set_grad_enabled(records):
         model = Variant(what)
         assert eager(model, ids()) == of_one_graph(model, ids())
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=(Phase.generate,))
+@given(specs())
+def test_plan_of_one_graph_is_found_in_random_models(spec: Spec) -> None:
+    torch._dynamo.reset()
+    config = AttnResConfig(block_size=spec.block_size, allow_unnormed=True, on_decline="ignore")
+    model = RandomModel(spec)
+    inputs = (model.example(),)
+    assert plan_eagerly(model, inputs, {}, config) == plan_of(analyse_model(model, inputs, {}, config), config)
 
 
 def torch_encoder() -> nn.Module:

@@ -254,12 +254,13 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
 
     def _end_call(self, call: _Call, result: Any) -> None:
         leaves = [leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf)]
+        args = [leaf for leaf in tree_leaves(call.args) if is_plain_tensor(leaf)]
         if call.target in _LEAVES_TORCH:
-            self.left_torch.extend(self.lookup(leaf) for leaf in tree_leaves(call.args) if is_plain_tensor(leaf))
-        if any(id(leaf) not in self.number_of for leaf in leaves):
+            self.left_torch.extend(map(self.lookup, args))
+            self._place_inputs()
+        if any(id(leaf) not in self.number_of and not any(leaf is one for one in args) for leaf in leaves):
             self.begin_operation()
-            index = len(self.trace.nodes) - 1
-            self.number_unseen(leaves, tuple(dict.fromkeys(self.trace.node_inputs[index].values())))
+            self.number_unseen(leaves, tuple(dict.fromkeys(self.trace.node_inputs[self.node].values())))
         if call.first_op is None:
             return
         index = self.node
