@@ -22,7 +22,7 @@ from attnres_compile.capture.pieces import Captured, Pieces
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.model.parameters import parameters_of, prepared_within, unwrapped
 from attnres_passes.torch_private.captures.fresh_codes import fresh_codes
-from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, without_recorded_shapes
+from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, met_no_frame, without_recorded_shapes
 from attnres_passes.torch_private.frames import mark_as_backend
 from attnres_passes.torch_private.version import warn_if_untested
 
@@ -121,8 +121,8 @@ def _whole_or_problem(
             torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
         except _LeaveDynamo:
             pass
-        except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
-            problem = error
+        except Exception as error:  # kept: a run without Dynamo succeeds, or fails with an error that the user sees
+            problem = None if met_no_frame(error) else error
     captured = found[0] if found and not found[0].end.is_break else problem
     # Dynamo remembers backends for good, and with this one the model's parameters.
     found.clear()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace
 from attnres_passes.analyses.chains import Addition, Candidate, Carry, CarryStep
 from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
 
@@ -89,6 +89,9 @@ def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup
 def _rootless(trace: AtenTrace, candidate: Candidate) -> NotReplaceable:
     """A stream whose beginning is no node's result: changed in place by it, or made somewhere inside it."""
     op = trace.ops[trace.values[candidate.root].producer]
+    if op.name == STALE_ALIAS:
+        # Changed through another tensor in its memory.
+        op = trace.ops[trace.values[op.inputs[1]].producer]
     what = "is changed in place there" if op.changes else "is made inside a larger operation"
     return NotReplaceable(op.node, f"what the stream begins with {what}")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import attnres_compile as ac
 from attnres_compile.capture.capture import capture
-from attnres_compile.model.errors import GraphBreakError, PartOfModelError
+from attnres_compile.model.errors import CaptureError, GraphBreakError, PartOfModelError
 from tests.attnres_compile.capture.models import WIDTH, Block, Skip, Stack, ids, line_of_the_break, printing
 
 
@@ -405,3 +405,12 @@ def test_instances_of_one_class_do_not_change_each_other(pair: tuple[Skip, Skip]
     results = {model.breaks: outcome(explained, model, states()) for model in pair}
     assert results[True][0] is GraphBreakError
     assert results[False]["partial"]
+
+
+@pytest.mark.parametrize(
+    "off", [lambda: torch._dynamo.config.patch(disable=True), lambda: torch.compiler.set_stance("force_eager")]
+)
+def test_with_dynamo_switched_off_nothing_is_planned(off: Callable[[], Any]) -> None:
+    """What could never be compiled is no model that runs in several graphs."""
+    with off(), pytest.raises(CaptureError, match="Compilation must not be disabled"):
+        ac.prepare(Stack(), (ids(),))

@@ -92,7 +92,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         """Record what runs meanwhile."""
         self.entry = sys._getframe(2)
         try:
-            with self, _Functions(self), watched_calls(self.paths.inside, self.run_as_node):
+            with self, _Functions(self), watched_calls(self.paths.inside, self.run_autograd_function):
                 yield
         finally:
             self.entry = None
@@ -112,6 +112,12 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         node = self.graph.output(tuple(self.node_of[id(one)] for one in outputs))
         self._append(node, inputs)
         keep_live(self.trace)
+
+    def run_autograd_function(self, apply: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Call an autograd function: a node where it records a backward, as in a graph of Dynamo's, and else opened."""
+        leaves = tree_leaves((args, kwargs))
+        records = self.grad_enabled and any(leaf.requires_grad for leaf in leaves if isinstance(leaf, Tensor))
+        return self.run_as_node(apply, args, kwargs) if records else apply(*args, **kwargs)
 
     def run_as_node(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Call a function; what it does is one node, unless it is a part of one."""
@@ -235,7 +241,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         node = self.graph.call_function(target, args)
         node.meta["nn_module_stack"] = self.paths.stack
         if self.entry is not None:
-            node.meta["stack_trace"] = lines_until(self.entry, target, _RECORDERS)
+            node.meta["stack_trace"] = lines_until(self.entry, target, _RUNS, _RECORDERS)
         return node
 
     def _append(self, node: Node, inputs: dict[Node, int], output: int | None = None) -> None:
@@ -248,12 +254,13 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
 
     def _end_call(self, call: _Call, result: Any) -> None:
         leaves = [leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf)]
+        args = [leaf for leaf in tree_leaves(call.args) if is_plain_tensor(leaf)]
         if call.target in _LEAVES_TORCH:
-            self.left_torch.extend(self.lookup(leaf) for leaf in tree_leaves(call.args) if is_plain_tensor(leaf))
-        if any(id(leaf) not in self.number_of for leaf in leaves):
+            self.left_torch.extend(map(self.lookup, args))
+            self._place_inputs()
+        if any(id(leaf) not in self.number_of and not any(leaf is one for one in args) for leaf in leaves):
             self.begin_operation()
-            index = len(self.trace.nodes) - 1
-            self.number_unseen(leaves, tuple(dict.fromkeys(self.trace.node_inputs[index].values())))
+            self.number_unseen(leaves, tuple(dict.fromkeys(self.trace.node_inputs[self.node].values())))
         if call.first_op is None:
             return
         index = self.node
@@ -268,6 +275,9 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
                 self._append(part, {}, self.lookup(leaf))
                 self.node_of[id(leaf)] = part
         self._place_inputs()
+
+
+_RUNS = EagerRecorder.run_as_node.__code__
 
 
 class _Functions(TorchFunctionMode):

@@ -62,19 +62,22 @@ _MACHINERY = tuple(TORCH_FOLDER + one for one in ("overrides.py", "_compile.py",
 """Dynamo leaves the lines of torch's own modules out of what it notes at nodes, too."""
 
 
-def lines_until(entry: FrameType, called: Any, skipped: frozenset[str]) -> str:
+def lines_until(entry: FrameType, called: Any, runs: CodeType, skipped: frozenset[str]) -> str:
     """The lines that Python is at, the innermost last, in the form of a stack trace.
 
     Args:
         entry: the frame where they begin.
         called: the function that the innermost of them calls, whose own lines are left out.
+        runs: what runs that function, if it is on the way: what is inside of it is left out.
         skipped: files whose lines are left out.
     """
     code = getattr(called, "__code__", None)
     frame: FrameType | None = sys._getframe(1)
     lines: list[str] = []
     while frame is not None and frame is not entry:
-        if not _is_machinery(frame.f_code, code, skipped):
+        if frame.f_code is runs:
+            lines.clear()
+        elif not _is_machinery(frame.f_code, code, skipped):
             lines.append(f'File "{frame.f_code.co_filename}", line {frame.f_lineno}, in {frame.f_code.co_name}')
         frame = frame.f_back
     return "\n".join(reversed(lines))
