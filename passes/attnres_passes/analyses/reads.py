@@ -90,6 +90,9 @@ def trunk_of(candidate: Candidate) -> Trunk:
             ops.add(step.op)
         state_of[addition.after] = index + 1
         ops.add(addition.op)
+    for step in candidate.trailing:
+        state_of[step.after] = len(candidate.additions)
+        ops.add(step.op)
     return Trunk(state_of, tuple(state_of), frozenset(ops))
 
 
@@ -101,7 +104,8 @@ def find_reads(trace: AtenTrace, candidate: Candidate, other_additions: frozense
     Args:
         trace: of the captured graph.
         candidate: the chain of additions whose states are read.
-        other_additions: operations that add to other candidates; reaching one un-normed counts as feeding a write.
+        other_additions: operations that add a sublayer's output to something else, or in another way; reaching one
+            un-normed counts as feeding a write.
     """
     return _Reads(trace, candidate, other_additions).run()
 

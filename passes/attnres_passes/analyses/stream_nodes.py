@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
-from attnres_passes.analyses.chains import Addition, Candidate, Carry, CarryStep
+from attnres_passes.analyses.carries.carry import Carry, CarryStep
+from attnres_passes.analyses.chains import Addition, Candidate
 from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
 
 
@@ -79,6 +80,10 @@ def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup
             if isinstance(found, NotReplaceable):
                 return found
             steps.append(found)
+    for last in _carry_nodes(trace, candidate.trailing):
+        if isinstance(last, NotReplaceable):
+            return last
+        steps.append(last)
     if candidate.root not in trace.node_output:
         return NotReplaceable(
             steps[0].node, "the root of the stream is not the result of one node of the captured graph"
@@ -92,9 +97,11 @@ def _changed_input(trace: AtenTrace, candidate: Candidate) -> NotReplaceable | N
     """An in-place addition to an input of the graph is seen by the caller, so it cannot be taken out."""
     given = {value.storage for value in trace.values if value.producer < 0}
     for addition in candidate.additions:
-        op = trace.ops[addition.op]
-        if any(trace.values[value].storage in given for value in op.changes):
-            return NotReplaceable(op.node, "an addition to it changes an input or a parameter of the model in place")
+        for index in (*(step.op for step in addition.carried), addition.op):
+            op = trace.ops[index]
+            if any(trace.values[value].storage in given for value in op.changes):
+                what = "an addition to it" if index == addition.op else "what carries it on"
+                return NotReplaceable(op.node, f"{what} changes an input or a parameter of the model in place")
     return None
 
 
@@ -163,4 +170,4 @@ def _carry_nodes(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNo
 def _kind(steps: list[CarryStep]) -> Carry:
     """The strongest of several."""
     kinds = {step.kind for step in steps}
-    return next(kind for kind in (Carry.MASK, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE) if kind in kinds)
+    return next(kind for kind in (Carry.MASK, Carry.FACTOR, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE) if kind in kinds)

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from attnres_passes.analyses import blocks
 from attnres_passes.analyses.aten_trace import AtenTrace
-from attnres_passes.analyses.chains import Candidate, find_chains, is_matrix_product
+from attnres_passes.analyses.chains import Candidate, is_matrix_product, search_chains
 from attnres_passes.analyses.declines import (
     decline_as_opaque,
     decline_of,
@@ -47,14 +47,13 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
         trace: of a captured graph.
         config: how blocks are chosen, and what is allowed.
     """
-    candidates = find_chains(trace)
-    long = [candidate for candidate in candidates if len(candidate.additions) > 1]
-    all_long_additions = frozenset(addition.op for candidate in long for addition in candidate.additions)
+    chains = search_chains(trace)
+    candidates, sublayer_sums = chains.candidates, chains.sublayer_sums
     accepted: list[_Accepted] = []
     declined: list[tuple[Candidate, Decline]] = []
     for candidate in candidates:
         own = frozenset(addition.op for addition in candidate.additions)
-        reads = join_shared_reads(trace, candidate, find_reads(trace, candidate, all_long_additions - own))
+        reads = join_shared_reads(trace, candidate, find_reads(trace, candidate, sublayer_sums - own))
         verdict = _judge(trace, candidate, reads, config)
         if isinstance(verdict, Decline):
             declined.append((candidate, verdict))

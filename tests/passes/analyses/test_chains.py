@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnres_passes.analyses.chains import Candidate, Carry, _Search, find_chains, is_matrix_product
+from attnres_passes.analyses.carries.carry import Carry
+from attnres_passes.analyses.chains import Candidate, _Search, find_chains, is_matrix_product
 from tests.passes.helpers import WIDTH, Function, chains_of, longest, sample, traced
 
 Step = Callable[[Tensor, Tensor], Tensor]
