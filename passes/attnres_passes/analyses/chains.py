@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
+from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace, Op, Ref
 from attnres_passes.analyses.carries.carry import CarryStep, carry_step
 from attnres_passes.analyses.carries.sums import sums_of
 from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
@@ -21,7 +21,7 @@ from attnres_passes.analyses.degrees.degree import functional_name, is_shape_onl
 LONGEST_CARRY = 16
 """Carrying operations looked through between two additions; a bound that keeps the search linear."""
 
-_MATRIX_PRODUCTS = ("mm", "mv", "convolution", "scaled_dot_product")
+_MATRIX_PRODUCTS = ("mm", "mv", "convolution", "scaled_dot_product", "rnn")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ class _Search:
         live = frozenset(value for value in live | starts if self.live_until[value] >= op.index)
         if not live:
             return
-        is_product = is_matrix_product(op)
+        hides_product = op.name != STALE_ALIAS and not op.name.startswith(("aten.", "prims."))
+        is_product = is_matrix_product(op) or hides_product
         product = frozenset().union(*(self.product_of.get(value, frozenset()) for value in op.inputs)) & live
         for value in op.outputs:
             self.depends_on[value] = live

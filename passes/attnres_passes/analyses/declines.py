@@ -8,12 +8,16 @@ from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace
 from attnres_passes.analyses.chains import Candidate
+from attnres_passes.analyses.exclusions.recurrence import is_recurrence
 from attnres_passes.analyses.reads import ReadGroup, StreamReads
 from attnres_passes.analyses.stream_nodes import NotReplaceable
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Reason, Stream, short_source
 from attnres_passes.torch_private.operators import is_higher_order
+
+_NO_STREAMS = frozenset({Reason.NO_SUBLAYER, Reason.INSIDE_SUBLAYER})
+"""Reasons that say of a chain that it is no residual stream at all."""
 
 _Verdict = tuple[Reason, str, int | None]
 """Reason, message, and the index of the node that it is about; None for the first addition."""
@@ -41,12 +45,28 @@ def decline_as_opaque(trace: AtenTrace, candidate: Candidate, obstacle: NotRepla
         obstacle: the node in the way.
     """
     hidden = any(_is_hidden(op.target) for op in trace.ops if op.node == obstacle.node)
-    remedy = (
+    remedy = obstacle.remedy or (
         "if the layers are under torch.utils.checkpoint, turn activation checkpointing off."
         if hidden
         else "write it as a plain addition of tensors that nothing else changes in place."
     )
-    return _decline(trace, candidate, (Reason.OPAQUE, f"{obstacle.message}; {remedy}", obstacle.node))
+    return _decline(trace, candidate, (obstacle.reason, f"{obstacle.message}; {remedy}", obstacle.node))
+
+
+def decline_as_inner(trace: AtenTrace, candidate: Candidate, around: Candidate) -> Decline:
+    """That a chain is inside a sublayer of another stream.
+
+    Args:
+        trace: of the captured graph.
+        candidate: the chain of additions.
+        around: the stream.
+    """
+    line = short_source(provenance.source_line(trace.nodes[trace.ops[around.additions[0].op].node]))
+    message = (
+        f"this sum is inside one sublayer of the stream that is added to at {line}, and depth is counted in sublayers; "
+        "leave it as it is."
+    )
+    return _decline(trace, candidate, (Reason.INSIDE_SUBLAYER, message, None))
 
 
 def declines_of_unselected(streams: Sequence[Stream], names: Sequence[str]) -> tuple[Decline, ...]:
@@ -75,9 +95,9 @@ def worth_reporting(
 ) -> tuple[Decline, ...]:
     """What a person should read: real streams one by one, single additions together by reason.
 
-    Chains without a matrix product (polynomials, running sums) are no sublayers, and a single addition that is made
-    again and again from one value (a mask added to the scores of every layer) is no stream; they are named only if
-    there is nothing else to say.
+    Chains without a matrix product (polynomials, running sums) and those inside a sublayer are no streams, and neither
+    is a single addition that is made again and again from one value (a mask added to the scores of every layer); they
+    are named only if there is nothing else to say.
 
     Args:
         trace: of the captured graph.
@@ -87,7 +107,7 @@ def worth_reporting(
     relevant = [
         (candidate, decline)
         for candidate, decline in declined
-        if candidate.has_product and (len(candidate.additions) > 1 or not candidate.forks)
+        if decline.reason not in _NO_STREAMS and (len(candidate.additions) > 1 or not candidate.forks)
     ]
     if not relevant and not found_streams:
         relevant = list(declined)
@@ -109,6 +129,20 @@ def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_u
     if not all(trace.values[addition.after].is_floating for addition in candidate.additions):
         dtype = trace.values[candidate.additions[-1].after].dtype
         return Reason.NON_FLOATING, f"the stream is {dtype}; give a model whose stream is floating point.", None
+    if not candidate.has_product:
+        return (
+            Reason.NO_SUBLAYER,
+            "what is added is made without a matrix product, a convolution or attention, as the terms of a polynomial "
+            "are, so that it is no sublayer's output; leave it as it is.",
+            None,
+        )
+    if len(candidate.additions) > 1 and is_recurrence(trace, candidate):
+        return (
+            Reason.RECURRENCE,
+            "each addition takes another position of one tensor with the same weights, so that the sum runs over time "
+            "and not over depth; leave it as it is.",
+            None,
+        )
     if reads.channels_first is not None:
         return (
             Reason.CHANNELS_FIRST,
@@ -118,6 +152,13 @@ def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_u
         )
     if len(candidate.additions) < 2:
         return _too_short(reads)
+    if not _has_depth(reads, len(candidate.additions)):
+        return (
+            Reason.INSIDE_SUBLAYER,
+            "all that is added is made of one value that is not normed, so that this is a sum inside of one sublayer; "
+            "leave it as it is.",
+            None,
+        )
     if candidate.forks:
         return (
             Reason.FORKED,
@@ -128,6 +169,13 @@ def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_u
     # The root has one source, so a read of it stays what it was.
     offending = [read for read in reads.groups if read.feeds_write and read.state > 0]
     return _unnormed(trace, reads.groups, offending) if offending and not allow_unnormed else None
+
+
+def _has_depth(reads: StreamReads, writes: int) -> bool:
+    """Whether some write is made of a sum, or each of a normed read of the root, as parallel sublayers are."""
+    return any(0 < read.state < writes for read in reads.groups) or not any(
+        read.feeds_write for read in reads.groups if read.state == 0
+    )
 
 
 def _too_short(reads: StreamReads) -> _Verdict:

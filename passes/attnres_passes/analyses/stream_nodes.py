@@ -14,6 +14,8 @@ from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.carries.carry import Carry, CarryStep
 from attnres_passes.analyses.chains import Addition, Candidate
 from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
+from attnres_passes.ir.plan import Reason
+from attnres_passes.torch_private.operators import is_gradient_hook
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class StreamNodes:
 
 @dataclass(frozen=True)
 class NotReplaceable:
-    """A stream that cannot be replaced node by node. node: index of the node in the way."""
+    """A stream that cannot be replaced node by node. node: index of the node in the way; remedy: '' for the usual one."""
 
     node: int
     message: str
+    reason: Reason = Reason.OPAQUE
+    remedy: str = ""
 
 
 def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup, ...]) -> StreamNodes | NotReplaceable:
@@ -71,9 +75,11 @@ def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
     trunk = trunk_of(candidate)
-    changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
-    if changed is not None:
-        return changed
+    obstacle = (
+        _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads) or _hooked(trace, trunk)
+    )
+    if obstacle is not None:
+        return obstacle
     steps: list[CarryNode | WriteNode] = []
     for addition in candidate.additions:
         for found in (*_carry_nodes(trace, addition.carried), _write_node(trace, addition)):
@@ -124,6 +130,20 @@ def _changed_source(
             is_source = op.index > matters_after.get(trace.values[value].storage, op.index)
             if (is_state or is_source) and (value, op.node) not in of_reads:
                 return NotReplaceable(op.node, "what was added to it is changed in place afterwards")
+    return None
+
+
+def _hooked(trace: AtenTrace, trunk: Trunk) -> NotReplaceable | None:
+    """A hook sees the gradient of a whole state; behind the rewrite, no tensor has it."""
+    for index, node in enumerate(trace.nodes):
+        if is_gradient_hook(node.target) and any(value in trunk.state_of for value in trace.node_inputs[index].values()):
+            return NotReplaceable(
+                index,
+                "a gradient hook is registered on a state of the stream, and depth attention makes no tensor that has "
+                "the gradient of that sum",
+                Reason.GRADIENT_HOOK,
+                "take the hook off, or register it on the output of a sublayer.",
+            )
     return None
 
 

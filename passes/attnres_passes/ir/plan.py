@@ -36,6 +36,15 @@ class Reason(StrEnum):
     NON_FLOATING = "non_floating"
     FORKED = "forked"
     OPAQUE = "opaque"
+    GRADIENT_HOOK = "gradient_hook"
+    INSIDE_SUBLAYER = "inside_sublayer"
+    NO_SUBLAYER = "no_sublayer"
+    RECURRENCE = "recurrence"
+    CLAMPED = "clamped"
+    GATED = "gated"
+    INTERRUPTED = "interrupted"
+    MULTIPLE_LANES = "multiple_lanes"
+    DEPTH_ATTENTION = "depth_attention"
     NOT_SELECTED = "not_selected"
 
 
