@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace
 from attnres_passes.analyses.chains import Candidate
+from attnres_passes.analyses.exclusions.layout import features_elsewhere
 from attnres_passes.analyses.exclusions.recurrence import is_recurrence
 from attnres_passes.analyses.reads import ReadGroup, StreamReads
 from attnres_passes.analyses.stream_nodes import NotReplaceable
@@ -143,12 +144,15 @@ def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_u
             "and not over depth; leave it as it is.",
             None,
         )
-    if reads.channels_first is not None:
+    channels_first = reads.channels_first
+    if channels_first is None and len(candidate.additions) > 1:
+        channels_first = features_elsewhere(trace, candidate)
+    if channels_first is not None:
         return (
             Reason.CHANNELS_FIRST,
             "the features are not on the last axis (channels-first layout), where depth attention takes its norm; "
             "keep the stream channels-last.",
-            trace.ops[reads.channels_first].node,
+            trace.ops[channels_first].node,
         )
     if len(candidate.additions) < 2:
         return _too_short(reads)
