@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace, Op, Ref
 from attnres_passes.analyses.carries.carry import CarryStep, carry_step
+from attnres_passes.analyses.carries.mixing import Mixing, behind_views, mixed_from
 from attnres_passes.analyses.carries.sums import sums_of
 from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
 
@@ -66,11 +67,13 @@ class Chains:
     """What a trace adds up.
 
     candidates: in the order of their roots; other_sums: operations that add what is made of a value by a matrix
-    product to that value, in another way than a chain does.
+    product to that value, in another way than a chain does; mixed: additions to a running sum that is mixed itself on
+    the way from one to the next, in graph order, and how.
     """
 
     candidates: tuple[Candidate, ...]
     other_sums: frozenset[int]
+    mixed: tuple[tuple[int, Mixing], ...] = ()
 
     @property
     def sublayer_sums(self) -> frozenset[int]:
@@ -95,7 +98,7 @@ def search_chains(trace: AtenTrace) -> Chains:
             search.add(op)
         elif op.index in search.sums:
             search.look_at_sum(op)
-    return Chains(search.candidates(), frozenset(search.other_sums))
+    return Chains(search.candidates(), frozenset(search.other_sums), tuple(search.mixed.items()))
 
 
 def is_matrix_product(op: Op) -> bool:
@@ -125,6 +128,7 @@ class _Search:
         self.product_of: dict[int, frozenset[int]] = {}
         self.rooted_with_product: set[int] = set()
         self.other_sums: set[int] = set()
+        self.mixed: dict[int, Mixing] = {}
         self.newest = _newest_additions(trace, additions)
         adding = {op.index for op in additions}
         self.sums = {op.index: found for op in trace.ops if op.index not in adding and (found := [*sums_of(trace, op)])}
@@ -132,8 +136,9 @@ class _Search:
         starts |= {index: [one.state for one in found] for index, found in self.sums.items()}
         for index, values in sorted(starts.items()):
             for start in values:
-                for value, _ in self._carried_back(start):
-                    self.live_until[value] = index
+                before = self._carried_back(start)
+                mixed = [value for one in mixed_from(trace, before) for value in behind_views(trace, one.stream)]
+                self.live_until.update(dict.fromkeys([*mixed, *(value for value, _ in before)], index))
 
     def follow_dependence(self, op: Op) -> None:
         """Starting points that the outputs of ``op`` depend on, without those that no addition can use any more."""
@@ -160,6 +165,7 @@ class _Search:
             if found is not None and (best is None or found[:2] > best[:2]):
                 best = found
         if best is None:
+            self._note_mixing(op)
             return
         _, _, parent, addition = best
         if addition.branch in self.product_of and parent.root in self.product_of[addition.branch]:
@@ -170,6 +176,17 @@ class _Search:
         self.children.setdefault(parent.value, []).append(state)
         # The root stays a starting point for as long as its chain can grow.
         self.live_until[parent.root] = max(self.live_until[parent.root], self.live_until.get(addition.after, -1))
+
+    def _note_mixing(self, op: Op) -> None:
+        """Note ``op`` if it adds a sublayer's output to what a gate or a product over lanes made of the sum before."""
+        left, right = op.args[0].value, op.args[1].value
+        for state, branch in ((left, right), (right, left)):
+            for mixed in mixed_from(self.trace, self._carried_back(state)):
+                sums = set(behind_views(self.trace, mixed.stream))
+                by = self.product_of.get(mixed.by, frozenset())
+                is_gated = mixed.kind is Mixing.LANES or not sums.isdisjoint(by)
+                if is_gated and not sums.isdisjoint(self.product_of.get(branch, ())):
+                    self.mixed[op.index] = mixed.kind
 
     def look_at_sum(self, op: Op) -> None:
         """Note ``op`` if what it adds to a value is made of that value by a matrix product."""

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace
-from attnres_passes.analyses.chains import Candidate
+from attnres_passes.analyses.carries.mixing import Mixing
+from attnres_passes.analyses.chains import Candidate, Chains
+from attnres_passes.analyses.degrees.degree import functional_name
+from attnres_passes.analyses.exclusions.depth_attention import attends_over_depth
+from attnres_passes.analyses.exclusions.interruptions import interruption
 from attnres_passes.analyses.exclusions.layout import features_elsewhere
 from attnres_passes.analyses.exclusions.recurrence import is_recurrence
+from attnres_passes.analyses.exclusions.reversible import is_reversible
 from attnres_passes.analyses.reads import ReadGroup, StreamReads
 from attnres_passes.analyses.stream_nodes import NotReplaceable
 from attnres_passes.ir import provenance
@@ -19,6 +24,24 @@ from attnres_passes.torch_private.operators import is_higher_order
 
 _NO_STREAMS = frozenset({Reason.NO_SUBLAYER, Reason.INSIDE_SUBLAYER})
 """Reasons that say of a chain that it is no residual stream at all."""
+
+_LANES = (
+    "depth attention takes a sum apart that nothing mixes; leave it as it is, or use the model without lanes."
+)
+_MIXED = (
+    (
+        Mixing.LANES,
+        Reason.LANES,
+        "the running sum is a stack of lanes, which a matrix product mixes before each addition (hyper-connections, "
+        f"mHC); {_LANES}",
+    ),
+    (
+        Mixing.GATE,
+        Reason.GATED,
+        "the running sum is multiplied by a gate made of it before each addition, so that no state is a term of the "
+        "next; leave it as it is, or use the model without gates.",
+    ),
+)
 
 _Verdict = tuple[Reason, str, int | None]
 """Reason, message, and the index of the node that it is about; None for the first addition."""
@@ -92,9 +115,11 @@ def declines_of_unselected(streams: Sequence[Stream], names: Sequence[str]) -> t
 
 
 def worth_reporting(
-    trace: AtenTrace, declined: Sequence[tuple[Candidate, Decline]], found_streams: bool
+    trace: AtenTrace, declined: Sequence[tuple[Candidate, Decline]], chains: Chains, found_streams: bool
 ) -> tuple[Decline, ...]:
     """What a person should read: real streams one by one, single additions together by reason.
+
+    A model without a stream may have something else in its place: gates, lanes, a depth attention of its own.
 
     Chains without a matrix product (polynomials, running sums) and those inside a sublayer are no streams, and neither
     is a single addition that is made again and again from one value (a mask added to the scores of every layer); they
@@ -103,6 +128,7 @@ def worth_reporting(
     Args:
         trace: of the captured graph.
         declined: every candidate that was declined, and why.
+        chains: what the trace adds up.
         found_streams: whether the trace has streams that were not declined.
     """
     relevant = [
@@ -110,9 +136,10 @@ def worth_reporting(
         for candidate, decline in declined
         if decline.reason not in _NO_STREAMS and (len(candidate.additions) > 1 or not candidate.forks)
     ]
-    if not relevant and not found_streams:
+    instead = () if found_streams else _instead_of_stream(trace, chains)
+    if not relevant and not found_streams and not instead:
         relevant = list(declined)
-    if not relevant and not found_streams:
+    if not relevant and not found_streams and not instead:
         return (_no_residual(trace),)
     reported = [decline for candidate, decline in relevant if len(candidate.additions) > 1]
     singles: dict[Reason, list[Decline]] = {}
@@ -123,7 +150,26 @@ def worth_reporting(
         first = members[0]
         message = first.message if len(members) == 1 else f"({len(members)} such additions) {first.message}"
         reported.append(Decline(first.reason, message, first.module, first.source, len(members)))
-    return tuple(reported)
+    return (*instead, *reported)
+
+
+def _instead_of_stream(trace: AtenTrace, chains: Chains) -> tuple[Decline, ...]:
+    """What a model without a residual stream carries from sublayer to sublayer, if it shows."""
+    joined = attends_over_depth(trace)
+    if joined is not None:
+        return (
+            _decline_at(
+                trace.nodes[trace.ops[joined].node],
+                Reason.DEPTH_ATTENTION,
+                "what earlier layers gave is joined here and attended over, more of it from layer to layer: this model "
+                "attends over depth already; leave it as it is.",
+            ),
+        )
+    for kind, reason, message in _MIXED:
+        found = [op for op, mixing in chains.mixed if mixing is kind]
+        if len(found) > 1:
+            return (_decline_at(trace.nodes[trace.ops[found[0]].node], reason, message, len(found)),)
+    return ()
 
 
 def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_unnormed: bool) -> _Verdict | None:
@@ -155,13 +201,20 @@ def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_u
             trace.ops[channels_first].node,
         )
     if len(candidate.additions) < 2:
-        return _too_short(reads)
+        return _interrupted(trace, candidate) or _too_short(reads)
     if not _has_depth(reads, len(candidate.additions)):
         return (
             Reason.INSIDE_SUBLAYER,
             "all that is added is made of one value that is not normed, so that this is a sum inside of one sublayer; "
             "leave it as it is.",
             None,
+        )
+    if candidate.forks and is_reversible(trace, candidate):
+        return (
+            Reason.REVERSIBLE,
+            "two running sums start from one value, and each is written from the other (reversible layers), so that "
+            "neither is the sum of its sublayers; leave it as it is.",
+            trace.ops[candidate.forks[0]].node,
         )
     if candidate.forks:
         return (
@@ -172,7 +225,34 @@ def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_u
         )
     # The root has one source, so a read of it stays what it was.
     offending = [read for read in reads.groups if read.feeds_write and read.state > 0]
-    return _unnormed(trace, reads.groups, offending) if offending and not allow_unnormed else None
+    if not offending or allow_unnormed:
+        return None
+    if all(read.state == len(candidate.additions) for read in offending):
+        interrupted = _interrupted(trace, candidate)
+        if interrupted is not None:
+            return interrupted
+    return _unnormed(trace, candidate, reads.groups, offending)
+
+
+def _interrupted(trace: AtenTrace, candidate: Candidate) -> _Verdict | None:
+    op = interruption(trace, candidate)
+    if op is None:
+        return None
+    name = functional_name(op)
+    if name.startswith("aten.clamp"):
+        return (
+            Reason.CLAMPED,
+            f"between two of its additions the running sum is clamped ({name}), as models guard float16; a clamp cannot "
+            "be applied to the parts of a sum one by one. Run the model in bfloat16 or float32, where such a clamp is "
+            "mostly left out, or take it out.",
+            op.node,
+        )
+    return (
+        Reason.INTERRUPTED,
+        f"between two of its additions the running sum itself goes through {name}, which cannot be applied to the "
+        "parts of a sum one by one; move it into the sublayers' outputs, or behind a norm.",
+        op.node,
+    )
 
 
 def _has_depth(reads: StreamReads, writes: int) -> bool:
@@ -201,8 +281,15 @@ def _too_short(reads: StreamReads) -> _Verdict:
     )
 
 
-def _unnormed(trace: AtenTrace, reads: Sequence[ReadGroup], offending: Sequence[ReadGroup]) -> _Verdict:
+def _unnormed(
+    trace: AtenTrace, candidate: Candidate, reads: Sequence[ReadGroup], offending: Sequence[ReadGroup]
+) -> _Verdict:
     read = offending[0]
+    stack = trace.values[candidate.root].producer
+    if stack >= 0 and trace.ops[stack].name == "aten.stack" and trace.ops[stack].args[1:] != (-1,):
+        lanes = len(trace.ops[stack].inputs)
+        message = f"the running sum is a stack of {lanes} lanes, which are mixed without a norm (AltUp); {_LANES}"
+        return Reason.LANES, message, read.uses[0][1]
     reader = read.uses[0][1]
     where = provenance.module_path(trace.nodes[reader]) or "the model"
     lost = ""

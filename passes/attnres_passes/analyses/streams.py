@@ -78,7 +78,7 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     accepted = [one.verdict for one in judged if not isinstance(one.verdict, Decline)]
     declined = [(one.candidate, one.verdict) for one in judged if isinstance(one.verdict, Decline)]
     accepted = _with_unique_names(_with_left_out(trace, accepted))
-    declines = worth_reporting(trace, declined, bool(accepted))
+    declines = worth_reporting(trace, declined, chains, bool(accepted))
     if config.streams is not None:
         declines += declines_of_unselected([stream for stream, _ in accepted], config.streams)
         accepted = [(stream, nodes) for stream, nodes in accepted if stream.name in config.streams]

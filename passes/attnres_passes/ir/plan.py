@@ -43,7 +43,8 @@ class Reason(StrEnum):
     CLAMPED = "clamped"
     GATED = "gated"
     INTERRUPTED = "interrupted"
-    MULTIPLE_LANES = "multiple_lanes"
+    LANES = "lanes"
+    REVERSIBLE = "reversible"
     DEPTH_ATTENTION = "depth_attention"
     NOT_SELECTED = "not_selected"
 

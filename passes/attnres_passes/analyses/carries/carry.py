@@ -71,7 +71,7 @@ def carry_step(trace: AtenTrace, value: int, newest: Sequence[int]) -> CarryStep
 
 
 def _carry(trace: AtenTrace, op: Op) -> Carry | None:
-    if op.name in _RESHAPES:
+    if op.name in _RESHAPES or (op.name == "aten.expand" and _keeps_shape(trace, op)):
         return Carry.RESHAPE
     if op.name == "aten.detach":
         return Carry.DETACH
@@ -88,6 +88,10 @@ def _is_dropout(trace: AtenTrace, op: Op) -> bool:
     """Dropout decomposes, within one node of the graph, into a random mask and a product with it."""
     is_random = any(trace.ops[index].name in _RANDOM for index in trace.node_ops[op.node])
     return is_random and set(trace.node_inputs[op.node].values()) == {op.inputs[0]}
+
+
+def _keeps_shape(trace: AtenTrace, op: Op) -> bool:
+    return trace.values[op.inputs[0]].shape == trace.values[op.outputs[0]].shape
 
 
 def _fixes_last_axis(trace: AtenTrace, op: Op) -> bool:
