@@ -52,7 +52,7 @@ class StreamNodes:
 
 @dataclass(frozen=True)
 class NotReplaceable:
-    """A stream that cannot be replaced node by node. node: index of the node in the way; remedy: '' for the usual one."""
+    """A stream that cannot be replaced node by node. node: index of what is in the way; remedy: '' for the usual."""
 
     node: int
     message: str
@@ -136,7 +136,9 @@ def _changed_source(
 def _hooked(trace: AtenTrace, trunk: Trunk) -> NotReplaceable | None:
     """A hook sees the gradient of a whole state; behind the rewrite, no tensor has it."""
     for index, node in enumerate(trace.nodes):
-        if is_gradient_hook(node.target) and any(value in trunk.state_of for value in trace.node_inputs[index].values()):
+        if is_gradient_hook(node.target) and any(
+            value in trunk.state_of for value in trace.node_inputs[index].values()
+        ):
             return NotReplaceable(
                 index,
                 "a gradient hook is registered on a state of the stream, and depth attention makes no tensor that has "
@@ -190,4 +192,8 @@ def _carry_nodes(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNo
 def _kind(steps: list[CarryStep]) -> Carry:
     """The strongest of several."""
     kinds = {step.kind for step in steps}
-    return next(kind for kind in (Carry.MASK, Carry.FACTOR, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE) if kind in kinds)
+    return next(
+        kind
+        for kind in (Carry.MASK, Carry.FACTOR, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE)
+        if kind in kinds
+    )

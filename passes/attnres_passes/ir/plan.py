@@ -42,6 +42,7 @@ class Reason(StrEnum):
     RECURRENCE = "recurrence"
     CLAMPED = "clamped"
     GATED = "gated"
+    OTHER_SUM = "other_sum"
     INTERRUPTED = "interrupted"
     LANES = "lanes"
     REVERSIBLE = "reversible"

@@ -250,7 +250,9 @@ class StreamRewriter:
         A read is a weighted sum of the sources, and a carrying step is linear: the read of the value behind it is the
         read of the one before, carried on.
         """
-        later = {k: read for k, read in self.live.items() if any((k, one) not in self.read_at for one in self.values_of[k])}
+        later = {
+            k: read for k, read in self.live.items() if any((k, one) not in self.read_at for one in self.values_of[k])
+        }
         images = {node: function(node) for node in dict.fromkeys((*self._sources(), *later.values()))}
         self.completed = [images[source] for source in self.completed]
         self.partial = None if self.partial is None else images[self.partial]

@@ -59,7 +59,8 @@ def carry_step(trace: AtenTrace, value: int, newest: Sequence[int]) -> CarryStep
     if not op.inputs or op.outputs[0] != value:
         return None
     kind = _carry(trace, op)
-    before, factors = op.inputs[0], ()
+    before = op.inputs[0]
+    factors: tuple[int, ...] = ()
     if kind is None:
         found = scaled_by(trace, op, newest)
         if found is None:

@@ -17,6 +17,7 @@ Scaled = tuple[int, tuple[int, ...]]
 """The value that is scaled, and the values that say by how much."""
 
 _ZEROS = frozenset(f"aten.{name}" for name in ("zeros_like", "new_zeros", "zeros"))
+_COPIES = frozenset(f"aten.{name}" for name in ("detach", "alias", "clone", "expand", "lift_fresh", "_to_copy"))
 _FILLED = frozenset({"aten.scalar_tensor", "aten.full", "aten.full_like", "aten.new_full"})
 
 
@@ -35,7 +36,7 @@ def scaled_by(trace: AtenTrace, op: Op, newest: Sequence[int]) -> Scaled | None:
         found = _of_quotient(trace, op, newest)
     elif name == "aten.neg":
         found = op.inputs[0], ()
-    elif name == "aten.masked_fill" and _is_zero(trace, op.args[2]):
+    elif name == "aten.masked_fill" and is_zeros(trace, op.args[2]):
         found = op.args[0].value, (op.args[1].value,)
     elif name == "aten.where" and len(op.args) == 3:
         found = _of_choice(trace, op)
@@ -80,16 +81,23 @@ def _of_choice(trace: AtenTrace, op: Op) -> Scaled | None:
     """``where(mask, x, 0)``, or with the two the other way round."""
     mask, *choices = op.args
     for stream, filled in (choices, choices[::-1]):
-        if isinstance(stream, Ref) and _is_zero(trace, filled):
+        if isinstance(stream, Ref) and is_zeros(trace, filled):
             return stream.value, (mask.value,)
     return None
 
 
-def _is_zero(trace: AtenTrace, argument: Any) -> bool:
-    """Whether an argument is the number 0, or a tensor made of nothing else."""
+def is_zeros(trace: AtenTrace, argument: Any) -> bool:
+    """Whether an argument is the number 0, or a tensor made of nothing else.
+
+    Args:
+        trace: of the captured graph.
+        argument: of an operation.
+    """
     if not isinstance(argument, Ref):
         return isinstance(argument, (int, float)) and argument == 0
     producer = trace.values[argument.value].producer
+    while producer >= 0 and trace.ops[producer].name in _COPIES:
+        producer = trace.values[trace.ops[producer].inputs[0]].producer
     if producer < 0:
         return False
     op = trace.ops[producer]

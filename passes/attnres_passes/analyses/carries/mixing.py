@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from attnres_passes.analyses.aten_trace import AtenTrace, Ref
 from attnres_passes.analyses.carries.carry import CarryStep
 from attnres_passes.analyses.degrees.degree import functional_name
 
-
 LONGEST_VIEW = 16
 """Views looked through, from a value to what it is one of."""
 
-_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in "view _unsafe_view reshape permute transpose unsqueeze squeeze expand clone alias _to_copy".split()
-)
+_VIEWS = frozenset({"aten.view", "aten._unsafe_view", "aten.reshape", "aten.permute", "aten.transpose", "aten.expand"})
+_VIEWS |= {"aten.unsqueeze", "aten.squeeze", "aten.clone", "aten.alias", "aten._to_copy"}
 
 
 class Mixing(Enum):
@@ -43,30 +41,30 @@ def mixed_from(trace: AtenTrace, walk: Sequence[tuple[int, CarryStep | None]]) -
         trace: of the captured graph.
         walk: the addend and what it was carried from, each with the step that leads away from it.
     """
-    whole = trace.values[walk[0][0]].shape
     for _, step in walk:
-        for by in step.factors if step is not None else ():
+        if step is None:
+            continue
+        for by in step.factors:
             yield Mixed(Mixing.GATE, step.before, by)
             if trace.values[by].shape == trace.values[step.before].shape:
                 yield Mixed(Mixing.GATE, by, step.before)
-    value = behind_views(trace, walk[-1][0])[-1]
+    yield from _at_end(trace, behind_views(trace, walk[-1][0])[-1], trace.values[walk[0][0]].shape)
+
+
+def _at_end(trace: AtenTrace, value: int, whole: tuple[Any, ...]) -> Iterator[Mixed]:
+    """A product that no step of a walk goes through. whole: shape of the addend."""
     producer = trace.values[value].producer
-    if producer < 0:
+    op = trace.ops[producer] if producer >= 0 else None
+    operands = [one.value for one in op.args[:2] if isinstance(one, Ref)] if op is not None else []
+    if op is None or len(operands) != 2:
         return
-    op = trace.ops[producer]
-    operands = [argument.value for argument in op.args[:2] if isinstance(argument, Ref)]
-    if len(operands) != 2:
-        return
-    shape = trace.values[value].shape
-    if functional_name(op) == "aten.mul":
-        for stream, by in (operands, operands[::-1]):
-            if trace.values[stream].shape == shape:
-                yield Mixed(Mixing.GATE, stream, by)
-    elif op.name == "aten.bmm" and len(whole) > 3:
-        # The right factor is summed over its axis before the last: the lanes, if these are not the features.
-        left, right = operands
-        if trace.values[right].shape[-2] != whole[-1]:
-            yield Mixed(Mixing.LANES, right, left)
+    left, right = operands
+    if functional_name(op) == "aten.mul" and trace.values[left].shape == trace.values[right].shape:
+        yield Mixed(Mixing.GATE, left, right)
+        yield Mixed(Mixing.GATE, right, left)
+    # The right factor is summed over its axis before the last: the lanes, if these are not the features.
+    if op.name == "aten.bmm" and len(whole) > 3 and trace.values[right].shape[-2] != whole[-1]:
+        yield Mixed(Mixing.LANES, right, left)
 
 
 def behind_views(trace: AtenTrace, value: int) -> list[int]:

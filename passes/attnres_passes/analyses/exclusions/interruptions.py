@@ -9,14 +9,13 @@ from attnres_passes.analyses.chains import Candidate
 from attnres_passes.analyses.degrees.degree import functional_name
 from attnres_passes.analyses.left_out import additions_behind, carried_inputs, operands_of_sum, origin_of
 
-
-_CARRYING = frozenset("view _unsafe_view reshape permute transpose expand clone _to_copy detach alias".split())
+_CARRYING = frozenset(
+    ["view", "_unsafe_view", "reshape", "permute", "transpose", "expand", "clone", "_to_copy", "detach", "alias"]
+)
 
 
 def interruption(trace: AtenTrace, candidate: Candidate) -> Op | None:
-    """The operation that the last state of a chain goes through before more is added to it, or the root has gone through.
-
-    None if neither is a piece of a longer sum.
+    """What cuts a chain from the rest of a longer sum: behind its last state, or before its root; None if nothing does.
 
     Args:
         trace: of the captured graph.
@@ -39,7 +38,6 @@ def interruption(trace: AtenTrace, candidate: Candidate) -> Op | None:
                 following.extend(outputs)
         pending = following
     return None
-
 
 
 def _before(trace: AtenTrace, value: int) -> Op | None:

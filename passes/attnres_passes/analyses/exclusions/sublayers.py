@@ -1,8 +1,8 @@
 """Analysis: chains inside one sublayer of another stream.
 
 A sublayer may add up things of its own: terms of a polynomial, convolutions of several widths, the state of a linear
-recurrence. Such a chain begins at a value made of one state of the stream around it and ends before the next write, to
-which it leads. Depth is counted in sublayers, so nothing inside of one is a residual stream.
+recurrence. The first sum of such a chain is made of a state of the stream around it, and the last one leads to the next
+write. Depth is counted in sublayers, so nothing inside of one is a residual stream.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class Sublayers:
             if around.candidate is chain or not is_between or chain.root in around.values:
                 continue
             begin, *ends = around.bounds[place - 1 : place + WRITES_LOOKED_AT]
-            if self._is_made_of(chain.root, around.values, begin) and self._leads_to(
-                chain.additions[-1].after, frozenset(ends)
-            ):
+            begins, lasts = chain.additions[0].after, chain.additions[-1].after
+            if self._is_made_of(begins, around.values, begin) and self._leads_to(lasts, frozenset(ends)):
                 return around.candidate
         return None
 
