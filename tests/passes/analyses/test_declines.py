@@ -225,6 +225,9 @@ ADVICE = (
     "leave ",
     "add ",
     "return ",
+    "take ",
+    "move ",
+    "run ",
 )
 
 

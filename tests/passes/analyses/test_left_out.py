@@ -85,11 +85,11 @@ def lerped(self: Function, x: Tensor, index: int) -> Tensor:
     [
         (lambda self, x: normed(layers(self, each_clamped(self, x, 0, 1, 2), 3, 4)), 3),
         (lambda self, x: normed(each_clamped(self, layers(self, x, 0, 1), 2, 3, 4)), 3),
-        (lambda self, x: normed(layer(self, layers(self, x, 0, 1).clamp(-4, 4), 2)), 1),
+        (lambda self, x: normed(layers(self, layer(self, x, 0).clamp(-4, 4), 1, 2)), 1),
         (lambda self, x: normed(layers(self, lerped(self, x, 0), 1, 2)), 1),
         (lambda self, x: normed(layers(self, x.add(torch.tanh(self.linear[0](normed(x))), alpha=2), 1, 2)), 1),
     ],
-    ids=["behind additions with a clamp", "before them", "before a single addition", "lerp", "alpha"],
+    ids=["behind additions with a clamp", "before them", "behind a single addition", "lerp", "alpha"],
 )
 def test_piece_beside_additions_that_are_no_chain(model: Callable[..., Any], missing: int) -> None:
     (stream,) = plan_of(model).streams

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from attnres_passes.analyses.aten_trace import AtenTrace, Op
+from attnres_passes.analyses.carries.mixing import behind_views
 from attnres_passes.analyses.chains import Candidate
 from attnres_passes.analyses.degrees.degree import is_shape_only
 from attnres_passes.analyses.reads import trunk_of
@@ -71,6 +72,10 @@ def _given(trace: AtenTrace, branch: int, states: frozenset[int], begin: int) ->
         if value in states:
             continue
         producer = trace.values[value].producer
+        if producer <= begin:
+            # Made before: a weight, or a position that was taken, and perhaps reshaped, before the first step.
+            value = behind_views(trace, value)[-1]
+            producer = trace.values[value].producer
         op = trace.ops[producer] if producer >= 0 else None
         if op is not None and op.name in _POSITIONS:
             given.positions[op.inputs[0]].add(_position(op, value))

@@ -90,7 +90,7 @@ def test_sum_inside_a_sublayer_is_left_alone_and_the_stream_around_it_found(bran
     assert not plan.partial
 
 
-@pytest.mark.parametrize("branch", [polynomial, projections, convolutions], ids=lambda branch: branch.__name__)
+@pytest.mark.parametrize("branch", [polynomial, convolutions], ids=lambda branch: branch.__name__)
 def test_sum_inside_a_postnorm_sublayer_is_no_stream(branch: Branch) -> None:
     def model(self: Function, x: Tensor) -> Tensor:
         for k in range(3):
