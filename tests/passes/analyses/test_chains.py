@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnres_passes.analyses.carries.carry import Carry
+from attnres_passes.analyses.carries.carry import Carry, carry_step
 from attnres_passes.analyses.chains import Candidate, _Search, find_chains, is_matrix_product, search_chains
 from tests.passes.helpers import WIDTH, Function, chains_of, longest, sample, traced
 
@@ -360,5 +360,23 @@ def test_search_holds_a_number_of_starting_points_that_is_linear_in_depth(
     many, widest_of_many, long = starting_points(100, monkeypatch)
     assert (len(short.additions), len(long.additions)) == (10, 100)
     assert widest_of_many == widest_of_few <= 4
+    assert few > 0
+    assert many <= 11 * few
+
+
+def steps_looked_at(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    trace, counted = traced(Tower(layers)), []
+
+    def counting(*args: object) -> object:
+        counted.append(args)
+        return carry_step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("attnres_passes.analyses.chains.carry_step", counting)
+    search_chains(trace)
+    return len(counted)
+
+
+def test_search_looks_at_a_number_of_steps_that_is_linear_in_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = steps_looked_at(10, monkeypatch), steps_looked_at(100, monkeypatch)
     assert few > 0
     assert many <= 11 * few
