@@ -173,7 +173,7 @@ def warn_if_partial(plan: Plan, stacklevel: int = 3) -> None:
     found = "; ".join(dict.fromkeys(declined))
     warnings.warn(
         f"attnres: {plan.partial_text}. Depth attention then sees the layers of that piece only, and begins at a sum "
-        "of all before it. What stands between the pieces changes the running sum itself (a factor, a mask, an index); "
+        "of all before it. What stands between the pieces changes the running sum itself (a clamp, a gate, an index); "
         "move it into the sublayers' outputs, or behind a norm, for the whole stream to be rewritten"
         + (f". Declined: {found}" if found else "."),
         stacklevel=stacklevel,

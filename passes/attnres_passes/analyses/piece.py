@@ -184,7 +184,10 @@ def _planned_start(places: _Places, candidate: Candidate, stream: Stream, state:
         if not places.may_be(_node_of(places.trace, addition), write):
             break
         count += 1
-    return replace(candidate, additions=candidate.additions[:count])
+    is_whole = count == len(candidate.additions)
+    return replace(
+        candidate, additions=candidate.additions[:count], trailing=candidate.trailing if is_whole else ()
+    )
 
 
 def _read_root(places: _Places, stream: Stream) -> Candidate | None:

@@ -25,6 +25,7 @@ way they would. The next graph takes the sources, those that came in and those t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from attnres_passes.analyses import blocks
+from attnres_passes.analyses.carries.carry import Carry
 from attnres_passes.analyses.piece import PieceAnalysis, PieceOfStream
 from attnres_passes.analyses.stream_nodes import CarryNode, WriteNode
 from attnres_passes.ir.annotations import Annotation, annotate
@@ -212,7 +214,14 @@ class _PieceOfStream(StreamRewriter):
 
     def carry(self, step: CarryNode) -> None:
         super().carry(step)
-        self._show_sum(step.node, step.after)
+        if step.kind is not Carry.MASK:
+            self._show_sum(step.node, step.after)
+        elif self.shows_sums:
+            # The mask was drawn for the sources, and is not to be drawn once more.
+            self.sums[step.after] = reduce(self._added, self._sources())
+
+    def _added(self, one: Node, other: Node) -> Node:
+        return annotate(self.graph.call_function(torch.add, (one, other)), Annotation("carry", self.piece.stream))
 
     def _show_sum(self, index: int, after: int) -> None:
         """The running sum as it was, by the node that made it."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnres_passes.analyses.chains import Carry
+from attnres_passes.analyses.carries.carry import Carry
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.ir.plan import Reason
 from tests.passes.helpers import WIDTH, Function, analysed, only_decline
