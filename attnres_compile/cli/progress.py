@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_TICKS = 1.0
 
 @contextlib.contextmanager
 def progress_bar(text: str, quiet: bool = False) -> Iterator[None]:
-    """Show what is done inside, if standard error is a terminal; what is printed there meanwhile stands above the bar.
+    """Show what is done inside, if standard error is a terminal; what is printed meanwhile stands above the bar.
 
     Args:
         text: the name of all of it.
@@ -30,14 +30,24 @@ def progress_bar(text: str, quiet: bool = False) -> Iterator[None]:
     if quiet or not sys.stderr.isatty():
         yield
         return
-    from tqdm.contrib import DummyTqdmFile
-
     terminal = sys.stderr
-    above: Any = DummyTqdmFile(terminal)
-    with _Bar(terminal) as bar, contextlib.redirect_stderr(above), heard_by(bar), task(text):
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(_Bar(terminal))
+        stack.enter_context(contextlib.redirect_stderr(_above(terminal)))
+        if sys.stdout.isatty():
+            stack.enter_context(contextlib.redirect_stdout(_above(sys.stdout)))
+        stack.enter_context(heard_by(bar))
+        stack.enter_context(task(text))
         # It is what takes the first seconds of every command.
         stage("importing torch")
         yield
+
+
+def _above(terminal: IO[str]) -> Any:
+    """A file whose lines go to the terminal with the bar taken away and drawn again below them."""
+    from tqdm.contrib import DummyTqdmFile
+
+    return DummyTqdmFile(terminal)
 
 
 class _Bar:
@@ -49,7 +59,7 @@ class _Bar:
         class Bar(tqdm):  # type: ignore[misc]
             monitor_interval = 0  # no thread of tqdm's beside what is measured
 
-        # Drawn whenever it changes, as a long step may follow; ``delay`` keeps it from being drawn before it has a text.
+        # Drawn whenever it changes, as a long step may follow, but not before it has a text: hence the delay.
         self._bar = Bar(
             file=terminal, leave=False, dynamic_ncols=True, mininterval=0, delay=1e-9, bar_format=_NOT_COUNTED
         )
@@ -65,6 +75,8 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._clock.join()
+        # A file that stands above the bar draws it once more when it goes, and closing a bar does not always clear it.
+        self._bar.clear()
         self._bar.close()
 
     def changed(self, tasks: Sequence[Task]) -> None:
