@@ -104,6 +104,7 @@ def measure(arguments: argparse.Namespace, plain: torch.nn.Module, attnres: torc
 
 def measure_full_size(arguments: argparse.Namespace) -> bool:
     """Prove the 124M architecture right, and time its forward and training step; whether it is right."""
+    torch.compiler.reset()  # what was compiled for the small model is of no more use
     model = gpt2(**(TINY | OF_BYTES if arguments.tiny else {})).eval()
     ids = next(batches(standard_library_bytes(), rows=1, length=model.config.n_positions // 2))
     heading("6. --full: is the rewrite right, of the large model?")
@@ -148,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="also prove and time the 124M architecture")
     parser.add_argument("--tiny", action="store_true", help="every model as small as can be")
-    parser.add_argument("--steps", type=int, default=200, help="of the training run")
+    parser.add_argument("--steps", type=int, default=150, help="of the training run")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--rounds", type=int, default=10, help="paired samples of each latency")
     parser.add_argument("--num-blocks", type=int, default=8)

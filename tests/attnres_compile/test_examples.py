@@ -33,13 +33,13 @@ def run_example(name: str, *words: str, environment: dict[str, str], directory: 
 
 
 def test_quickstart(child_environment, tmp_path):
-    """With the default compiler, as in the README."""
-    out = run_example("quickstart.py", environment=child_environment, directory=tmp_path)
-    assert "8 writes in 4 blocks of 2" in out
+    """With the default compiler, as in the README, which takes half as long for half of the layers."""
+    out = run_example("quickstart.py", "--layers", "2", environment=child_environment, directory=tmp_path)
+    assert "4 writes in 4 blocks of 1" in out
     losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", out)]
     assert 5 < losses[0] < 6.5, "bytes under random weights cost about log(256)"
     assert losses[-1] < losses[0] - 1
-    assert re.search(r"8 pseudo-queries started at zero; their largest entry is now 0\.0*[1-9]", out)
+    assert re.search(r"4 pseudo-queries started at zero; their largest entry is now 0\.0*[1-9]", out)
 
 
 @pytest.mark.processes
@@ -66,9 +66,9 @@ def test_demo(child_environment, tmp_path):
     assert [text.partition(" ")[0] for text in shown] == ["1.", "2.", "3.", "4.", "5.", "6.", "7.", "Done"]
     plan, counted, verified, trained, measured, verified_large, measured_large, _ = shown.values()
     assert "4 writes in 2 blocks of 2" in plan
-    rows = {line.rsplit(maxsplit=1)[-1] for line in counted.splitlines() if "plain" not in line}
-    assert "counted" in rows
-    assert "measured" not in rows, "nothing is timed there"
+    endings = [line.split()[-1] for line in counted.splitlines() if line.strip()]
+    assert endings.count("counted") >= 4
+    assert "measured" not in endings, "nothing is timed there"
     assert "COUNTED" in list(shown)[1]
     assert re.search(r"^verified, largest relative error", verified, re.MULTILINE)
     assert re.search(r"^verified, largest relative error", verified_large, re.MULTILINE)
