@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 import attnres_compile
 
 SMALL = {
+    "n_layer": 4,
     "n_embd": 128,
     "n_head": 4,
     "n_positions": 256,
@@ -26,14 +27,12 @@ SMALL = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the 124M architecture instead of a small one")
-    parser.add_argument("--layers", type=int, default=4, help="of the small one")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--inner", default="inductor", choices=["inductor", "aot_eager", "eager"])
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    sizes = {} if arguments.full else SMALL | {"n_layer": arguments.layers}
-    model = AutoModelForCausalLM.from_config(GPT2Config(**sizes, use_cache=False))
+    model = AutoModelForCausalLM.from_config(GPT2Config(**({} if arguments.full else SMALL), use_cache=False))
     model.loss_type = "ForCausalLM"  # where it is None, transformers logs a warning, which breaks the graph
     data = batches(standard_library_bytes(), rows=4, length=128)
     ids = next(data)
