@@ -33,9 +33,9 @@ def progress_bar(text: str, quiet: bool = False) -> Iterator[None]:
     terminal = sys.stderr
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(_Bar(terminal))
-        stack.enter_context(contextlib.redirect_stderr(_above(terminal)))
+        stack.enter_context(contextlib.redirect_stderr(_Above(terminal, bar)))
         if sys.stdout.isatty():
-            stack.enter_context(contextlib.redirect_stdout(_above(sys.stdout)))
+            stack.enter_context(contextlib.redirect_stdout(_Above(sys.stdout, bar)))
         stack.enter_context(heard_by(bar))
         stack.enter_context(task(text))
         # It is what takes the first seconds of every command.
@@ -43,11 +43,21 @@ def progress_bar(text: str, quiet: bool = False) -> Iterator[None]:
         yield
 
 
-def _above(terminal: IO[str]) -> Any:
-    """A file whose lines go to the terminal with the bar taken away and drawn again below them."""
-    from tqdm.contrib import DummyTqdmFile
+class _Above:
+    """A file that goes to a terminal with the bar taken away, and drawn again once a line has ended.
 
-    return DummyTqdmFile(terminal)
+    tqdm's own file of that kind knows only one of standard output and standard error while both are replaced.
+    """
+
+    def __init__(self, file: IO[str], bar: _Bar) -> None:
+        self._file, self._bar = file, bar
+
+    def write(self, text: str) -> int:
+        self._bar.write_above(text, self._file)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class _Bar:
@@ -64,7 +74,7 @@ class _Bar:
             file=terminal, leave=False, dynamic_ncols=True, mininterval=0, delay=1e-9, bar_format=_NOT_COUNTED
         )
         self._lock = threading.Lock()
-        self._ticks = False
+        self._shows = self._is_timed = self._is_away = False
         self._ended = threading.Event()
         self._clock = threading.Thread(target=self._tick, name="attnres-progress", daemon=True)
 
@@ -75,26 +85,45 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._clock.join()
-        # A file that stands above the bar draws it once more when it goes, and closing a bar does not always clear it.
-        self._bar.clear()
+        # Closing it draws nothing; what is behind a line that has not ended would be cleared with the bar.
+        if not self._is_away:
+            self._bar.clear()
         self._bar.close()
 
     def changed(self, tasks: Sequence[Task]) -> None:
         with self._lock:
-            self._ticks = bool(tasks) and not any(one.is_timed for one in tasks)
+            self._shows = bool(tasks)
+            self._is_timed = any(one.is_timed for one in tasks)
             if not tasks:
-                self._bar.clear()
+                if not self._is_away:
+                    self._bar.clear()
                 return
             innermost = tasks[-1]
             self._bar.bar_format = _NOT_COUNTED if innermost.total is None else _COUNTED
             self._bar.n, self._bar.total = innermost.done, innermost.total
             self._bar.start_t = innermost.began
-            self._bar.set_description_str(described(tasks))
+            self._bar.set_description_str(described(tasks), refresh=not self._is_away)
+
+    def write_above(self, text: str, file: IO[str]) -> None:
+        """Write a text to a terminal; the bar is away until its line has ended.
+
+        Args:
+            text: a whole line, or a part of one.
+            file: of the terminal.
+        """
+        with self._lock:
+            if not self._is_away:
+                self._bar.clear()
+            file.write(text)
+            file.flush()
+            self._is_away = not text.endswith("\n") if text else self._is_away
+            if self._shows and not self._is_away:
+                self._bar.refresh()
 
     def _tick(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN_TICKS):
             with self._lock:
-                if self._ticks:
+                if self._shows and not self._is_timed and not self._is_away:
                     self._bar.refresh()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -127,6 +128,21 @@ def test_what_is_printed_stands_above_the_bar(capsys, monkeypatch):
             stage(f"doing {number}")
     assert terminal.left == [f"line {number} of a warning" for number in range(3)]
     assert any("a command > step: doing 2:  67%|" in line for line in terminal.lines)
+
+
+def test_so_does_what_is_printed_to_standard_output_on_the_same_terminal(monkeypatch):
+    with standard_error_on_a_terminal(monkeypatch) as terminal:
+        monkeypatch.setattr("sys.stdout", os.fdopen(os.dup(sys.stderr.fileno()), "w"))
+        with progress_bar("a command"):
+            for number in each(range(3), "step"):
+                print("row", number)
+                print("an unfinished", end=" ")
+                stage(f"doing {number}")
+                print("line", file=sys.stderr)
+        sys.stdout.close()
+        monkeypatch.undo()
+    assert terminal.left == [line for number in range(3) for line in (f"row {number}", "an unfinished line")]
+    assert any("doing 2: 100%|" in line for line in terminal.lines)
 
 
 def test_the_error_of_a_step_takes_the_bar_with_it(monkeypatch):
