@@ -72,8 +72,7 @@ def train(arguments: argparse.Namespace, plain: torch.nn.Module, attnres: torch.
     for step in each(range(arguments.steps), "training step of both"):
         ids = next(data)
         for name, side in sides.items():
-            if step == 0:
-                stage(f"compiling {name} for training")
+            stage(f"compiling {name} for training" if step == 0 else "")
             loss = side(input_ids=ids, labels=ids).loss
             loss.backward()
             optimizers[name].step()
