@@ -19,6 +19,7 @@ from attnres_compile.capture.graph_breaks import Cut, check_pieces
 from attnres_compile.capture.pieces import Captured
 from attnres_compile.model.errors import NoStreamError
 from attnres_compile.model.parameters import unwrapped
+from attnres_compile.progress import stage
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
@@ -67,6 +68,7 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
     Raises:
         GraphBreakError: under ``on_decline="error"``, no graph of a model in pieces holds a whole stream.
     """
+    stage("analysing the captured graph")
     opened = [dataclasses.replace(graph, gm=open_regions(graph.gm)) for graph in captured.graphs]
     graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in opened)
     if not captured.is_whole and config.on_decline == "error":

@@ -21,6 +21,7 @@ from attnres_compile.capture.functions import functions_of
 from attnres_compile.capture.pieces import Captured, Pieces
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.model.parameters import parameters_of, prepared_within, unwrapped
+from attnres_compile.progress import stage
 from attnres_passes.torch_private.captures.fresh_codes import fresh_codes
 from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, met_no_frame, without_recorded_shapes
 from attnres_passes.torch_private.frames import mark_as_backend
@@ -61,9 +62,11 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
         EmptyBatchError: an example tensor has no elements.
         GraphBreakError, CaptureError: Dynamo makes no graph of the model.
     """
+    stage("capturing the model")
     whole = capture_whole(model, args, kwargs, static)
     if isinstance(whole, Captured):
         return Capture((whole,), is_whole=True)
+    stage("capturing the model in pieces")
     model, first = unwrapped(model), whole or Break()
     graphs = _capture_pieces(model, args, kwargs or {}, GraphEnd(True, first.reason, first.source))
     if not graphs:

@@ -30,6 +30,7 @@ from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters, i
 from attnres_compile.model.plan_tensor import check_plan_tensor
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
+from attnres_compile.progress import stage
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
 from attnres_passes.analyses.aten_recorder import trace_aten
@@ -105,6 +106,7 @@ def _compile(
     if isinstance(owner, NoOwner) and any(map(is_ours, gm.graph.nodes)):
         # A function with a backward pass in it: behind the break there, Dynamo compiles the Python of our operators.
         return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
+    stage("analysing the captured graph")
     opened = open_regions(gm)
     analysis = find_streams(trace_aten(opened), config)
     dump(opened, Level.CAPTURED, analysis.plan)
@@ -133,6 +135,7 @@ def _compile(
     planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.parameter(parameter) for parameter in planned]
+        stage(f"{config.inner} compiles the rewritten graph")
         compiled = inner_compilers.compile_inner(levels.closed, [*inputs, *new_inputs], config.inner, mode)
         _guard_graph(owner)
     added.calls.compiled += 1

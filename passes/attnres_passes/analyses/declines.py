@@ -8,9 +8,9 @@ from torch.fx import Node
 
 from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace, Op
 from attnres_passes.analyses.chains import Candidate, Chains
+from attnres_passes.analyses.exclusions.verdicts import Verdict, verdict_of, verdict_of_model
 from attnres_passes.analyses.reads import StreamReads
 from attnres_passes.analyses.stream_nodes import NotReplaceable
-from attnres_passes.analyses.exclusions.verdicts import Verdict, verdict_of, verdict_of_model
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Reason, Stream, short_source

@@ -185,9 +185,7 @@ def _planned_start(places: _Places, candidate: Candidate, stream: Stream, state:
             break
         count += 1
     is_whole = count == len(candidate.additions)
-    return replace(
-        candidate, additions=candidate.additions[:count], trailing=candidate.trailing if is_whole else ()
-    )
+    return replace(candidate, additions=candidate.additions[:count], trailing=candidate.trailing if is_whole else ())
 
 
 def _read_root(places: _Places, stream: Stream) -> Candidate | None:
