@@ -28,7 +28,8 @@ def prepare(
     """Find the residual streams of ``model`` and register the parameters that depth attention adds, in place.
 
     The model is captured on ``model(*args, **kwargs)`` and not trained, compiled or otherwise changed. Where graph
-    breaks leave no one graph, it is run once, and its buffers and the random state are put back. Call this before an optimizer, DDP or FSDP take the parameters, and before ``model.compile(backend="attnres")``.
+    breaks leave no one graph, it is run once, and its buffers and the random state are put back. Call this before an
+    optimizer, DDP or FSDP take the parameters, and before ``model.compile(backend="attnres")``.
 
     Args:
         model: any module; its forward on the example inputs is what is analysed.

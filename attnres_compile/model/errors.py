@@ -34,7 +34,8 @@ class NoStreamError(AttnResError):
 class GraphBreakError(AttnResError):
     """A graph break cuts a residual stream, so that no graph holds all of it.
 
-    Raised in ``capture/`` (by what looks at graphs one by one), ``compile/matching.py`` (a prepared model) and ``pipelines/build.py``.
+    Raised in ``capture/`` (by what looks at graphs one by one), ``compile/matching.py`` (a prepared model) and
+    ``pipelines/build.py``.
     """
 
 

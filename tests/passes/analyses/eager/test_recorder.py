@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -145,6 +146,26 @@ def test_what_python_makes_of_an_input_depends_on_it() -> None:
     found = trace(lambda model, x: torch.from_numpy(x.numpy() + 1) * 2, X)
     back = index_of(found, made_outside_of_torch)
     assert [node.op for node in found.node_inputs[back]] == ["placeholder"]
+
+
+def test_a_tensor_in_the_place_of_a_dead_one_is_another() -> None:
+    """Python gives identities again; what torch did not make is told from what it made and is gone."""
+
+    def function(model: Running, x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        identity, others = id(y), []
+        del y
+        for _ in range(1000):
+            others.append(torch.utils.dlpack.from_dlpack(np.ones((2, 4), np.float32)))
+            if id(others[-1]) == identity:
+                break
+        else:
+            raise AssertionError("no tensor took the place")
+        return others[-1].cos()
+
+    with torch.no_grad():
+        found = trace(function, X)
+    assert [node.op for node in found.node_inputs[index_of(found, Tensor.cos)]] == ["placeholder"]
 
 
 def test_an_error_that_the_model_handles_ends_its_node() -> None:
