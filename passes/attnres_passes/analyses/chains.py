@@ -18,7 +18,7 @@ from types import MappingProxyType
 from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace, Op, Ref
 from attnres_passes.analyses.carries.carry import CarryStep, carry_step
 from attnres_passes.analyses.carries.mixing import Mixing, behind_views, mixed_from
-from attnres_passes.analyses.carries.sums import sums_of
+from attnres_passes.analyses.carries.sums import newest_additions, sums_of
 from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
 
 LONGEST_CARRY = 16
@@ -147,7 +147,7 @@ class _Search:
         self.rooted_with_product: set[int] = set()
         self.other_sums: set[int] = set()
         self.mixed: dict[int, Mixing] = {}
-        self.newest = _newest_additions(trace, additions)
+        self.newest = newest_additions(trace, additions)
         adding = {op.index for op in additions}
         self.sums = {op.index: found for op in trace.ops if op.index not in adding and (found := [*sums_of(trace, op)])}
         starts = {op.index: [operand.value for operand in op.args[:2]] for op in additions}
@@ -291,16 +291,3 @@ class _Search:
                 steps.append(step)
                 value = step.after
         return tuple(steps)
-
-
-def _newest_additions(trace: AtenTrace, additions: list[Op]) -> list[int]:
-    """Of each value, the last of some additions that it depends on; -1 for none."""
-    newest = [-1] * len(trace.values)
-    adding = {op.index for op in additions}
-    for op in trace.ops:
-        if is_shape_only(op):
-            continue
-        last = op.index if op.index in adding else max((newest[value] for value in op.inputs), default=-1)
-        for value in op.outputs:
-            newest[value] = last
-    return newest

@@ -33,7 +33,8 @@ from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
 from attnres_passes.ir.regions import put_in_region, region_of
 from attnres_passes.rewrite.placeholders import add_key_vectors, append_placeholders
-from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
+from attnres_passes.rewrite.places import RewrittenStream
+from attnres_passes.rewrite.rewrite_stream import StreamRewriter
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
 

@@ -38,8 +38,9 @@ from attnres_passes.analyses.piece import PieceAnalysis, PieceOfStream
 from attnres_passes.analyses.stream_nodes import CarryNode, WriteNode
 from attnres_passes.ir.annotations import Annotation, annotate
 from attnres_passes.ir.read_id import ReadParameter
+from attnres_passes.rewrite.places import RewrittenStream
 from attnres_passes.rewrite.rewrite import GraphRewriter
-from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
+from attnres_passes.rewrite.rewrite_stream import StreamRewriter
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, mark_as_unknown
 

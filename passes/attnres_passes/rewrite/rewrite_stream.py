@@ -20,6 +20,7 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.regions import region_of
+from attnres_passes.rewrite.places import RewrittenWrite
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import set_grad_enabled
 
@@ -36,27 +37,6 @@ class _Snapshot:
     sources: tuple[Node, ...]
     pending: tuple[CarryNode, ...]
     example: Any
-
-
-@dataclass(frozen=True)
-class RewrittenWrite:
-    """Where ``v_i`` joins its block in a rewritten graph.
-
-    branch: the node that gives ``v_i``; after: the last node of the graph at that moment, since ``branch`` may be
-    changed in place before; partial: the node that gives the sum of the block up to and with ``v_i``.
-    """
-
-    branch: Node
-    after: Node
-    partial: Node
-
-
-@dataclass(frozen=True)
-class RewrittenStream:
-    """The places of a stream in a rewritten graph. root: the node that gives ``s_0``; writes: one per write."""
-
-    root: Node
-    writes: tuple[RewrittenWrite, ...]
 
 
 class StreamRewriter:

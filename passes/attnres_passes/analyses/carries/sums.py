@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
-from attnres_passes.analyses.degrees.degree import functional_name
+from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
 
 _OF_TWO = frozenset(f"aten.{name}" for name in ("add", "sub", "rsub", "lerp"))
 _WITH_PRODUCT = frozenset(f"aten.{name}" for name in ("addmm", "baddbmm", "addbmm", "addmv", "addr"))
@@ -66,3 +66,21 @@ def _joined(trace: AtenTrace, value: int) -> tuple[int, ...]:
             return ()
         value = op.inputs[0]
     return ()
+
+
+def newest_additions(trace: AtenTrace, additions: list[Op]) -> list[int]:
+    """Of each value, the last of some additions that it depends on; -1 for none.
+
+    Args:
+        trace: of a captured graph.
+        additions: some of its operations.
+    """
+    newest = [-1] * len(trace.values)
+    adding = {op.index for op in additions}
+    for op in trace.ops:
+        if is_shape_only(op):
+            continue
+        last = op.index if op.index in adding else max((newest[value] for value in op.inputs), default=-1)
+        for value in op.outputs:
+            newest[value] = last
+    return newest
