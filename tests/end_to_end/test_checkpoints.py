@@ -286,6 +286,8 @@ def test_whatever_a_body_takes_and_gives(dynamic: bool) -> None:
 
 
 def test_overhead_counts_what_is_inside() -> None:
-    plain, checkpointed = toy(None, None), toy("non_reentrant", None)
+    plain, checkpointed = toy(None, None), toy("wrapper", None)
     rows = [ac.overhead(model, (tokens(1, TOKENS),)).to_dict()["rows"] for model in (plain, checkpointed)]
-    assert rows[0] == rows[1]
+    # Reads of several layers share no phase 1 if each layer is computed again by itself, so theirs are other numbers.
+    counted = [[(row["metric"], row["plain"]) for row in of_model] for of_model in rows]
+    assert counted[0] == counted[1]
