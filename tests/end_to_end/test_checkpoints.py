@@ -201,13 +201,13 @@ def test_dropout_is_computed_again_with_its_mask(inner: str) -> None:
     weight = model.get_parameter(name)
     direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
     losses = []
-    for way in (1e-5, -1e-5):
+    for way in (1e-6, -1e-6):
         with torch.no_grad():
             weight += way * direction
         losses.append(seeded(model).detach())
         with torch.no_grad():
             weight -= way * direction
-    slope = (losses[0] - losses[1]) / 2e-5
+    slope = (losses[0] - losses[1]) / 2e-6
     torch.testing.assert_close((grads[name] * direction).sum(), slope, rtol=1e-5, atol=1e-12)
 
 
@@ -246,6 +246,8 @@ def test_a_wrapper_is_no_module_of_the_model(order: str) -> None:
 class Around(PreNorm):
     """Checkpoints in the forward: keywords, a tuple of results, a closure, and a constant among them."""
 
+    recomputes = True
+
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
         scale = x.mean()
@@ -254,7 +256,9 @@ class Around(PreNorm):
             def run(state: Tensor, *, shift: Tensor, block: nn.Module = block) -> tuple[Tensor, Any]:
                 return block(state), (state.shape[1], shift * scale)
 
-            x, (length, extra) = checkpoint(run, x, shift=scale, use_reentrant=False)
+            given = (checkpoint, run) if self.recomputes else (run,)
+            options = {"use_reentrant": False} if self.recomputes else {}
+            x, (length, extra) = functools.partial(*given)(x, shift=scale, **options)
             assert length == x.shape[1]
         return self.head(self.norm(x)) + extra
 
@@ -273,16 +277,17 @@ def test_whatever_a_body_takes_and_gives(dynamic: bool) -> None:
     lengths = (6, 4) if dynamic else (6,)
     for length in lengths:
         found = model(ids[:, :length])
-        whole = PreNorm(3).double()
-        whole.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("attnres")})
+        whole = Around(3).double()
+        whole.recomputes = False
         ac.prepare(whole, (ids,), num_blocks=2)
         whole.load_state_dict(model.state_dict())
         whole.compile(backend="attnres", options={"inner": "eager"})
-        x = model.embedding(ids[:, :length])
-        torch.testing.assert_close(found, whole(ids[:, :length]) + x.mean() * x.mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, whole(ids[:, :length]), rtol=1e-12, atol=1e-12)
 
 
 def test_overhead_counts_what_is_inside() -> None:
-    plain, checkpointed = toy(None, None), toy("non_reentrant", None)
+    plain, checkpointed = toy(None, None), toy("wrapper", None)
     rows = [ac.overhead(model, (tokens(1, TOKENS),)).to_dict()["rows"] for model in (plain, checkpointed)]
-    assert rows[0] == rows[1]
+    # Reads of several layers share no phase 1 if each layer is computed again by itself, so theirs are other numbers.
+    counted = [[(row["metric"], row["plain"]) for row in of_model] for of_model in rows]
+    assert counted[0] == counted[1]
