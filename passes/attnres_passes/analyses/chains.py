@@ -89,7 +89,9 @@ def find_chains(trace: AtenTrace) -> tuple[Candidate, ...]:
 
 def search_chains(trace: AtenTrace) -> Chains:
     """All candidates of a trace, and the sums that are no step of one. Linear in the number of operations."""
-    additions = [op for op in trace.ops if _is_addition(trace, op)]
+    # What nothing depends on adds nothing, such as the last state of a linear attention that keeps no cache.
+    live = {index for ops in trace.node_ops for index in ops}
+    additions = [op for op in trace.ops if op.index in live and _is_addition(trace, op)]
     search = _Search(trace, additions)
     adding = {op.index for op in additions}
     for op in trace.ops:
