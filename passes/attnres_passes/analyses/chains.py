@@ -105,7 +105,9 @@ def search_chains(trace: AtenTrace, known: Mapping[int, int] = _NONE_KNOWN) -> C
     Args:
         trace, known: those of ``find_chains``.
     """
-    additions = [op for op in trace.ops if _is_addition(trace, op)]
+    # What nothing depends on adds nothing, such as the last state of a linear attention that keeps no cache.
+    live = {index for ops in trace.node_ops for index in ops}
+    additions = [op for op in trace.ops if op.index in live and _is_addition(trace, op)]
     search = _Search(trace, additions)
     for value, writes in known.items():
         search.state_of[value] = _State(value, None, None, max(writes, 1), value)

@@ -286,6 +286,17 @@ def test_sum_with_what_is_no_sublayer_is_not_seen() -> None:
     assert search_chains(traced(model)).other_sums == frozenset()
 
 
+def test_addition_that_nothing_depends_on_is_no_step() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            _ = x + linear(norm(x)).sin()
+            x = x + linear(norm(x))
+        return self.norm[-1](x)
+
+    (chain,) = chains_of(model)[1]
+    assert (len(chain.additions), chain.forks) == (3, ())
+
+
 def test_shape_alone_is_no_dependence() -> None:
     def model(self: Function, x: Tensor) -> Tensor:
         return x + torch.ones_like(x).sin()
