@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import attnres_compile as ac
 from tests.end_to_end.guarded_model import EAGER, randomize
 
-LAYERS = 3
+LAYERS = 2
 IDS = torch.arange(10).view(2, 5)
 _SIZES = {
     "vocab_size": 32,

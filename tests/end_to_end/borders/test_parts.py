@@ -51,9 +51,10 @@ def test_inner_compilers(inner: str) -> None:
     for layer in layers(model):
         layer.compile(backend="attnres", options={"inner": inner})
     found = step(model)
-    torch.testing.assert_close(found[0], wanted[0], atol=1e-10, rtol=0)
+    # Llama takes its norms in fp32, whatever the model is in, and Inductor sums in another order.
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-7, rtol=0)
     for gradient_name, gradient in wanted[1].items():
-        torch.testing.assert_close(found[1][gradient_name], gradient, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(found[1][gradient_name], gradient, atol=1e-6, rtol=1e-6)
 
 
 def test_more_layers_than_the_limit_of_recompiles() -> None:
