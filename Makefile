@@ -13,13 +13,16 @@ pin = "$$(grep '^$(1)==' $(CONSTRAINTS))"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean
+.PHONY: help demo demo-full test check format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## compile the 124M GPT-2 architecture and print plan, verification and overhead
+demo: $(VENV)/.installed  ## plan and count a 124M GPT-2; prove, train and time a small one (within 3 minutes)
 	$(BIN)/python examples/demo.py
+
+demo-full: $(VENV)/.installed  ## the same, and prove and time the 124M GPT-2 too (about 10 minutes)
+	$(BIN)/python examples/demo.py --full
 
 test: $(VENV)/.installed-dev  ## run the test suite (JOBS=n processes, PYTEST_ARGS=... for pytest)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from example_model import MLP, TinyGPT
 from torch import Tensor, nn
 
@@ -82,6 +81,17 @@ class Dropped(Variant):
         return nn.functional.dropout(x + mlp(norm(x)), 0.1)
 
 
+class Scaled(Variant):
+    """A learned factor per feature on the stream itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = nn.Parameter(torch.full((WIDTH,), 0.9))
+
+    def step(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        return self.keep * x + mlp(norm(x))
+
+
 # One model per reason to decline.
 
 
@@ -107,6 +117,100 @@ class ChannelsFirst(nn.Module):
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             x = x + convolution(norm(x))
         return x.mean((2, 3))
+
+
+class Hooked(Variant):
+    def step(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        x = x + mlp(norm(x))
+        x.register_hook(lambda gradient: gradient / 2)
+        return x
+
+
+class Clamped(Variant):
+    def step(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        return (x + mlp(norm(x))).clamp(-65000.0, 65000.0)
+
+
+class Interrupted(Variant):
+    def step(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        return torch.relu(x + mlp(norm(x)))
+
+
+class Gated(Variant):
+    """A highway: what is added is weighed against the sum."""
+
+    def step(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        gate = torch.sigmoid(mlp(norm(x)))
+        return gate * x + (1 - gate) * mlp(norm(x))
+
+
+class Lerped(Variant):
+    def step(self, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+        return torch.lerp(x, mlp(norm(x)), 0.1)
+
+
+class HyperConnected(Variant):
+    """Two lanes, mixed by weights made of them before each addition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(2).expand(-1, -1, 2, -1)
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            weights = mlp(norm(x))[..., :2].softmax(-1)
+            read = (weights[..., :1] * x).sum(2)
+            x = torch.matmul(weights, x) + mlp(norm(read)).unsqueeze(2)
+        return self.last(x.sum(2))
+
+
+class Reversible(Variant):
+    def forward(self, x: Tensor) -> Tensor:
+        x = y = x * 1.0
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            x = x + mlp(norm(y))
+            y = y + mlp(norm(x))
+        return self.last(x + y)
+
+
+class AttendsOverDepth(Variant):
+    """Attention residuals, written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=3)
+        self.query = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sources = [x * 1.0]
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            stacked = torch.stack(sources)
+            weights = torch.softmax(self.last(stacked) @ self.query, 0)
+            sources.append(mlp(norm((weights.unsqueeze(-1) * stacked).sum(0))))
+        return self.last(sources[-1])
+
+
+class Polynomial(Variant):
+    """An activation made of powers, and nothing else that is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mlps[0](x)
+        y = y + 0.1 * y * y
+        return self.last(y)
+
+
+class SumOfBranches(Variant):
+    """Two branches of one value, summed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](x)
+        return self.last(x + self.mlps[0](x) + self.mlps[1](x))
+
+
+class Recurrent(Variant):
+    """One weight, and one token after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x[:, 0] * 1.0
+        for t in range(x.shape[1]):
+            state = state + self.mlps[0](self.norms[0](state) + x[:, t])
+        return self.last(state)
 
 
 class NoResidual(Variant):
@@ -137,12 +241,16 @@ class Forked(Variant):
         return self.last(tower) * self.last(other)
 
 
-class Checkpointed(Variant):
-    """Activation checkpointing hides each step, addition and all, in one node."""
+class Conditional(Variant):
+    """Each step is skipped or not as the data say, in an operator that holds a graph for either case."""
 
     def forward(self, x: Tensor) -> Tensor:
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
-            x = torch.utils.checkpoint.checkpoint(self.step, x, norm, mlp, use_reentrant=False)
+
+            def run(state: Tensor, norm: nn.Module = norm, mlp: nn.Module = mlp) -> Tensor:
+                return self.step(state, norm, mlp)
+
+            x = torch.cond(x.sum() > 0, run, torch.clone, (x,))
         return self.last(x)
 
 
@@ -156,9 +264,20 @@ DECLINED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[st
     "channels_first": (ChannelsFirst, lambda: torch.ones(1, WIDTH, 4, 4), {}),
     "too_few_writes": (lambda: Variant(layers=1), states, {}),
     "no_residual": (NoResidual, states, {}),
+    "no_sublayer": (Polynomial, states, {}),
+    "inside_sublayer": (SumOfBranches, states, {}),
+    "recurrence": (Recurrent, states, {}),
+    "clamped": (Clamped, states, {}),
+    "interrupted": (Interrupted, states, {}),
+    "gated": (Gated, states, {}),
+    "other_sum": (Lerped, states, {}),
+    "lanes": (HyperConnected, states, {}),
+    "reversible": (Reversible, states, {}),
+    "depth_attention": (AttendsOverDepth, states, {}),
+    "gradient_hook": (Hooked, states, {}),
     "non_floating": (NonFloating, lambda: torch.arange(4), {}),
     "forked": (Forked, states, {}),
-    "opaque": (Checkpointed, states, {}),
+    "opaque": (Conditional, states, {}),
     "not_selected": (TinyGPT, lambda: torch.zeros(1, 8, dtype=torch.long), {"streams": ["decoder"]}),
 }
 """Reason -> model, input and options that are declined for it."""

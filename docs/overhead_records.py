@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from attnres_compile.models.presets import PRESETS
+from attnres_compile.progress import each
 from attnres_compile.report.table import OverheadReport
 
 OVERHEAD = Path(__file__).resolve().parent / "overhead"
@@ -24,7 +25,7 @@ def published() -> list[str]:
 def count_overhead(names: list[str]) -> None:
     """Keep the reports of these presets; each in a process of its own, so that none holds on to memory."""
     OVERHEAD.mkdir(exist_ok=True)
-    for name in names:
+    for name in each(names, "counting a preset"):
         command = [sys.executable, "-m", "attnres_compile", "report", name, "--format", "json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -32,7 +33,6 @@ def count_overhead(names: list[str]) -> None:
         record = json.loads(done.stdout)
         record["environment"] = {"versions": record["environment"]["versions"]}
         (OVERHEAD / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        print(f"counted {name}", flush=True)
 
 
 def overhead_records() -> dict[str, OverheadReport]:

@@ -22,6 +22,9 @@ from pathlib import Path
 from overhead_records import count_overhead, published
 from parts import PARTS, PICTURE_SETS, PICTURES
 
+from attnres_compile.cli.progress import progress_bar
+from attnres_compile.progress import stage
+
 DOCS = Path(__file__).resolve().parent
 PART = re.compile(r"(?P<open><!-- generated: (?P<name>\S+) -->\n).*?(?P<close><!-- end -->)", re.DOTALL)
 
@@ -29,7 +32,12 @@ PART = re.compile(r"(?P<open><!-- generated: (?P<name>\S+) -->\n).*?(?P<close><!
 def regenerated(page: Path) -> str:
     """The text of a page with its generated parts made anew."""
     parts = PARTS[page.stem]
-    return PART.sub(lambda found: f"{found['open']}{parts[found['name']]()}{found['close']}", page.read_text())
+
+    def made(found: re.Match[str]) -> str:
+        stage(f"making {found['name']} of {page.name}")
+        return f"{found['open']}{parts[found['name']]()}{found['close']}"
+
+    return PART.sub(made, page.read_text())
 
 
 def made_anew() -> Iterator[tuple[Path, str]]:
@@ -39,6 +47,7 @@ def made_anew() -> Iterator[tuple[Path, str]]:
             importlib.import_module(f"parts.{page.stem}")
         yield page, regenerated(page)
     for name, draw in PICTURES.items():
+        stage(f"drawing {name}")
         yield DOCS / "pictures" / f"{name}.svg", draw()
     for name, picture in (drawn for draw in PICTURE_SETS for drawn in draw().items()):
         yield DOCS / "pictures" / f"{name}.svg", picture
@@ -49,24 +58,28 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing, exit with 1 if a page or a picture is out of date"
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, which only a terminal shows anyway")
     parser.add_argument("--overhead", nargs="*", metavar="PRESET", help="count these anew first (default all)")
     arguments = parser.parse_args()
-    if arguments.overhead is not None:
-        count_overhead(arguments.overhead or published())
-    stale = False
-    for path, new in made_anew():
-        old = path.read_text() if path.exists() else ""
-        if old == new:
-            continue
-        stale = True
-        if arguments.check:
-            names = f"{path.name} as it is", "regenerated"
-            print("\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), *names, lineterm="")))
-        else:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(new)
-            print(f"rewrote {path.name}")
-    return int(stale and arguments.check)
+    with progress_bar("regenerating", arguments.quiet):
+        if arguments.overhead is not None:
+            count_overhead(arguments.overhead or published())
+        changes = [change for path, new in made_anew() if (change := _changed(path, new, arguments.check))]
+    print("\n".join(changes), end="\n" if changes else "")
+    return int(bool(changes) and arguments.check)
+
+
+def _changed(path: Path, new: str, is_check: bool) -> str:
+    """What there is to say of a page or a picture, which is written unless it is only checked; '' if it is current."""
+    old = path.read_text() if path.exists() else ""
+    if old == new:
+        return ""
+    if is_check:
+        names = f"{path.name} as it is", "regenerated"
+        return "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), *names, lineterm=""))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(new)
+    return f"rewrote {path.name}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 
 import torch
 from stdlib_bytes import batches, standard_library_bytes
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import attnres_compile
@@ -40,8 +41,8 @@ def main() -> None:
     model.compile(backend="attnres")
     optimizer = torch.optim.AdamW(attnres_compile.param_groups(model, lr=3e-3, weight_decay=0.1))
 
-    def train(steps: int) -> float:
-        for _ in range(steps):
+    def train(steps: int, what: str) -> float:
+        for _ in tqdm(range(steps), what, disable=None):
             ids = next(data)
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
@@ -49,9 +50,9 @@ def main() -> None:
             optimizer.zero_grad()
         return loss.item()
 
-    train(arguments.steps - arguments.recorded)
+    train(arguments.steps - arguments.recorded, "training")
     with attnres_compile.depth_weights(model) as weights:
-        loss = train(arguments.recorded)
+        loss = train(arguments.recorded, "training, recorded")
     print(f"loss {loss:.3f} after {arguments.steps} steps, the last {arguments.recorded} of them recorded\n")
     print(weights)
     if arguments.save:

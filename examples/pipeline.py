@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from stdlib_bytes import batches, standard_library_bytes
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import attnres_compile
 
@@ -86,13 +87,14 @@ def main() -> None:
     if pipe.is_first:
         print(pipe, flush=True)
     optimizer = torch.optim.AdamW(pipe.parameters(), lr=3e-3)
-    for step in range(arguments.steps):
+    bar = tqdm(range(arguments.steps), "training", disable=None if pipe.is_last else True)
+    for step in bar:
         tokens, losses = next(data), []
         pipe.step(tokens, target=tokens, losses=losses)
         optimizer.step()
         optimizer.zero_grad()
         if pipe.is_last and (step % 5 == 0 or step == arguments.steps - 1):
-            print(f"step {step:3d}  loss {torch.stack(losses).mean().item():.3f}", flush=True)
+            bar.write(f"step {step:3d}  loss {torch.stack(losses).mean().item():.3f}")
     dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ import argparse
 
 import torch
 from stdlib_bytes import batches, standard_library_bytes
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import attnres_compile
@@ -42,14 +43,15 @@ def main() -> None:
 
     # The pseudo-queries and key norms are ordinary parameters by now, so the optimizer holds them.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(arguments.steps):
+    bar = tqdm(range(arguments.steps), "training; the first step compiles", disable=None)
+    for step in bar:
         ids = next(data)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 5 == 0 or step == arguments.steps - 1:
-            print(f"step {step:3d}  loss {loss.item():.3f}")
+            bar.write(f"step {step:3d}  loss {loss.item():.3f}")
 
     queries = [value for name, value in model.named_parameters() if name.endswith("query")]
     largest = max(query.abs().max().item() for query in queries)

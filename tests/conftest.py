@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,16 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """pytest captures loggers that do not propagate, and torch makes its trace for whoever captures it: all graphs as
+    text, every tensor described. It takes a tenth of the time of a test that compiles, and no test reads it.
+    """
+    trace = logging.getLogger("torch.__trace")
+    for handler in [one for one in trace.handlers if type(one).__module__ == "_pytest.logging"]:
+        trace.removeHandler(handler)
 
 
 def pytest_collection_finish() -> None:

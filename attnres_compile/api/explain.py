@@ -16,6 +16,7 @@ from attnres_compile.api.prepare import config_from
 from attnres_compile.capture.analysis import analyse_capture, apply_on_decline, first_cut, plan_of
 from attnres_compile.capture.capture import capture
 from attnres_compile.compile.levels import ModelGraph, run_passes_under
+from attnres_compile.progress import stage
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level
 from attnres_passes.ir.plan import Plan
@@ -176,5 +177,6 @@ def explain(
         )
         for graph in graphs
     )
+    stage("describing what is rewritten")
     breaks = breaks_of(captured, "" if cut is None else cut.stream.name)
     return Explanation(plan, inspection_of(plan, model_graphs, breaks), model_graphs, name or type(model).__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attnres_compile.capture.analysis import analyse_model, apply_on_decline, plan_of, warn_if_partial
+from attnres_compile.capture.analysis import apply_on_decline, plan_model, warn_if_partial
 from attnres_compile.model import parameters
 from attnres_compile.model.errors import AlreadyPreparedError
 from attnres_compile.model.optimizer_check import watch_optimizers
@@ -27,8 +27,9 @@ def prepare(
 ) -> Plan:
     """Find the residual streams of ``model`` and register the parameters that depth attention adds, in place.
 
-    The model is captured on ``model(*args, **kwargs)`` and not trained, compiled or otherwise changed. Call this
-    before an optimizer, DDP or FSDP take the parameters, and before ``model.compile(backend="attnres")``.
+    The model is captured on ``model(*args, **kwargs)`` and not trained, compiled or otherwise changed. Where graph
+    breaks leave no one graph, it is run once, and its buffers and the random state are put back. Call this before an
+    optimizer, DDP or FSDP take the parameters, and before ``model.compile(backend="attnres")``.
 
     Args:
         model: any module; its forward on the example inputs is what is analysed.
@@ -40,12 +41,12 @@ def prepare(
         (zeros) and ``key_norm.weight`` ``[d]`` (ones) of the k-th read with two sources or more of its i-th stream.
 
     Raises:
-        ConfigError, CaptureError, NoStreamError (unless ``on_decline`` is "warn" or "ignore"), GraphBreakError,
-        AlreadyPreparedError (with another plan), RegistrationError. The model is then as it was.
+        ConfigError, CaptureError, NoStreamError (unless ``on_decline`` is "warn" or "ignore"), AlreadyPreparedError
+        (with another plan), RegistrationError. The model is then as it was.
     """
     chosen = config_from(config, options)
     model = unwrapped(model)
-    plan = plan_of(analyse_model(model, args, kwargs, chosen), chosen)
+    plan = plan_model(model, args, kwargs, chosen)
     existing = parameters_of(model)
     if existing is not None:
         if dataclasses.replace(existing.plan, declined=()) != dataclasses.replace(plan, declined=()):

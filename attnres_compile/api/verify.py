@@ -31,6 +31,7 @@ from attnres_compile.compile.graph_runs import (
 )
 from attnres_compile.compile.levels import rewritten_under, run_passes_under
 from attnres_compile.model.parameters import parameters_of, unwrapped
+from attnres_compile.progress import stage
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.read_id import ReadId
@@ -140,12 +141,14 @@ def verify(
                 checks.append(_zero_query_check(graph, chosen))
                 checks.extend(_random_query_checks(graph, chosen))
         if plan.streams:
+            stage("checking in float64")
             checks.extend(_in_double(model, args, kwargs, chosen))
     return Verification(tuple(checks))
 
 
 def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     """Zero queries and scale="sum" give back the original model (paper, section 3: uniform weights)."""
+    stage("checking zero queries against the plain graph")
     after = rewritten_under(graph, dataclasses.replace(config, scale="sum"))
     expected = run(graph.captured.gm, graph, stream_values(graph), [])
     found = run(after, graph, read_nodes(after), zeros_and_ones(after, graph))
@@ -166,6 +169,7 @@ def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> Iterato
 
 
 def _random_query_check(graph: AnalysedGraph, levels: GraphLevels, name: str) -> Check:
+    stage(f"checking random queries against the definition, {name}")
     parameters = random_parameters(levels.rewritten, graph)
     expected = run(levels.rewritten, graph, read_nodes(levels.rewritten), parameters)
     found = run(levels.lowered, graph, read_nodes(levels.lowered), parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,20 +13,27 @@ from typing import Any
 from torch import nn
 
 from attnres_compile.capture import cuts
-from attnres_compile.capture.capture import Capture, capture
+from attnres_compile.capture.capture import Break, Capture, capture, capture_whole, no_graph
+from attnres_compile.capture.eager_trace import trace_eagerly
 from attnres_compile.capture.graph_breaks import Cut, check_pieces
 from attnres_compile.capture.pieces import Captured
 from attnres_compile.model.errors import NoStreamError
+from attnres_compile.model.parameters import unwrapped
+from attnres_compile.progress import stage
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
+from attnres_passes.torch_private.example_values import depends_on_data
+
+log = logging.getLogger("attnres_compile")
 
 
 @dataclass(frozen=True)
 class AnalysedGraph:
-    """A captured graph with its analysis."""
+    """A captured graph, its regions open, with its analysis."""
 
     captured: Captured
     analysis: Analysis
@@ -60,14 +68,16 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
     Raises:
         GraphBreakError: under ``on_decline="error"``, no graph of a model in pieces holds a whole stream.
     """
-    graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in captured.graphs)
+    stage("analysing the captured graph")
+    opened = [dataclasses.replace(graph, gm=open_regions(graph.gm)) for graph in captured.graphs]
+    graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in opened)
     if not captured.is_whole and config.on_decline == "error":
         check_pieces(captured, [graph.analysis.plan for graph in graphs])
     return graphs
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
-    """The plan of a whole model.
+    """The plan of a model whose streams are each in one of its graphs.
 
     Args:
         graphs: all of its graphs, in the order they run.
@@ -78,7 +88,7 @@ def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
     """
     cut = first_cut(graphs)
     if cut is not None:
-        raise cut.error()
+        raise cut.error_of_capture()
     streams: list[Stream] = []
     declined: list[Decline] = []
     names: Counter[str] = Counter()
@@ -106,6 +116,47 @@ def _with_its_break(graph: AnalysedGraph, decline: Decline) -> Decline:
     return dataclasses.replace(decline, message=f"{message}line out of the forward, or leave this stream as it is.")
 
 
+def plan_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig) -> Plan:
+    """The plan of a whole model: of its one graph, or of a run by Python where Dynamo makes no such graph.
+
+    Where sizes depend on data, it makes one under ``fullgraph=True`` only, and several otherwise: one plan serves both.
+
+    Args:
+        model, args, kwargs: those of ``capture``.
+        config: of the analysis.
+
+    Raises:
+        CaptureError: Dynamo makes no graph at all, or the model does not run.
+    """
+    whole = capture_whole(model, args, kwargs)
+    if whole is None:
+        raise no_graph(unwrapped(model))
+    if isinstance(whole, Break):
+        where = f" at {whole.source} ({whole.reason})" if whole.source else ""
+    elif depends_on_data(whole.gm):
+        where = ", since its sizes depend on data"
+    else:
+        return plan_of(analyse_capture(Capture((whole,), is_whole=True), config), config)
+    plan = plan_eagerly(model, args, kwargs, config)
+    log.info("attnres: %s breaks into several graphs%s; planned from an uncompiled run", type(model).__name__, where)
+    return plan
+
+
+def plan_eagerly(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
+) -> Plan:
+    """The plan of a whole model, however many graphs Dynamo makes of it: found in a run by Python. Changes nothing.
+
+    Args:
+        model, args, kwargs: those of ``trace_eagerly``.
+        config: of the analysis.
+
+    Raises:
+        CaptureError: that of ``trace_eagerly``.
+    """
+    return find_streams(trace_eagerly(model, args, kwargs), config).plan
+
+
 def first_cut(graphs: Sequence[AnalysedGraph]) -> Cut | None:
     """The first stream that goes on beyond its graph; None if there is none."""
     return cuts.first_cut([graph.captured for graph in graphs], [graph.analysis for graph in graphs])
@@ -124,7 +175,7 @@ def warn_if_partial(plan: Plan, stacklevel: int = 3) -> None:
     found = "; ".join(dict.fromkeys(declined))
     warnings.warn(
         f"attnres: {plan.partial_text}. Depth attention then sees the layers of that piece only, and begins at a sum "
-        "of all before it. What stands between the pieces changes the running sum itself (a factor, a mask, an index); "
+        "of all before it. What stands between the pieces changes the running sum itself (a clamp, a gate, an index); "
         "move it into the sublayers' outputs, or behind a norm, for the whole stream to be rewritten"
         + (f". Declined: {found}" if found else "."),
         stacklevel=stacklevel,

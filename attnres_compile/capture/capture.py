@@ -21,14 +21,23 @@ from attnres_compile.capture.functions import functions_of
 from attnres_compile.capture.pieces import Captured, Pieces
 from attnres_compile.model.errors import CaptureError, EmptyBatchError, GraphBreakError
 from attnres_compile.model.parameters import parameters_of, prepared_within, unwrapped
+from attnres_compile.progress import stage
 from attnres_passes.torch_private.captures.fresh_codes import fresh_codes
-from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, without_recorded_shapes
+from attnres_passes.torch_private.dynamo import GraphEnd, graph_end, met_no_frame, without_recorded_shapes
 from attnres_passes.torch_private.frames import mark_as_backend
 from attnres_passes.torch_private.version import warn_if_untested
 
 
 class _LeaveDynamo(BaseException):
     """Leaves Dynamo as soon as the graph is there; no Exception, so that nothing on the way handles it."""
+
+
+@dataclass(frozen=True)
+class Break:
+    """The first graph break of a model: its line and its reason, as far as Dynamo says."""
+
+    source: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,29 +62,51 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
         EmptyBatchError: an example tensor has no elements.
         GraphBreakError, CaptureError: Dynamo makes no graph of the model.
     """
-    warn_if_untested()
-    _check_not_empty(args, kwargs or {})
-    model = unwrapped(model)
-    whole = _capture_whole(model, args, kwargs or {}, static)
+    stage("capturing the model")
+    whole = capture_whole(model, args, kwargs, static)
     if isinstance(whole, Captured):
         return Capture((whole,), is_whole=True)
-    source, reason = _break_of(whole)
-    graphs = _capture_pieces(model, args, kwargs or {}, GraphEnd(True, reason, source))
+    stage("capturing the model in pieces")
+    model, first = unwrapped(model), whole or Break()
+    graphs = _capture_pieces(model, args, kwargs or {}, GraphEnd(True, first.reason, first.source))
     if not graphs:
-        if source:
+        if first.source:
             raise GraphBreakError(
-                f"a graph break at {source} ({reason}) keeps Dynamo from making any graph of {type(model).__name__}; "
-                "take that line out of the forward. torch.compile(model, fullgraph=True) says more."
+                f"a graph break at {first.source} ({first.reason}) keeps Dynamo from making any graph of "
+                f"{type(model).__name__}; take that line out of the forward. torch.compile(model, fullgraph=True) says "
+                "more."
             )
-        raise CaptureError(
-            f"Dynamo made no graph of {type(model).__name__}. Compilation must not be disabled "
-            "(torch.compiler.disable, set_stance, TORCHDYNAMO_DISABLE); if this code failed to compile before, call "
-            "torch.compiler.reset()."
-        )
-    return Capture(graphs, is_whole=False, break_source=source, break_reason=reason)
+        raise no_graph(model)
+    return Capture(graphs, is_whole=False, break_source=first.source, break_reason=first.reason)
 
 
-def _capture_whole(
+def capture_whole(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, static: bool = False
+) -> Captured | Break | None:
+    """The one graph of ``model(*args, **kwargs)``, the first break if Dynamo would make several, None if none.
+
+    Args:
+        model, args, kwargs, static: those of ``capture``.
+
+    Raises:
+        EmptyBatchError: an example tensor has no elements.
+    """
+    warn_if_untested()
+    check_not_empty(args, kwargs or {})
+    whole = _whole_or_problem(unwrapped(model), args, kwargs or {}, static)
+    return _break_of(whole) if isinstance(whole, Exception) else whole
+
+
+def no_graph(model: nn.Module) -> CaptureError:
+    """What a model becomes of which Dynamo makes no graph, and names no break."""
+    return CaptureError(
+        f"Dynamo made no graph of {type(model).__name__}. Compilation must not be disabled "
+        "(torch.compiler.disable, set_stance, TORCHDYNAMO_DISABLE); if this code failed to compile before, call "
+        "torch.compiler.reset()."
+    )
+
+
+def _whole_or_problem(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], static: bool
 ) -> Captured | Exception | None:
     """The one graph of the model, or what Dynamo says about why there is more than one."""
@@ -93,21 +124,21 @@ def _capture_whole(
             torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
         except _LeaveDynamo:
             pass
-        except Exception as error:  # kept: the capture in pieces succeeds, or fails with an error that the user sees
-            problem = error
+        except Exception as error:  # kept: a run without Dynamo succeeds, or fails with an error that the user sees
+            problem = None if met_no_frame(error) else error
     captured = found[0] if found and not found[0].end.is_break else problem
     # Dynamo remembers backends for good, and with this one the model's parameters.
     found.clear()
     return captured
 
 
-def _break_of(problem: Exception | None) -> tuple[str, str]:
-    """Line and reason of a graph break, from the error that ``fullgraph=True`` makes of it."""
+def _break_of(problem: Exception) -> Break:
+    """The break that an error of ``fullgraph=True`` is about."""
     stack = getattr(problem, "real_stack", None)
     if not stack:
-        return "", ""
+        return Break()
     last = stack[-1]
-    return f"{last.filename}:{last.lineno}", str(problem).strip().splitlines()[0]
+    return Break(f"{last.filename}:{last.lineno}", str(problem).strip().splitlines()[0])
 
 
 def _capture_pieces(
@@ -124,17 +155,22 @@ def _capture_pieces(
             torch.compile(model, backend=keep_and_run)(*args, **kwargs)
             return pieces.graphs()
         except Exception as error:
-            raise CaptureError(
-                f"{type(model).__name__} does not run on these inputs: {type(error).__name__}: {error}\n"
-                "Call the model once with the same args and kwargs, without compiling it, and mend what it says."
-            ) from error
+            raise does_not_run(model, error) from error
         finally:
             pieces.forget()
 
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Capture the model itself even if it is compiled in place; what Dynamo knows plays no part, and stays."""
+    """Capture the model itself; what Dynamo knows plays no part, and stays."""
+    functions = functions_of(model, tree_leaves(inputs))
+    with as_itself(model), without_recorded_shapes(), fresh_codes(functions):
+        yield
+
+
+@contextlib.contextmanager
+def as_itself(model: nn.Module) -> Iterator[None]:
+    """Let calls of a model run its own forward, even if it is compiled in place or prepared."""
     compiled_in_place = model._compiled_call_impl
     model._compiled_call_impl = None
     prepared = [added for _, part in prepared_within(model) if (added := parameters_of(part)) is not None]
@@ -142,11 +178,17 @@ def _undisturbed(model: nn.Module, inputs: Any) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for added in prepared:
                 stack.enter_context(added.calls.uncounted())
-            stack.enter_context(without_recorded_shapes())
-            stack.enter_context(fresh_codes(functions_of(model, tree_leaves(inputs))))
             yield
     finally:
         model._compiled_call_impl = compiled_in_place
+
+
+def does_not_run(model: nn.Module, error: Exception) -> CaptureError:
+    """What an error of the model's own becomes."""
+    return CaptureError(
+        f"{type(model).__name__} does not run on these inputs: {type(error).__name__}: {error}\n"
+        "Call the model once with the same args and kwargs, without compiling it, and mend what it says."
+    )
 
 
 def copied_input(value: Any) -> Any:
@@ -165,7 +207,8 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _check_not_empty(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_not_empty(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check that the example inputs hold something to analyse. Raises EmptyBatchError."""
     for name, value in [*((f"argument {index}", value) for index, value in enumerate(args)), *kwargs.items()]:
         for leaf in tree_leaves(value):
             if isinstance(leaf, torch.Tensor) and leaf.numel() == 0:

@@ -73,7 +73,8 @@ class _Search:
         """Add what a value has of functions: itself, what it wraps, what it holds, the methods of a class."""
         if isinstance(value, (list, tuple, set, dict)):
             if self._is_new(value):
-                for one in list(value.values() if isinstance(value, dict) else value):
+                # By what is there already: a dictionary of another class may make its values when it is asked.
+                for one in list(dict.values(value) if isinstance(value, dict) else value):
                     self.add_value(one)
         elif isinstance(value, FunctionType):
             self._add_function(value)

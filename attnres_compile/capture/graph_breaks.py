@@ -1,4 +1,4 @@
-"""Graph breaks that cut a residual stream: a stream can be rewritten only inside one graph."""
+"""Graph breaks that cut a residual stream, for what looks at graphs one by one: all but ``prepare``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from attnres_compile.model.errors import GraphBreakError
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.torch_private.dynamo import GraphEnd
 
+ONE_BY_ONE = (
+    "Graphs are looked at one by one here; attnres_compile.prepare(model, ..) plans a stream across them. Take that "
+    "line out of the forward for one graph to hold the stream; torch.compile(model, fullgraph=True) names it."
+)
+"""What is said and to be done where a stream is in no single graph."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -20,11 +26,20 @@ class Cut:
     end: GraphEnd
 
     def error(self) -> GraphBreakError:
-        """What says so."""
+        """What says so in a compilation."""
         return GraphBreakError(
-            f"a graph break cuts the residual stream {self.stream.name!r} {self.place}: {self.end.reason} at "
-            f"{self.end.source}. A stream can be rewritten only inside one graph: take that line out of the forward, "
+            f"{self._found()}. A stream can be rewritten only inside one graph: take that line out of the forward, "
             "or see it with torch.compile(model, fullgraph=True)."
+        )
+
+    def error_of_capture(self) -> GraphBreakError:
+        """What says so of a model that is not compiled."""
+        return GraphBreakError(f"{self._found()}. {ONE_BY_ONE}")
+
+    def _found(self) -> str:
+        return (
+            f"a graph break cuts the residual stream {self.stream.name!r} {self.place}: {self.end.reason} at "
+            f"{self.end.source}"
         )
 
 
@@ -67,7 +82,6 @@ def check_pieces(captured: Capture, plans: Sequence[Plan]) -> None:
     place = f" at {captured.break_source} ({captured.break_reason})" if captured.break_source else ""
     found = {str(decline) for plan in plans for decline in plan.declined}
     raise GraphBreakError(
-        f"the model breaks into {len(plans)} graphs{place}, and none of them holds a whole residual stream. A stream "
-        "can be rewritten only inside one graph: take what breaks it out of the forward; torch.compile(model, "
-        "fullgraph=True) says more. Found in the pieces:\n" + "\n".join(f"  - {text}" for text in sorted(found))
+        f"the model breaks into {len(plans)} graphs{place}, and none of them holds a whole residual stream. "
+        f"{ONE_BY_ONE} Found in the pieces:\n" + "\n".join(f"  - {text}" for text in sorted(found))
     )

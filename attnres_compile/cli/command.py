@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from attnres_compile.cli.progress import progress_bar
 from attnres_kernels.errors import AttnResError, section_of
 
 PASSED, FAILED = 0, 1
@@ -23,7 +24,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> Any:
-    """A parser of one verb, which knows ``--traceback``.
+    """A parser of one verb, which knows ``--traceback`` and ``--quiet``.
 
     Args:
         verbs: what ``add_subparsers`` returned.
@@ -33,7 +34,8 @@ def add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], he
     """
     parser = verbs.add_parser(name, help=help_text, description=help_text)
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
-    parser.set_defaults(run=run)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, which only a terminal shows anyway")
+    parser.set_defaults(run=run, verb=parser.prog)
     return parser
 
 
@@ -56,7 +58,8 @@ def run_command(parser: argparse.ArgumentParser, words: Sequence[str], name: str
     arguments.command = [*name.split(), *words]
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        with progress_bar(" ".join([arguments.verb, *_subject(arguments)]), arguments.quiet):
+            return run(arguments)
     except BrokenPipeError:
         # The reader of a pipe, say `head`, has closed it; what it wanted it has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,6 +70,12 @@ def run_command(parser: argparse.ArgumentParser, words: Sequence[str], name: str
             raise
         print(f"{parser.prog}: error: {' '.join(own.message.split())} (see {section_of(type(own))})", file=sys.stderr)
         return FAILED
+
+
+def _subject(arguments: argparse.Namespace) -> list[str]:
+    """The model or the file that a verb is about, for the bar."""
+    named = getattr(arguments, "model", None) or getattr(arguments, "file", None)
+    return [] if named is None else [named]
 
 
 def own_error(error: BaseException) -> AttnResError | None:

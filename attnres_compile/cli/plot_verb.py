@@ -13,6 +13,7 @@ from attnres_compile.cli.output import (
     refuse_kernel_record,
     write_bytes,
 )
+from attnres_compile.progress import stage
 
 
 def run_plot(arguments: argparse.Namespace) -> int:
@@ -24,6 +25,7 @@ def run_plot(arguments: argparse.Namespace) -> int:
     record = read_record(arguments.file)
     refuse_kernel_record(record, "plot", arguments.file)
     kind = record_kind(record)
+    stage("drawing")
     if kind == CONTENT:
         DepthWeights.from_dict(record).plot(arguments.output)
         return 0

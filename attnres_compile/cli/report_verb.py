@@ -9,6 +9,7 @@ from typing import Any
 
 from attnres_compile.cli.options import report_load_options, rewrite_options
 from attnres_compile.cli.output import check_writable, json_text, write_bytes, write_text
+from attnres_compile.progress import stage
 from attnres_passes.ir.config import ConfigError
 
 _PICTURES = ("svg", "png")
@@ -23,6 +24,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     options = report_load_options(arguments)
     from attnres_compile.models.source import load_model
 
+    stage("making the model")
     loaded = load_model(arguments.model, options)
     given = rewrite_options(arguments)
     published = {} if {"num_blocks", "block_size"} & given.keys() else dict(loaded.rewrite)

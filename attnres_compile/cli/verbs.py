@@ -19,6 +19,7 @@ from attnres_compile.cli.output import (
     refuse_kernel_record,
     write_text,
 )
+from attnres_compile.progress import stage
 from attnres_passes.ir.config import ConfigError
 
 BENCH_SEQ = 512
@@ -150,4 +151,5 @@ def _load(arguments: argparse.Namespace) -> Any:
     options = load_options(arguments)
     from attnres_compile.models.source import load_model
 
+    stage("making the model")
     return load_model(arguments.model, options)

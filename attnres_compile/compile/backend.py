@@ -14,25 +14,28 @@ from torch.fx import GraphModule
 
 from attnres_compile.capture.analysis import apply_on_decline, warn_if_partial
 from attnres_compile.capture.graph_breaks import check_not_cut
+from attnres_compile.compile.borders import compile_piece
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import check_due, match
+from attnres_compile.compile.parts import is_piece, piece_options, prepared_parameters
 from attnres_compile.compile.pieces import check_not_a_piece
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
-from attnres_compile.model.errors import PartOfPreparedModelError
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
 from attnres_compile.model.in_force.guarded_forward import guard_of
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
-from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters
+from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters, is_part_of_prepared
 from attnres_compile.model.plan_tensor import check_plan_tensor
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads
+from attnres_compile.progress import stage
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level, is_ours
 from attnres_passes.ir.plan import Plan
@@ -103,9 +106,18 @@ def _compile(
     if isinstance(owner, NoOwner) and any(map(is_ours, gm.graph.nodes)):
         # A function with a backward pass in it: behind the break there, Dynamo compiles the Python of our operators.
         return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
-    analysis = find_streams(trace_aten(gm), config)
-    dump(gm, Level.CAPTURED, analysis.plan)
+    stage("analysing the captured graph")
+    opened = open_regions(gm)
+    analysis = find_streams(trace_aten(opened), config)
+    dump(opened, Level.CAPTURED, analysis.plan)
     dump.plan(analysis.plan)
+    added = prepared_parameters(owner, inputs)
+    if added is not None and is_piece(owner, added, analysis, notes_for_backend()):
+        part = compile_piece(gm, inputs, added, piece_options(owner, gm, config, mode), dump)
+        if isinstance(owner, Owner):
+            _guard_graph(owner)
+            status.note_part(owner.model, added.plan, getattr(part, "reads", ()))
+        return part
     if isinstance(owner, NoOwner) and analysis.plan.streams:
         raise owner.error
     if isinstance(owner, Owner):
@@ -117,13 +129,14 @@ def _compile(
     matched = _matched(owner, analysis, end)
     check_due(notes_for_backend(), owner.parameters, matched, end)
     # Then build the new graph beside the old one.
-    levels = run_passes(gm, analysis, dump, differentiates=torch.is_grad_enabled())
+    levels = run_passes(opened, analysis, dump, differentiates=torch.is_grad_enabled())
     dump.schedule(levels.schedule_text())
     # Last, change the model: it gets its parameters if it was not prepared.
     planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.parameter(parameter) for parameter in planned]
-        compiled = inner_compilers.compile_inner(levels.lowered, [*inputs, *new_inputs], config.inner, mode)
+        stage(f"{config.inner} compiles the rewritten graph")
+        compiled = inner_compilers.compile_inner(levels.closed, [*inputs, *new_inputs], config.inner, mode)
         _guard_graph(owner)
     added.calls.compiled += 1
     status.note_rewritten(owner.model, added.plan, len(planned) // 2)
@@ -156,7 +169,8 @@ def _guard_graph(owner: Owner) -> None:
         return
     # The frame is that of a part of the model, and nothing leads from there to the model.
     guard_identity(owner.frame)
-    guard_value(owner.frame, "", PART_OF)
+    if is_part_of_prepared(owner.frame.module):
+        guard_value(owner.frame, "", PART_OF)
     if guard_of(owner.frame.module) is not None:
         guard_value(owner.frame, "", GUARD, "calls", "on_purpose")
 
@@ -194,30 +208,7 @@ def _matched(owner: Owner, analysis: Analysis, end: GraphEnd) -> PlannedReads:
     """The reads of this graph in the plan of the model. Raises StalePlanError."""
     if owner.parameters is None:
         return PlannedReads.of(analysis.plan)
-    try:
-        return match(analysis.plan, owner.parameters.plan, analysis.trace, end, _path_in_model(owner))
-    except AttnResError as error:
-        raise _named_part(owner, error) from error
-
-
-def _named_part(owner: Owner, error: AttnResError) -> AttnResError:
-    """If only a part of a prepared model is being compiled, that is the mistake to name."""
-    path = _path_in_model(owner)
-    if not path:
-        return error
-    caller = uncompiled_caller(owner.frame.module)
-    around = f", called at {caller} outside of any graph" if caller else ""
-    return PartOfPreparedModelError(
-        f"{path!r} is compiled on its own{around}, but it is a part of a prepared {type(owner.model).__name__}, whose "
-        "residual stream runs through all parts. If the whole model is compiled, a graph break in that forward cuts "
-        'the stream: torch.compiler.reset(), model.compile(backend="attnres", fullgraph=True) and a call name its '
-        'line. If not, compile the whole model: model.compile(backend="attnres").'
-    )
-
-
-def _path_in_model(owner: Owner) -> str:
-    """Path of the compiled module in the prepared model; '' for the model itself or a module around it."""
-    return next((name for name, part in owner.model.named_modules() if part is owner.frame.module), "")
+    return match(analysis.plan, owner.parameters.plan, analysis.trace, end)
 
 
 def _compile_unchanged(

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from torch.fx import GraphModule
@@ -13,6 +14,7 @@ from torch.fx import GraphModule
 from attnres_kernels.launch.load_triton import DUMP_VARIABLE
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.text import graph_text
 from attnres_passes.torch_private.structured_trace import trace_artifact, trace_graph
 
@@ -20,17 +22,21 @@ _numbers = itertools.count()
 
 
 class LevelDump:
-    """Called with the graph behind every pass of one compilation: checks its level and, if asked, keeps its text."""
+    """Called with the graph behind every pass of one compilation: checks its level and, if asked, keeps its text.
+
+    only: the reads of the plan that the graph holds, if it is a piece of its model; None for all.
+    """
 
     def __init__(self) -> None:
         directory = os.environ.get(DUMP_VARIABLE)
         self.directory = Path(directory) if directory else None
         self.graph = next(_numbers) if self.directory else 0
         self.written = 0
+        self.only: Collection[ReadId] | None = None
         self.began = time.perf_counter()
 
     def __call__(self, gm: GraphModule, level: Level, plan: Plan) -> None:
-        check_level(gm, level, plan)
+        check_level(gm, level, plan, self.only)
         trace_graph(f"attnres_{level.value}", lambda: graph_text(gm))
         seconds = time.perf_counter() - self.began
         head = f"# {level.value} graph, {seconds:.2f} s after the compilation began"

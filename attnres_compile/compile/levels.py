@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule
 
 from attnres_compile.capture.analysis import AnalysedGraph
+from attnres_compile.progress import stage
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.levels import Level, check_level
@@ -42,6 +43,7 @@ def run_passes_under(
         config: gives scale, eps and schedule.
         keeps_values, differentiates: those of ``run_passes``.
     """
+    stage("rewriting and scheduling the graph")
     return run_passes(
         graph.captured.gm, _under(graph, config), keeps_values=keeps_values, differentiates=differentiates
     )

@@ -21,6 +21,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
+from attnres_compile.progress import each, stage
 from attnres_compile.report.comparison import MeasureError
 from attnres_compile.report.records import check_record, record_head
 from attnres_passes.analyses.aten_recorder import trace_aten
@@ -93,13 +94,13 @@ def measure_analysis(layers: Sequence[int], rounds: int, command: Sequence[str] 
     nodes: dict[str, int] = {}
     x = torch.zeros(1, 8, 16)
     # The first compilation of a process imports most of the compiler.
+    stage("the first compilation, which is not timed")
     step_times(PreNormToy(1), (x,))
-    for _ in range(rounds):
-        for depth in depths:
-            times = step_times(PreNormToy(depth), (x,))
-            nodes[str(depth)] = times.nodes
-            for step, value in times.seconds.items():
-                seconds[step][str(depth)].append(value)
+    for depth in each([depth for _ in range(rounds) for depth in depths], "depth, round by round", is_timed=True):
+        times = step_times(PreNormToy(depth), (x,))
+        nodes[str(depth)] = times.nodes
+        for step, value in times.seconds.items():
+            seconds[step][str(depth)].append(value)
     return {
         **record_head(KIND, SCHEMA_VERSION, command, "cpu"),
         "nodes": nodes,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.progress import each
 from attnres_compile.report.comparison import MeasureError, Samples
 
 PREFILL, TRAINING = "prefill", "training step"
@@ -63,9 +64,10 @@ def measure_compile_time(job: CompileJob, rounds: int) -> dict[str, tuple[Compil
     if rounds < 1:
         raise MeasureError(f"rounds is {rounds}: pass at least 1")
     taken: dict[str, list[CompileTimes]] = {"plain": [], "attnres": []}
-    for number in range(rounds):
-        for side in ("plain", "attnres") if number % 2 == 0 else ("attnres", "plain"):
-            taken[side].append(_in_fresh_process(job, side))
+    turns = [("plain", "attnres") if number % 2 == 0 else ("attnres", "plain") for number in range(rounds)]
+    sides = [side for turn in turns for side in turn]
+    for side in each(sides, f"compiling {job.workload} in fresh processes", is_timed=True):
+        taken[side].append(_in_fresh_process(job, side))
     return {side: tuple(times) for side, times in taken.items()}
 
 

@@ -31,6 +31,7 @@ from attnres_compile.measure.timing import DEFAULT_ROUNDS, compare
 from attnres_compile.models.example_inputs import first_line
 from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.source import LoadedModel, load_model
+from attnres_compile.progress import each, stage, task
 from attnres_compile.report.comparison import Comparison, MeasureError, paired_ratio
 from attnres_compile.report.records import device_name, record_head
 from attnres_kernels.errors import AttnResError
@@ -107,6 +108,7 @@ def measure_model(job: ModelJob, command: Sequence[str] = (), keep: Keep | None 
     device = job.load.torch_device()
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    stage("making the model")
     loaded = load_model(job.model, job.load)
     if job.without_dropout:
         switch_dropout_off(loaded.model)
@@ -124,13 +126,15 @@ def measure_model(job: ModelJob, command: Sequence[str] = (), keep: Keep | None 
         "plan": [],
         "cells": cells,
     }
-    for workload in job.workloads:
-        for schedule, config in configs.items():
-            cells.append({"workload": workload, "schedule": schedule} | _cell(job, loaded, workload, config, record))
-            # Outside of the cell's frames, which would keep its models.
-            _forget(device)
-            if keep is not None:
-                keep(record)
+    planned = [(workload, schedule) for workload in job.workloads for schedule in configs]
+    for workload, schedule in each(planned, "cell"):
+        with task(f"{workload}, schedule {schedule}"):
+            cell = _cell(job, loaded, workload, configs[schedule], record)
+        cells.append({"workload": workload, "schedule": schedule} | cell)
+        # Outside of the cell's frames, which would keep its models.
+        _forget(device)
+        if keep is not None:
+            keep(record)
     if job.compile_rounds:
         record["compile"] = [
             {"workload": workload, "schedule": schedule} | _compile(job, workload, schedule)
@@ -178,6 +182,7 @@ def _decode(job: ModelJob, loaded: LoadedModel, pair: ModelPair) -> dict[str, An
     device = job.load.torch_device()
     graphs = device.type == "cuda" and pair.plan.config.inner == "inductor"
     models = {PLAIN: pair.plain, ATTNRES: pair.attnres}
+    stage("filling the caches")
     # Both are filled before either is compiled: filling ends with dropping what is compiled.
     steps = {name: decode_step(model, loaded.kwargs["input_ids"], graphs) for name, model in models.items()}
     compile_pair(pair, GRAPH_MODE if graphs else None)

@@ -17,6 +17,7 @@ from attnres_compile.measure.device_cost import peak_memory
 from attnres_compile.measure.model_pair import ATTNRES, PLAIN, compile_pair, model_call, plain_copy, prepared_pair
 from attnres_compile.measure.timing import DEFAULT_ROUNDS, compare
 from attnres_compile.model.parameters import parameters_of
+from attnres_compile.progress import each
 from attnres_compile.report.comparison import Comparison, MeasureError
 from attnres_compile.report.counting.model_counts import Lengths, model_graphs
 from attnres_compile.report.records import describe_environment, device_name
@@ -112,7 +113,7 @@ def _measured_rows(
     compile_pair(pair)
     device = next(model.parameters()).device
     rows = []
-    for name, inputs in ((FORWARD, kwargs), (TRAINING, training_kwargs)):
+    for name, inputs in each(((FORWARD, kwargs), (TRAINING, training_kwargs)), "measuring forward and training"):
         plain, attnres = (model_call(one, args, inputs, name == TRAINING) for one in (pair.plain, pair.attnres))
         timed = compare(plain, attnres, rounds=rounds, device=device, names=(PLAIN, ATTNRES))
         rows.append(latency_row(_latency(name), timed))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from attnres_compile.progress import each, stage
 from attnres_compile.report.comparison import Comparison, MeasureError, Samples, paired_ratio
 from attnres_compile.report.records import device_name
 
@@ -50,14 +51,15 @@ def compare(
         raise MeasureError(f"both callables are named {names[0]!r}: pass two different names")
     device = torch.device(device)
     both = (baseline, candidate)
-    for call in both:
-        for _ in range(max(1, warmup)):
+    for name, call in zip(names, both, strict=True):
+        for number in range(max(1, warmup)):
+            stage(f"warm-up of {name}, call {number + 1} of {max(1, warmup)}" if number else f"compiling {name}")
             call()
     sample = _cuda_sample if device.type == "cuda" else _cpu_sample
     calls = _calls_per_sample(both, sample, sample_seconds)
     taken: tuple[list[float], list[float]] = ([], [])
     with garbage_collection_paused():
-        for number in range(rounds):
+        for number in each(range(rounds), "round", is_timed=True):
             for index in (0, 1) if number % 2 == 0 else (1, 0):
                 taken[index].append(sample(both[index], calls))
     return Comparison(

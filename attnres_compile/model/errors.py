@@ -34,8 +34,13 @@ class NoStreamError(AttnResError):
 class GraphBreakError(AttnResError):
     """A graph break cuts a residual stream, so that no graph holds all of it.
 
-    Raised in ``capture/`` (before compiling), ``compile/matching.py`` (a prepared model) and ``pipelines/build.py``.
+    Raised in ``capture/`` (by what looks at graphs one by one), ``compile/matching.py`` (a prepared model) and
+    ``pipelines/build.py``.
     """
+
+
+class BorderError(AttnResError):
+    """A residual stream crosses from one compiled part of a model to the next where its sources cannot follow."""
 
 
 class PartOfModelError(AttnResError):

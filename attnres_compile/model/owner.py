@@ -51,7 +51,7 @@ def find_owner(gm: GraphModule) -> Owner | NoOwner:
     if len(prepared) > 1:
         return _no_owner(f"one compiled function runs {len(prepared)} prepared models; compile each of them by itself.")
     for frame in frames:
-        if is_part_of_prepared(frame.module):
+        if is_part_of_prepared(frame.module) or prepared_root_of(frame.module) is not None:
             return _owner_of_part(frame)
     if len(frames) > 1:
         names = ", ".join(sorted({type(frame.module).__name__ for frame in frames}))

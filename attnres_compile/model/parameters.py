@@ -247,8 +247,13 @@ def is_part_of_prepared(module: nn.Module) -> bool:
 
 
 def prepared_root_of(module: nn.Module) -> nn.Module | None:
-    """The prepared model that ``module`` is a part of, if it is still there and still holds it."""
-    root = _roots.get(module.__dict__.get(PART_OF, ""))
+    """The prepared model that ``module`` is a part of, if it is still there and still holds it.
+
+    Args:
+        module: a part, or what was put around one since (a checkpoint wrapper).
+    """
+    part = next((part for part in module.modules() if is_part_of_prepared(part)), module)
+    root = _roots.get(part.__dict__.get(PART_OF, ""))
     if root is None or not any(part is module for part in root.modules()):
         return None
     return root

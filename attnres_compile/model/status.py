@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
 
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_id import ReadId
 
 State = Literal[
     "untouched",
@@ -31,11 +33,12 @@ class Status:
         "plain on purpose" (inside ``attnres_compile.plain``), "plain" (warned of, under ``on_plain="warn"``) or
         "refused" (NotInForceError); or, without a call since: "untouched" (never prepared or compiled), "prepared"
         (not called yet), "declined" (compiled as it was) or "stale" (the last compilation failed, see ``error``).
-    reads: depth attentions in the last graph that was compiled.
+    reads: depth attentions in the last graph that was compiled, or in all parts of a model that is compiled in parts.
     graphs: compiled with streams in them, which recompiles are but for the first.
     rewritten_calls: runs of graphs that hold the rewrite; a model in several such graphs runs each of them in a call.
     plain_on_purpose_calls, plain_calls, refused_calls: the other calls, by state.
     recompile_limit: graphs that Dynamo makes of one function for one model; graphs_kept: that count against it.
+    parts: the reads of a model that is compiled in parts, as far as they are compiled.
     """
 
     state: State
@@ -49,10 +52,12 @@ class Status:
     refused_calls: int = 0
     graphs_kept: int = 0
     recompile_limit: int = 0
+    parts: frozenset[ReadId] = field(default=frozenset(), repr=False)
 
     @property
     def recompiles(self) -> int:
-        return max(0, self.graphs - 1)
+        """None of a model that is compiled in parts, which are graphs of their own."""
+        return 0 if self.parts else max(0, self.graphs - 1)
 
     @property
     def recompiles_left(self) -> int:
@@ -94,6 +99,21 @@ def note_rewritten(model: nn.Module, plan: Plan, reads: int) -> None:
     before = _last.get(model)
     graphs = before.graphs if before is not None and before.plan is plan else 0
     _last[model] = Status("rewritten", reads, graphs + 1, "", plan)
+
+
+def note_part(model: nn.Module, plan: Plan, reads: Collection[ReadId]) -> None:
+    """Note that a graph was compiled that is a part of its model.
+
+    Args:
+        model: that the graph belongs to.
+        plan: of the model.
+        reads: depth attentions in the graph; none if it holds no part of a stream.
+    """
+    before = _last.get(model)
+    known = before.parts if before is not None and before.plan is plan else frozenset()
+    graphs = before.graphs if before is not None and before.plan is plan else 0
+    parts = known | frozenset(reads)
+    _last[model] = Status("rewritten", len(parts), graphs + bool(reads), "", plan, parts=parts)
 
 
 def note_declined(model: nn.Module, plan: Plan) -> None:

@@ -22,7 +22,7 @@ from attnres_compile.model.parameters import require_parameters
 from attnres_compile.pipelines.checkpoints import check_checkpoints
 from attnres_compile.pipelines.chunk_module import ChunkBody, ModelInput, ModelTensor
 from attnres_compile.pipelines.errors import StageError
-from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.config import AttnResConfig, Inner
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
@@ -84,7 +84,7 @@ class CutOptions:
     cut_points: tuple[str, ...] | None = None
     device: torch.device | None = None
     splits_backward: bool = False
-    inner: str = "eager"
+    inner: Inner = "eager"
 
 
 def build_chunks(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], cut: CutOptions) -> Chunks:
@@ -132,7 +132,7 @@ def _captured(
     added = require_parameters(model)
     graph = _whole(model, args, kwargs, added.plan.config)
     analysis = graph.analysis
-    check_checkpoints(analysis.trace, cut.inner, cut.splits_backward)
+    check_checkpoints(graph.captured.gm, cut.splits_backward)
     matched = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
     rewritten = rewrite(graph.captured.gm, analysis)
     check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
@@ -141,10 +141,10 @@ def _captured(
     graphs = split(staged, cut.device)
     parameters = [added.parameter(matched.parameter(parameter)) for parameter in rewritten.parameters]
     origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
-    lowered_plan = analysis.plan
+    config = dataclasses.replace(analysis.plan.config, inner=cut.inner)
     if cut.splits_backward:
-        config = dataclasses.replace(lowered_plan.config, schedule="naive")
-        lowered_plan = dataclasses.replace(lowered_plan, config=config)
+        config = dataclasses.replace(config, schedule="naive")
+    lowered_plan = dataclasses.replace(analysis.plan, config=config)
     bodies = tuple(
         ChunkBody(dataclasses.replace(chunk, gm=_lowered(chunk, lowered_plan)), origins, added.plan) for chunk in graphs
     )
@@ -152,8 +152,8 @@ def _captured(
 
 
 def _lowered(chunk: ChunkGraph, plan: Plan) -> GraphModule:
-    """The lowered graph of a chunk, which holds its own reads of the plan and no others."""
-    return lower_rewritten(chunk.gm, plan, functools.partial(check_level, only=chunk.reads)).lowered
+    """The lowered graph of a chunk, which holds its own reads of the plan and no others, with its checkpoints."""
+    return lower_rewritten(chunk.gm, plan, functools.partial(check_level, only=chunk.reads)).closed
 
 
 @contextlib.contextmanager

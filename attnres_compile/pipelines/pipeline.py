@@ -21,7 +21,7 @@ from attnres_compile.pipelines.microbatches import Batch, batch_of
 from attnres_compile.pipelines.rank import Pipeline, RunOptions
 from attnres_compile.pipelines.schedules import ScheduleKind, check_schedule, schedule_kind
 from attnres_compile.pipelines.torch_stage import check_torch
-from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.config import AttnResConfig, Inner
 from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.transfers import Transfer
 
@@ -74,14 +74,14 @@ def pipeline(
     model = unwrapped(model)
     target_device = _device(model, device)
     agreement = Agreement(group, target_device)
-    made: tuple[Chunks, ScheduleKind, Batch, str] | None = None
+    made: tuple[Chunks, ScheduleKind, Batch, Inner] | None = None
     error: Exception | None = None
     try:
         kind = schedule_kind(schedule)
         layout = StageLayout(ranks, virtual, kind.order)
         batch = batch_of(leaves_by_name(args, kwargs or {}), microbatches)
         micro_args, micro_kwargs = batch.first_microbatch(args, kwargs or {}, _own_device(model))
-        inner: str = _prepared(model, micro_args, micro_kwargs, config, options).inner
+        inner: Inner = _prepared(model, micro_args, micro_kwargs, config, options).inner
         check_schedule(kind, layout, microbatches, inner)
         points = None if cut_points is None else tuple(cut_points)
         cut = CutOptions(layout, transfer, points, target_device, kind.splits_backward, inner)

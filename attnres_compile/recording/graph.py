@@ -66,7 +66,7 @@ class GraphRecorder:
         layout = Layout(recorded.entries, planned, recorded.num_probes)
         device, inner = added[0].device, self.plan.config.inner
         probes = [torch.zeros(recorded.num_probes, device=device, requires_grad=True)] if with_gradients else []
-        compiled = compile_later(levels.lowered, [*args, *probes, *added], inner, self.mode)
+        compiled = compile_later(levels.closed, [*args, *probes, *added], inner, self.mode)
         return _RecordingGraph(compiled, layout)
 
     def _sublayers(self, args: Sequence[Any], added: Sequence[Tensor]) -> Mapping[ReadId | WriteId, Sublayer]:

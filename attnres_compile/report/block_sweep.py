@@ -15,6 +15,7 @@ from torch import nn
 from attnres_compile.api.prepare import config_from
 from attnres_compile.capture.analysis import plan_of
 from attnres_compile.model.errors import NoStreamError
+from attnres_compile.progress import each
 from attnres_compile.report.counting.model_counts import Lengths, ModelCounts, model_graphs, total
 from attnres_compile.report.quantities import quantity
 from attnres_compile.report.rows.memory import sources_alive
@@ -130,7 +131,7 @@ def sweep_blocks(
     longest = max(plan.streams, key=lambda stream: len(stream.writes))
     writes, own = len(longest.writes), longest.block_size
     points = []
-    for size in sorted({*_sizes(writes), own}, reverse=True):
+    for size in each(sorted({*_sizes(writes), own}, reverse=True), "partition"):
         blocks = num_blocks_for(writes, size)
         # The number of blocks, so that streams of other lengths are cut alike; or the size, where it is configured.
         partition = (None, size) if size == own and chosen.block_size is not None else (blocks, None)

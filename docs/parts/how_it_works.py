@@ -216,6 +216,11 @@ def dropped() -> str:
 
 
 @part
+def scaled() -> str:
+    return excerpt(variant_text(example_variants.Scaled()), "mul_2:", "# mlps.1.up")
+
+
+@part
 def scheduled_second() -> str:
     return excerpt(explained().text("scheduled"), "logits_1", "layer_norm_2:")
 

@@ -3,8 +3,10 @@
 A graph's path is in ``pipeline.py``, one straight function. Every level has its folder, and each folder a file to start
 from:
 
-captured   what Dynamo hands over. ``analyses/`` run it once on fake tensors (``aten_recorder.py``), find the residual
-           streams and their reads, choose the blocks, and give a plan (``streams.py``).
+captured   what Dynamo hands over. ``inline/`` opens checkpoints and nested regions (``open_regions.py``); behind the
+           last level it closes checkpoints again (``close_regions.py``). ``analyses/`` run the graph once on fake
+           tensors (``aten_recorder.py``), find the residual streams and their reads, choose the blocks, and give a plan
+           (``streams.py``).
 rewritten  ``rewrite/``: each read becomes a depth attention over the sources of the plan (``rewrite.py``).
            ``ranks/`` mark such a graph with pipeline chunks (``stages.py``) and take it apart (``split_stages.py``), or
            cut its tokens into shards (``shard_sequence.py``).

@@ -1,7 +1,8 @@
 """The passes in the order in which they run: one way through the levels, for a model, a recorded model and a chunk.
 
-A whole model enters at ``run_passes``. A recorded model and a pipeline chunk, which are made of a rewritten graph,
-enter behind the rewrite, at ``lower_rewritten``. Every pass gives a new graph and leaves the one it is given as it was;
+A whole model enters at ``run_passes``, its regions opened (``inline/open_regions.py``) before it was analysed. A
+recorded model and a pipeline chunk, which are made of a rewritten graph, enter behind the rewrite, at
+``lower_rewritten``. Every pass gives a new graph and leaves the one it is given as it was;
 behind every pass, the rules of the graph's level are checked.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch.fx import GraphModule
 
 from attnres_passes.analyses.streams import Analysis
+from attnres_passes.inline.close_regions import close_regions, without_regions
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.lower import lower
@@ -33,13 +35,15 @@ AfterPass = Callable[[GraphModule, Level, Plan], None]
 class LoweredLevels:
     """The graph from the rewritten level on.
 
-    rewritten: over several ranks, if the plan says so; scheduled: with what was fused; lowered: what the inner compiler
-    is given; choice: what the reads are bound to, and why; fused: None where the inner compiler fuses.
+    rewritten: over several ranks, if the plan says so; scheduled: with what was fused; lowered: with every read bound;
+    closed: the same with its checkpoints, which the inner compiler is given; choice: what the reads are bound to, and
+    why; fused: None where the inner compiler fuses.
     """
 
     rewritten: GraphModule
     scheduled: Scheduled
     lowered: GraphModule
+    closed: GraphModule
     choice: ProviderChoice
     fused: Fused | None
 
@@ -70,7 +74,7 @@ def run_passes(
     """Take a captured graph through all levels.
 
     Args:
-        gm: as Dynamo captured it.
+        gm: as Dynamo captured it, with its regions open.
         analysis: made on ``gm``; its plan may have another config than it was made with, but for the blocks.
         after_pass: called behind every pass.
         keeps_values: keep the value of every read, to compare them, also where a kernel would not write it.
@@ -116,6 +120,8 @@ def lower_rewritten(
     """
     # Whatever pass made the graph, it is checked here, before the next one reads it.
     after_pass(rewritten, Level.REWRITTEN, plan)
+    if not differentiates:
+        rewritten = without_regions(rewritten)
     # The provider comes first, since a schedule for kernels weighs bytes and launches that torch calls do not have.
     choice = choose_provider(rewritten, plan, differentiates)
     scheduled = schedule(rewritten, plan, choice)
@@ -127,4 +133,5 @@ def lower_rewritten(
         after_pass(scheduled.gm, Level.SCHEDULED, plan)
     lowered = lower(scheduled.gm, plan, choice.provider, keeps_values)
     after_pass(lowered, Level.LOWERED, plan)
-    return LoweredLevels(rewritten, scheduled, lowered, choice, fused)
+    closed = close_regions(lowered, plan.config.inner == "eager")
+    return LoweredLevels(rewritten, scheduled, lowered, closed, choice, fused)

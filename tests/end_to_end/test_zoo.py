@@ -7,13 +7,14 @@ import torch
 
 import attnres_compile as ac
 from attnres_compile.api import verify as verifying
+from attnres_compile.capture.analysis import plan_eagerly
 from attnres_passes.ir.plan import Plan
 from tests import zoo
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in zoo.ACCEPTED])
 def test_streams_are_found_exactly_and_verified(case: zoo.Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both from one capture, which takes longest. Two blocks, so that blocks hold several writes."""
+    """All from one capture, which takes longest. Two blocks, so that blocks hold several writes."""
     plans: list[Plan] = []
     plan_of = verifying.plan_of
     monkeypatch.setattr(verifying, "plan_of", lambda *args: plans.append(plan_of(*args)) or plans[-1])
@@ -22,6 +23,8 @@ def test_streams_are_found_exactly_and_verified(case: zoo.Case, monkeypatch: pyt
     verification = ac.verify(model, args, kwargs, num_blocks=2)
     (plan,) = plans
     assert_as_its_source_says(plan, case)
+    # A run by Python finds what the graph holds, down to the source lines.
+    assert plan_eagerly(model, args, kwargs, plan.config) == plan
     assert_passed(verification, case)
     assert not hasattr(model, "attnres")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

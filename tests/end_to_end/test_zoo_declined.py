@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import attnres_compile as ac
+from attnres_compile.capture.analysis import plan_eagerly
 from tests import zoo
 
 DECLINED = [pytest.param(case, id=case.name) for case in zoo.DECLINED]
@@ -18,6 +19,7 @@ def test_declined_for_the_right_reason(case: zoo.Case) -> None:
     plan = ac.explain(model, args, kwargs, on_decline="ignore").plan
     assert not plan.streams
     assert {decline.reason.value for decline in plan.declined} == {case.declined}, case.why
+    assert plan_eagerly(model, args, kwargs, plan.config) == plan
     for decline in plan.declined:
         file, line = decline.source.rsplit(":", 1)
         assert file.endswith(".py")

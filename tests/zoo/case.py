@@ -10,7 +10,16 @@ from torch import nn
 Built = tuple[nn.Module, tuple, dict]
 
 DECLINE_REASONS = frozenset(
-    {"post_norm", "unnormed_read", "channels_first", "no_residual", "too_few_writes", "non_floating"}
+    {
+        "post_norm",
+        "unnormed_read",
+        "channels_first",
+        "no_residual",
+        "too_few_writes",
+        "non_floating",
+        "opaque",
+        "gated",
+    }
 )
 
 

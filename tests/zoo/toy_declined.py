@@ -177,7 +177,7 @@ CASES: tuple[Case, ...] = (
     _case(
         "lstm",
         LSTMModel,
-        "no_residual",
+        "gated",
         "The cell's state is multiplied by a gate before each addition, so no state is a term of the next.",
     ),
     _case(

@@ -10,9 +10,12 @@ from typing import get_args
 
 from torch import nn
 
-from attnres_compile.model.errors import NotInForceError, PartOfPreparedModelError
+from attnres_compile.model.border.call_reads import CallReads
+from attnres_compile.model.errors import NotInForceError
 from attnres_compile.model.in_force.calls import Calls
 from attnres_passes.ir.config import Inner
+from attnres_passes.ir.plan import Plan, short_source
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.torch_private import frames
 from attnres_passes.torch_private.frames import Around, Tracer
 from attnres_passes.torch_private.version import TORCH_FOLDER
@@ -137,7 +140,8 @@ def before_call(module: nn.Module, path: str, calls: Calls, codes: Sequence[Code
             "torch._dynamo.config.disable = False.",
         )
     if around is Around.NOTHING:
-        return _uncompiled(module, path, calls)
+        # Compiled parts hand the stream on from one to the next; what they leave out is seen behind the call.
+        return None if compiled_parts(module) else _uncompiled(module, path, calls)
     hit = frames.recompile_limit_hit(list(codes))
     return None if hit is None else _limit(name, hit)
 
@@ -160,6 +164,36 @@ def behind_call(module: nn.Module, codes: Sequence[CodeType]) -> Cause:
         "It does so after an error in a compilation, which torch._dynamo.config.suppress_errors hides and "
         "attnres_compile.status(model).error may hold, and at a graph break in a loop. Call torch.compiler.reset(), "
         f"then {_NAMES_THE_LINE} and the model, which raises the error or names the line to mend.",
+    )
+
+
+def compiled_parts(module: nn.Module) -> list[str]:
+    """Paths of the modules below one that are compiled, each on its own."""
+    return [
+        path
+        for path, part in module.named_modules()
+        if part is not module and (part._compiled_call_impl is not None or hasattr(part, "_orig_mod"))
+    ]
+
+
+def left_out(module: nn.Module, plan: Plan, missing: Sequence[ReadId], of_call: CallReads) -> Cause:
+    """A call in pieces that made some reads of a stream, and not all.
+
+    Args:
+        module: that was called.
+        plan: of the model.
+        missing: reads that were not made.
+        of_call: those that were.
+    """
+    read = plan.depth_reads[missing[0]]
+    made = len([one for one in of_call.reads if one.stream == missing[0].stream])
+    return Cause(
+        "left out",
+        type(module).__name__,
+        f"its compiled parts made {made} reads of the stream {plan.streams[missing[0].stream].name!r} and left "
+        f"{len(missing)} out, the first that of the state after {read.state} writes in {read.module or 'the model'} "
+        f"({short_source(read.source)}), which Python ran outside of any compiled part",
+        f"Put what reads there into a module of its own or compile it, too; or compile the whole model: {COMPILE}.",
     )
 
 
@@ -186,17 +220,6 @@ def _uncompiled(module: nn.Module, path: str, calls: Calls) -> Cause:
             "the module itself was called, and only a wrapper of it is compiled, which torch.compile(model) gave; "
             "methods of the wrapper, such as generate, call the module",
             f"Compile the module in place, so that every way leads through the compiled call: {COMPILE}.",
-        )
-    parts = [path for path, part in module.named_modules() if part._compiled_call_impl is not None]
-    if parts:
-        listed = ", ".join(map(repr, parts[:2])) + (f" and {len(parts) - 2} others" if len(parts) > 2 else "")
-        return Cause(
-            "part",
-            name,
-            f"it is not compiled, and parts of it are, each on its own ({listed}); its residual stream runs through "
-            "all of them",
-            f"Compile the whole model, and no parts: {COMPILE}.",
-            PartOfPreparedModelError,
         )
     if calls.is_copy:
         return Cause(

@@ -12,6 +12,7 @@ from types import MethodType
 
 from torch import nn
 
+from attnres_compile.model.border import python_reads
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.in_force.guarded_forward import (
     NAME,
@@ -61,6 +62,7 @@ def connect(model: nn.Module, plan: Plan, calls: Calls) -> None:
 
 def uninstall(model: nn.Module) -> None:
     """Take the guard off a model: its modules get their classes and their ``forward`` back."""
+    python_reads.uninstall(model)
     for module in model.modules():
         guard = guard_of(module)
         if guard is None:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnres_compile.model.border import call_reads, python_reads
+from attnres_compile.model.border.call_reads import CallReads
 from attnres_compile.model.in_force.calls import Calls
-from attnres_compile.model.in_force.causes import before_call, behind_call, refuse, traced_by
+from attnres_compile.model.in_force.causes import before_call, behind_call, left_out, refuse, traced_by
 from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.dynamo import as_backend_failure
 from attnres_passes.torch_private.frames import (
@@ -117,14 +119,17 @@ def forward_around(plain_forward: Callable[..., Any], documented: Callable[..., 
         guard = self._attnres_guard
         if guard is None:
             return plain_forward(self, *args, **kwargs)
-        # A graph break inside a loop makes Dynamo leave the whole of it to Python, which checks behind the call.
+        result = None
+        # A graph break inside a loop makes Dynamo leave the whole of it to Python, which checks behind the call. It
+        # takes for a loop what jumps back behind the break, before any return.
         for _ in _ONCE:
             if not torch.compiler.is_dynamo_compiling():
-                return _run_by_python(self, guard, plain_forward, args, kwargs)
+                result = _run_by_python(self, guard, plain_forward, args, kwargs)
+                continue
             if _must_break(self, guard, guard.calls.on_purpose):
                 graph_break("a model compiled by attnres runs in graphs of its own")
-            return plain_forward(self, *args, **kwargs)
-        raise AssertionError("the loop above returns")
+            result = plain_forward(self, *args, **kwargs)
+        return result
 
     # Dynamo keeps its graphs, its limit and its memory of sizes by code object: each class has its own.
     code = forward.__code__
@@ -182,8 +187,12 @@ def _run_by_python(
         with calls.uncounted():
             return forward(module, *args, **kwargs)
     runs = list(calls.runs)
-    result = forward(module, *args, **kwargs)
-    _check_behind(module, guard, runs)
+    of_call = _begin(module, guard)
+    try:
+        result = forward(module, *args, **kwargs)
+    finally:
+        call_reads.end_call(of_call)
+    _check_behind(module, guard, runs, of_call)
     return result
 
 
@@ -201,17 +210,36 @@ def _refused_before(module: nn.Module, guard: Guard, around: Around) -> bool:
 
 
 @never_traced
-def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int]) -> None:
-    """Check that a call behind us ran rewritten. runs: those of the model before the call. Raises NotInForceError."""
-    if _ran_plain(guard, runs):
-        refuse(behind_call(module, codes_of(module)), guard.calls, guard.plan.config.on_plain)
+def _begin(module: nn.Module, guard: Guard) -> CallReads:
+    """What Python runs of a model may read its streams, and every read of the plan is to be made by the end."""
+    python_reads.install(module, guard.path, guard.plan)
+    return call_reads.begin_call(guard.calls)
 
 
-def _ran_plain(guard: Guard, before: Sequence[int]) -> bool:
-    """Whether a call behind us left out a rewrite that was due: of the module's own streams, or of all of them."""
-    ran = [after > earlier for after, earlier in zip(guard.calls.runs, before, strict=True)]
-    own = [ran[stream] for stream in guard.streams]
-    return not all(own) if own else not any(ran)
+@never_traced
+def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int], of_call: CallReads) -> None:
+    """Check that a call behind us ran rewritten, as a whole or in pieces. Raises NotInForceError.
+
+    Args:
+        module, guard: that was called.
+        runs: of graphs with whole streams, by stream, before the call.
+        of_call: the reads that its pieces made.
+    """
+    ran = {stream for stream, before in enumerate(runs) if guard.calls.runs[stream] > before}
+    missing = [read for read in call_reads.missing_reads(of_call, guard.plan, guard.path) if read.stream not in ran]
+    in_pieces = {read.stream for read in of_call.reads} - ran
+    unfinished = [read for read in missing if read.stream in in_pieces]
+    due = set(guard.streams) or set(range(len(runs)))
+    complete = ran | (in_pieces - {read.stream for read in unfinished})
+    if unfinished:
+        cause = left_out(module, guard.plan, unfinished, of_call)
+    elif complete >= due if guard.streams else complete & due:
+        if not of_call.depth and in_pieces:
+            guard.calls.note_run(in_pieces)
+        return
+    else:
+        cause = behind_call(module, codes_of(module))
+    refuse(cause, guard.calls, guard.plan.config.on_plain)
 
 
 def _reduce(self: Any, protocol: int) -> Any:

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
 from attnres_compile.capture.weightless import weightless_copy, weightless_inputs
 from attnres_compile.model.errors import CaptureError, GraphBreakError
+from attnres_compile.progress import each, stage
 from attnres_compile.report.counting.execution import Counted, count, weightless
 from attnres_compile.report.counting.formulas import ATTENTION
 from attnres_kernels.generation.traffic import Traffic
@@ -134,14 +135,17 @@ class ModelGraphs:
         plan = plan_of(self.graphs, self.config)
         if not plan.streams:
             apply_on_decline(plan)
+        stage("rewriting the graph")
         paths = self.paths()
         schedules = SCHEDULES if with_model else (self.config.schedule,)
-        by_schedule = {name: tuple(x for one in paths for x in one.traffic(name)) for name in schedules}
+        of_schedules = each(schedules, "counting the traffic of a schedule")
+        by_schedule = {name: tuple(x for one in paths for x in one.traffic(name)) for name in of_schedules}
         if with_model:
             full = self.under(dataclasses.replace(self.config, num_blocks=None, block_size=1))
             by_schedule[FULL] = tuple(x for one in full.paths() for x in one.traffic("auto"))
         plain, residual_path, not_counted = None, None, self.not_counted
         if not not_counted:
+            stage("executing the graphs without data")
             try:
                 captured = [graph.captured for graph in self.graphs]
                 plain = tuple(count(one.gm, one.inputs) for one in captured) if with_model else None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnres_compile.progress import each
 from attnres_compile.report.comparison import MeasureError, paired_ratio
 
 from .arms.arm import KERNELS, PEER, TORCH, Arm
@@ -63,7 +64,7 @@ class Cell:
         inputs = make_inputs(self.shape, self.device, self.training)
         wanted = reference(self.shape, inputs, self.training)
         results, calls = [], {}
-        for arm in arms:
+        for arm in each(arms, "comparing an arm with the definition"):
             result, call = self._gated(arm, inputs, wanted)
             results.append(result)
             if call is not None:

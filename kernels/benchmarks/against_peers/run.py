@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from attnres_compile.models.load_options import LoadOptions
+from attnres_compile.progress import each
 from attnres_compile.report.comparison import MeasureError
 from attnres_compile.report.records import package_version, record_head
 from attnres_kernels.launch import tiling, tuning
@@ -123,7 +124,7 @@ def measure_kernels(
     _check_names(job, cells, of_shape, device)
     clock = make_clock(device)
     largest = max(round(ideal_traffic(shape).forward * shape.row_bytes) for shape, _ in cells)
-    for shape, direction in cells:
+    for shape, direction in each(cells, "cell"):
         cell: dict[str, Any] = dataclasses.asdict(shape) | {"direction": direction}
         if job.budget is not None and time.monotonic() - start > job.budget:
             cell["skipped"] = f"the budget of {job.budget:g} s was spent"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from attnres_compile.measure.timing import garbage_collection_paused
+from attnres_compile.progress import each, stage
 
 WARMUP_CALLS = 3
 LARGEST_COPY = 1 << 30
@@ -164,9 +165,10 @@ def time_in_turn(calls: dict[str, Timed], rounds: int, clock: CpuClock | CudaClo
     """
     taken = {name: Taken() for name in calls}
     for name, call in calls.items():
+        stage(f"warm-up of {name}")
         _attempt(taken[name], call, lambda call, taken: _warm_up(call, taken, clock))
     with garbage_collection_paused():
-        for number in range(rounds):
+        for number in each(range(rounds), "round", is_timed=True):
             for name in list(calls) if number % 2 == 0 else reversed(calls):
                 if not taken[name].error:
                     _attempt(taken[name], calls[name], clock.sample)

@@ -21,6 +21,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from attnres_compile.progress import each
 from attnres_compile.report.comparison import MeasureError
 from attnres_compile.report.records import check_record, describe_environment, record_head
 
@@ -104,7 +105,8 @@ def compile_kernels(
     missing = [(kernel, target) for target in targets for kernel in kernels if (kernel.digest, target) not in known]
     with _no_interpreter(), ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
         compiled = pool.map(_compile, [(kernel.entry, target) for kernel, target in missing])
-        known |= {(kernel.digest, target): facts for (kernel, target), facts in zip(missing, compiled, strict=True)}
+        of_jobs = zip(each(missing, "compiling a kernel"), compiled, strict=True)
+        known |= {(kernel.digest, target): facts for (kernel, target), facts in of_jobs}
     return {
         **record_head(KIND, SCHEMA_VERSION, command, "cpu"),
         "grid": {

@@ -21,6 +21,7 @@ from attnres_passes.torch_private.example_values import (
     fake_mode_of,
     is_fake,
     is_plain_tensor,
+    is_wrapper,
     size_token,
     storage_id,
     without_new_guards,
@@ -38,15 +39,15 @@ def trace_aten(gm: GraphModule) -> AtenTrace:
     examples = [example_value(node) for node in nodes if node.op == "placeholder"]
     fake_mode = fake_mode_of(examples)
     trace = AtenTrace(nodes)
-    recorder = _Recorder(trace)
+    recorder = Recorder(trace)
     # A fake mode that is already active must not be entered twice; a recorder outside of it sees fake tensors.
     with restored_torch_state(), without_new_guards(fake_mode), fake_mode, recorder:
         _RecordingInterpreter(gm, recorder, fake_mode).run(*examples, enable_io_processing=False)
-    _keep_live(trace)
+    keep_live(trace)
     return trace
 
 
-def _keep_live(trace: AtenTrace) -> None:
+def keep_live(trace: AtenTrace) -> None:
     """Take operations that nothing depends on out of ``users`` and ``node_ops``: a dead reader reads nothing.
 
     Code may compute what it does not return, and autograd views are made again after a change in place.
@@ -61,8 +62,11 @@ def _keep_live(trace: AtenTrace) -> None:
     trace.node_ops = [[op for op in ops if op in live] for ops in trace.node_ops]
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Numbers tensors and adds each dispatched operation to the trace."""
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers tensors and adds each dispatched operation to the trace.
+
+    inside: values that the node at work was given, if a tensor subclass that holds others is among them.
+    """
 
     supports_higher_order_operators = True
 
@@ -72,8 +76,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.node = 0
         self.number_of: dict[int, tuple[int, int]] = {}
         self.storage_version: dict[int, tuple[int, int]] = {}
-        # Identity of a tensor is its id(), so every tensor seen must stay alive.
         self.alive: list[torch.Tensor] = []
+        self.inside: tuple[int, ...] = ()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -85,21 +89,43 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Composites reach a mode undecomposed only under inference mode.
             with self:
                 return func.decompose(*args, **kwargs)
+        self.begin_operation()
         recorded_args = tree_map_only(torch.Tensor, lambda tensor: Ref(self.lookup(tensor)), (args, kwargs))
         out = func(*args, **kwargs)
         self.add(func, recorded_args, args, kwargs, out)
         return out
 
+    def begin_operation(self) -> None:
+        """Called before an operation is added, and before its arguments are looked up."""
+
     def lookup(self, tensor: torch.Tensor) -> int:
         """The number of ``tensor`` now: a new one if its storage was written through another tensor meanwhile."""
         known = self.number_of.get(id(tensor))
         if known is None:
-            return self.number(tensor, producer=-1)
+            if self.inside:
+                # What a tensor subclass holds (the local part of a DTensor), which nothing gave to the node by itself.
+                return self.append(OPAQUE, tuple(map(Ref, self.inside)), {}, self.inside, [tensor])[0]
+            return self.number_given(tensor)
         value, seen_version = known
         version, writer = self.storage_version.get(storage_id(tensor), (0, -1))
         if version == seen_version:
             return value
         return self.append(STALE_ALIAS, (Ref(value), Ref(writer)), {}, (value, writer), [tensor])[0]
+
+    def number_given(self, tensor: torch.Tensor) -> int:
+        """The number of a tensor that no operation of the trace made."""
+        return self.number(tensor, producer=-1)
+
+    def number_unseen(self, result: Any, inputs: tuple[int, ...]) -> None:
+        """Number results that no dispatched operation made: they depend in an unknown way on all ``inputs``."""
+        unseen = [leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf) and id(leaf) not in self.number_of]
+        if not unseen:
+            return
+        if inputs:
+            self.append(OPAQUE, tuple(Ref(value) for value in inputs), {}, inputs, unseen)
+            return
+        for tensor in unseen:
+            self.number(tensor, producer=-1)
 
     def number(self, tensor: torch.Tensor, producer: int) -> int:
         value = len(self.trace.values)
@@ -108,8 +134,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.users.append([])
         version, _ = self.storage_version.get(storage_id(tensor), (0, -1))
         self.number_of[id(tensor)] = (value, version)
-        self.alive.append(tensor)
+        self.keep(tensor)
         return value
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Have what a tensor is known by stay its own: its id(), and its storage's. Fake tensors simply stay alive."""
+        self.alive.append(tensor)
 
     def append(
         self,
@@ -159,7 +189,7 @@ def _is_mutable(target: Any) -> bool:
 class _RecordingInterpreter(Interpreter):
     """Runs the graph and notes, for each node, the numbers of what it read and gave."""
 
-    def __init__(self, gm: GraphModule, recorder: _Recorder, fake_mode: Any) -> None:
+    def __init__(self, gm: GraphModule, recorder: Recorder, fake_mode: Any) -> None:
         super().__init__(gm)
         self.recorder = recorder
         self.fake_mode = fake_mode
@@ -173,13 +203,18 @@ class _RecordingInterpreter(Interpreter):
         trace.node_ops.append([])
         trace.grad_enabled.append(torch.is_grad_enabled())
         first_op = len(trace.ops)
+        holds = any(is_wrapper(self.env.get(argument)) for argument in n.all_input_nodes)
+        recorder.inside = tuple(dict.fromkeys(trace.node_inputs[-1].values())) if holds else ()
         result = super().run_node(n)
+        recorder.inside = ()
         if n.op == "get_attr":
             result = self._fake(result)
         if n.op == "output":
             trace.graph_outputs = tuple(recorder.lookup(leaf) for leaf in tree_leaves(result) if is_plain_tensor(leaf))
         else:
-            self._number_unseen_outputs(n, result)
+            is_given = n.op in ("placeholder", "get_attr")
+            inputs = () if is_given else tuple(dict.fromkeys(trace.node_inputs[-1].values()))
+            recorder.number_unseen(result, inputs)
         trace.node_ops[-1].extend(range(first_op, len(trace.ops)))
         trace.node_output.append(recorder.lookup(result) if is_plain_tensor(result) else None)
         return result
@@ -187,21 +222,6 @@ class _RecordingInterpreter(Interpreter):
     def _number(self, node: Node) -> int | None:
         result: Any = self.env.get(node)
         return self.recorder.lookup(result) if is_plain_tensor(result) else None
-
-    def _number_unseen_outputs(self, n: Node, result: Any) -> None:
-        """Outputs that no dispatched operation made depend in an unknown way on all that the node read."""
-        unseen = [
-            leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf) and id(leaf) not in self.recorder.number_of
-        ]
-        if not unseen:
-            return
-        inputs = tuple(dict.fromkeys(self.recorder.trace.node_inputs[-1].values()))
-        if n.op in ("placeholder", "get_attr") or not inputs:
-            for tensor in unseen:
-                self.recorder.number(tensor, producer=-1)
-            return
-        refs = tuple(Ref(value) for value in inputs)
-        self.recorder.append(OPAQUE, refs, {}, inputs, unseen)
 
     def _fake(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and not is_fake(value):

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace
-from attnres_passes.analyses.chains import Candidate
-from attnres_passes.analyses.reads import ReadGroup, StreamReads
+from attnres_passes.analyses.aten_trace import OPAQUE, AtenTrace, Op
+from attnres_passes.analyses.chains import Candidate, Chains
+from attnres_passes.analyses.exclusions.verdicts import Verdict, verdict_of, verdict_of_model
+from attnres_passes.analyses.reads import StreamReads
 from attnres_passes.analyses.stream_nodes import NotReplaceable
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, Reason, Stream, short_source
 from attnres_passes.torch_private.operators import is_higher_order
 
-_Verdict = tuple[Reason, str, int | None]
-"""Reason, message, and the index of the node that it is about; None for the first addition."""
+_NO_STREAMS = frozenset({Reason.NO_SUBLAYER, Reason.INSIDE_SUBLAYER})
+"""Reasons that say of a chain that it is no residual stream at all."""
 
 
 def decline_of(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig) -> Decline | None:
@@ -28,7 +29,7 @@ def decline_of(trace: AtenTrace, candidate: Candidate, reads: StreamReads, confi
         reads: those of the candidate.
         config: allow_unnormed is looked at.
     """
-    verdict = _verdict(trace, candidate, reads, config.allow_unnormed)
+    verdict = verdict_of(trace, candidate, reads, config.allow_unnormed)
     return None if verdict is None else _decline(trace, candidate, verdict)
 
 
@@ -40,13 +41,29 @@ def decline_as_opaque(trace: AtenTrace, candidate: Candidate, obstacle: NotRepla
         candidate: the chain of additions.
         obstacle: the node in the way.
     """
-    hidden = any(_is_hidden(op.target) for op in trace.ops if op.node == obstacle.node)
-    remedy = (
-        "if the layers are under torch.utils.checkpoint, turn activation checkpointing off."
-        if hidden
+    hidden = next((op for op in trace.ops if op.node == obstacle.node and _is_hidden(op.target)), None)
+    remedy = obstacle.remedy or (
+        f"{_name(trace, hidden)} hides it; keep the additions to the stream outside of it."
+        if hidden is not None
         else "write it as a plain addition of tensors that nothing else changes in place."
     )
-    return _decline(trace, candidate, (Reason.OPAQUE, f"{obstacle.message}; {remedy}", obstacle.node))
+    return _decline(trace, candidate, (obstacle.reason, f"{obstacle.message}; {remedy}", obstacle.node))
+
+
+def decline_as_inner(trace: AtenTrace, candidate: Candidate, around: Candidate) -> Decline:
+    """That a chain is inside a sublayer of another stream.
+
+    Args:
+        trace: of the captured graph.
+        candidate: the chain of additions.
+        around: the stream.
+    """
+    line = short_source(provenance.source_line(trace.nodes[trace.ops[around.additions[0].op].node]))
+    message = (
+        f"this sum is inside one sublayer of the stream that is added to at {line}, and depth is counted in sublayers; "
+        "leave it as it is."
+    )
+    return _decline(trace, candidate, (Reason.INSIDE_SUBLAYER, message, None))
 
 
 def declines_of_unselected(streams: Sequence[Stream], names: Sequence[str]) -> tuple[Decline, ...]:
@@ -71,27 +88,31 @@ def declines_of_unselected(streams: Sequence[Stream], names: Sequence[str]) -> t
 
 
 def worth_reporting(
-    trace: AtenTrace, declined: Sequence[tuple[Candidate, Decline]], found_streams: bool
+    trace: AtenTrace, declined: Sequence[tuple[Candidate, Decline]], chains: Chains, found_streams: bool
 ) -> tuple[Decline, ...]:
     """What a person should read: real streams one by one, single additions together by reason.
 
-    Chains without a matrix product (polynomials, running sums) are no sublayers, and a single addition that is made
-    again and again from one value (a mask added to the scores of every layer) is no stream; they are named only if
-    there is nothing else to say.
+    A model without a stream may have something else in its place: gates, lanes, a depth attention of its own.
+
+    Chains without a matrix product (polynomials, running sums) and those inside a sublayer are no streams, and neither
+    is a single addition that is made again and again from one value (a mask added to the scores of every layer); they
+    are named only if there is nothing else to say.
 
     Args:
         trace: of the captured graph.
         declined: every candidate that was declined, and why.
+        chains: what the trace adds up.
         found_streams: whether the trace has streams that were not declined.
     """
     relevant = [
         (candidate, decline)
         for candidate, decline in declined
-        if candidate.has_product and (len(candidate.additions) > 1 or not candidate.forks)
+        if decline.reason not in _NO_STREAMS and (len(candidate.additions) > 1 or not candidate.forks)
     ]
-    if not relevant and not found_streams:
+    instead = () if found_streams else _declines_of_model(trace, chains)
+    if not relevant and not found_streams and not instead:
         relevant = list(declined)
-    if not relevant and not found_streams:
+    if not relevant and not found_streams and not instead:
         return (_no_residual(trace),)
     reported = [decline for candidate, decline in relevant if len(candidate.additions) > 1]
     singles: dict[Reason, list[Decline]] = {}
@@ -102,72 +123,18 @@ def worth_reporting(
         first = members[0]
         message = first.message if len(members) == 1 else f"({len(members)} such additions) {first.message}"
         reported.append(Decline(first.reason, message, first.module, first.source, len(members)))
-    return tuple(reported)
+    return (*instead, *reported)
 
 
-def _verdict(trace: AtenTrace, candidate: Candidate, reads: StreamReads, allow_unnormed: bool) -> _Verdict | None:
-    if not all(trace.values[addition.after].is_floating for addition in candidate.additions):
-        dtype = trace.values[candidate.additions[-1].after].dtype
-        return Reason.NON_FLOATING, f"the stream is {dtype}; give a model whose stream is floating point.", None
-    if reads.channels_first is not None:
-        return (
-            Reason.CHANNELS_FIRST,
-            "the features are not on the last axis (channels-first layout), where depth attention takes its norm; "
-            "keep the stream channels-last.",
-            trace.ops[reads.channels_first].node,
-        )
-    if len(candidate.additions) < 2:
-        return _too_short(reads)
-    if candidate.forks:
-        return (
-            Reason.FORKED,
-            "two additions start from the same state, so that the stream has two continuations; norm the state "
-            "before the one that is no sublayer of this stream.",
-            trace.ops[candidate.forks[0]].node,
-        )
-    # The root has one source, so a read of it stays what it was.
-    offending = [read for read in reads.groups if read.feeds_write and read.state > 0]
-    return _unnormed(trace, reads.groups, offending) if offending and not allow_unnormed else None
+def _declines_of_model(trace: AtenTrace, chains: Chains) -> tuple[Decline, ...]:
+    found = verdict_of_model(trace, chains)
+    if found is None:
+        return ()
+    (reason, message, node), additions = found
+    return (_decline_at(trace.nodes[-1 if node is None else node], reason, message, additions),)
 
 
-def _too_short(reads: StreamReads) -> _Verdict:
-    """One addition: PostNorm if the norm comes after it and not before, else a stream too short to have depth."""
-    sum_is_normed = any(read.state == 1 and read.normed for read in reads.groups)
-    root_is_normed = all(read.normed for read in reads.groups if read.state == 0)
-    if sum_is_normed and not root_is_normed:
-        return (
-            Reason.POST_NORM,
-            "the norm follows the addition and its output is the next residual (PostNorm), so there is no running "
-            "sum to attend over; use the model's PreNorm variant.",
-            None,
-        )
-    return (
-        Reason.TOO_FEW_WRITES,
-        "a single addition is fewer than the 2 writes that depth attention needs; leave it as it is, or give a model "
-        "with more sublayers.",
-        None,
-    )
-
-
-def _unnormed(trace: AtenTrace, reads: Sequence[ReadGroup], offending: Sequence[ReadGroup]) -> _Verdict:
-    read = offending[0]
-    reader = read.uses[0][1]
-    where = provenance.module_path(trace.nodes[reader]) or "the model"
-    lost = ""
-    if read.lost_at is not None:
-        op = trace.ops[read.lost_at]
-        line = short_source(provenance.source_line(trace.nodes[op.node]))
-        lost = f" (its scale is still felt in {op.name}, {line})"
-    return (
-        Reason.UNNORMED_READ,
-        f"{len(offending)} of {len(reads)} reads of the stream feed a write without being normed, the first in "
-        f"{where}{lost}; averaging over depth would change its scale. Norm the input of that sublayer, or pass "
-        "allow_unnormed=True.",
-        reader,
-    )
-
-
-def _decline(trace: AtenTrace, candidate: Candidate, verdict: _Verdict) -> Decline:
+def _decline(trace: AtenTrace, candidate: Candidate, verdict: Verdict) -> Decline:
     reason, message, node = verdict
     place = trace.nodes[trace.ops[candidate.additions[0].op].node if node is None else node]
     return _decline_at(place, reason, message, len(candidate.additions))
@@ -184,8 +151,8 @@ def _no_residual(trace: AtenTrace) -> Decline:
         return _decline_at(
             node,
             Reason.OPAQUE,
-            f"no residual addition is in sight, and {node.target} hides part of the model; if the layers are under "
-            "torch.utils.checkpoint, turn activation checkpointing off.",
+            f"no residual addition is in sight, and {_name(trace, opaque)} hides part of the model; if the layers are "
+            "in it, keep the additions to the stream outside of it.",
         )
     last = next((node for node in reversed(trace.nodes) if provenance.source_line(node)), trace.nodes[-1])
     return _decline_at(
@@ -199,3 +166,11 @@ def _no_residual(trace: AtenTrace) -> Decline:
 def _is_hidden(target: object) -> bool:
     """Whether an operation runs a part of the model that dispatch does not see into."""
     return target == OPAQUE or is_higher_order(target)
+
+
+def _name(trace: AtenTrace, op: Op) -> str:
+    """What a person calls the operator that hides a part of the model."""
+    target = trace.nodes[op.node].target
+    if is_higher_order(target):
+        return f"torch.ops.higher_order.{target}"
+    return str(getattr(target, "__qualname__", target))

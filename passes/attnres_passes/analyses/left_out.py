@@ -1,6 +1,6 @@
 """Analysis: additions of a planned stream's own chain that are not in its plan.
 
-A chain of additions ends where an operation changes the running sum itself: a factor, a mask, a clamp, an index. What
+A chain of additions ends where an operation changes the running sum itself: a clamp, a gate, an activation. What
 is behind it is another candidate, and each is judged by itself; so a plan may cover a piece of what runs through the
 model. The same sum goes on for as long as nothing mixes its features (a matrix product, a convolution, attention) and
 nothing takes its scale away (a norm, a softmax, a division by something made of it). This is wider than what

@@ -13,8 +13,10 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 
 from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op
+from attnres_passes.analyses.carries.factor import is_zeros
 from attnres_passes.analyses.chains import Candidate, is_matrix_product
 from attnres_passes.analyses.degrees.degree import UNKNOWN, ZERO, Degree, is_shape_only
 from attnres_passes.analyses.degrees.feature_axis import axis_after, works_on_other_axis
@@ -90,6 +92,9 @@ def trunk_of(candidate: Candidate) -> Trunk:
             ops.add(step.op)
         state_of[addition.after] = index + 1
         ops.add(addition.op)
+    for step in candidate.trailing:
+        state_of[step.after] = len(candidate.additions)
+        ops.add(step.op)
     return Trunk(state_of, tuple(state_of), frozenset(ops))
 
 
@@ -101,7 +106,8 @@ def find_reads(trace: AtenTrace, candidate: Candidate, other_additions: frozense
     Args:
         trace: of the captured graph.
         candidate: the chain of additions whose states are read.
-        other_additions: operations that add to other candidates; reaching one un-normed counts as feeding a write.
+        other_additions: operations that add a sublayer's output to something else, or in another way; reaching one
+            un-normed counts as feeding a write.
     """
     return _Reads(trace, candidate, other_additions).run()
 
@@ -131,6 +137,7 @@ class _Reads:
         from networkx.utils import UnionFind  # loaded here, since networkx loads all that it can draw
 
         self.trace = trace
+        self.is_zeros = partial(is_zeros, trace)
         self.trunk = trunk_of(candidate)
         self.branch_of = {addition.op: addition.branch for addition in candidate.additions}
         self.stops = frozenset(self.branch_of) | frozenset(candidate.forks) | other_additions
@@ -175,7 +182,7 @@ class _Reads:
             self._note_obstacle(op, reader)
         axis = self._follow_axis(op)
         travelling = []
-        for value, degree in zip(op.outputs, output_degrees(op, self._degree), strict=True):
+        for value, degree in zip(op.outputs, output_degrees(op, self._degree, self.is_zeros), strict=True):
             if degree == ZERO:
                 continue
             self.degrees[value] = degree

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from attnres_passes.analyses.aten_trace import AtenTrace
-from attnres_passes.analyses.chains import Addition, Candidate, Carry, CarryStep
+from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace
+from attnres_passes.analyses.carries.carry import Carry, CarryStep
+from attnres_passes.analyses.chains import Addition, Candidate
 from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
+from attnres_passes.ir.plan import Reason
+from attnres_passes.torch_private.operators import is_gradient_hook
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,12 @@ class StreamNodes:
 
 @dataclass(frozen=True)
 class NotReplaceable:
-    """A stream that cannot be replaced node by node. node: index of the node in the way."""
+    """A stream that cannot be replaced node by node. node: index of what is in the way; remedy: '' for the usual."""
 
     node: int
     message: str
+    reason: Reason = Reason.OPAQUE
+    remedy: str = ""
 
 
 def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup, ...]) -> StreamNodes | NotReplaceable:
@@ -70,31 +75,47 @@ def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup
                 "it is read through an alias that was changed in place, or by an opaque operator",
             )
     trunk = trunk_of(candidate)
-    changed = _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads)
-    if changed is not None:
-        return changed
+    obstacle = (
+        _changed_input(trace, candidate) or _changed_source(trace, candidate, trunk, reads) or _hooked(trace, trunk)
+    )
+    if obstacle is not None:
+        return obstacle
     steps: list[CarryNode | WriteNode] = []
     for addition in candidate.additions:
         for found in (*_carry_nodes(trace, addition.carried), _write_node(trace, addition)):
             if isinstance(found, NotReplaceable):
                 return found
             steps.append(found)
+    for last in _carry_nodes(trace, candidate.trailing):
+        if isinstance(last, NotReplaceable):
+            return last
+        steps.append(last)
     if candidate.root not in trace.node_output:
-        return NotReplaceable(
-            steps[0].node, "the root of the stream is not the result of one node of the captured graph"
-        )
+        return _rootless(trace, candidate)
     root = trace.node_output.index(candidate.root)
     stream_nodes = StreamNodes(root, tuple(steps), reads, trunk)
     return _changed_sum(trace, stream_nodes) or stream_nodes
+
+
+def _rootless(trace: AtenTrace, candidate: Candidate) -> NotReplaceable:
+    """A stream whose beginning is no node's result: changed in place by it, or made somewhere inside it."""
+    op = trace.ops[trace.values[candidate.root].producer]
+    if op.name == STALE_ALIAS:
+        # Changed through another tensor in its memory.
+        op = trace.ops[trace.values[op.inputs[1]].producer]
+    what = "is changed in place there" if op.changes else "is made inside a larger operation"
+    return NotReplaceable(op.node, f"what the stream begins with {what}")
 
 
 def _changed_input(trace: AtenTrace, candidate: Candidate) -> NotReplaceable | None:
     """An in-place addition to an input of the graph is seen by the caller, so it cannot be taken out."""
     given = {value.storage for value in trace.values if value.producer < 0}
     for addition in candidate.additions:
-        op = trace.ops[addition.op]
-        if any(trace.values[value].storage in given for value in op.changes):
-            return NotReplaceable(op.node, "an addition to it changes an input or a parameter of the model in place")
+        for index in (*(step.op for step in addition.carried), addition.op):
+            op = trace.ops[index]
+            if any(trace.values[value].storage in given for value in op.changes):
+                what = "an addition to it" if index == addition.op else "what carries it on"
+                return NotReplaceable(op.node, f"{what} changes an input or a parameter of the model in place")
     return None
 
 
@@ -117,6 +138,22 @@ def _changed_source(
             is_source = op.index > matters_after.get(trace.values[value].storage, op.index)
             if (is_state or is_source) and (value, op.node) not in of_reads:
                 return NotReplaceable(op.node, "what was added to it is changed in place afterwards")
+    return None
+
+
+def _hooked(trace: AtenTrace, trunk: Trunk) -> NotReplaceable | None:
+    """A hook sees the gradient of a whole state; behind the rewrite, no tensor has it."""
+    for index, node in enumerate(trace.nodes):
+        if is_gradient_hook(node.target) and any(
+            value in trunk.state_of for value in trace.node_inputs[index].values()
+        ):
+            return NotReplaceable(
+                index,
+                "a gradient hook is registered on a state of the stream, and depth attention makes no tensor that has "
+                "the gradient of that sum",
+                Reason.GRADIENT_HOOK,
+                "take the hook off, or register it on the output of a sublayer.",
+            )
     return None
 
 
@@ -163,4 +200,8 @@ def _carry_nodes(trace: AtenTrace, steps: tuple[CarryStep, ...]) -> list[CarryNo
 def _kind(steps: list[CarryStep]) -> Carry:
     """The strongest of several."""
     kinds = {step.kind for step in steps}
-    return next(kind for kind in (Carry.MASK, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE) if kind in kinds)
+    return next(
+        kind
+        for kind in (Carry.MASK, Carry.FACTOR, Carry.CAST, Carry.DETACH, Carry.PERMUTE, Carry.RESHAPE)
+        if kind in kinds
+    )

@@ -9,20 +9,22 @@ from torch.fx import Node
 
 from attnres_passes.analyses import blocks
 from attnres_passes.analyses.aten_trace import AtenTrace
-from attnres_passes.analyses.chains import Candidate, find_chains, is_matrix_product
+from attnres_passes.analyses.chains import Candidate, is_matrix_product, search_chains
 from attnres_passes.analyses.declines import (
+    decline_as_inner,
     decline_as_opaque,
     decline_of,
     declines_of_unselected,
     worth_reporting,
 )
+from attnres_passes.analyses.exclusions.sublayers import Sublayers
 from attnres_passes.analyses.left_out import left_out, operands_of_sum
 from attnres_passes.analyses.reads import ReadGroup, StreamReads, find_reads
 from attnres_passes.analyses.shared_reads import join_shared_reads
 from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, locate_stream
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.plan import Decline, LeftOut, Plan, Read, Stream, Write
+from attnres_passes.ir.plan import Decline, LeftOut, Plan, Read, Reason, Stream, Write
 
 FARTHEST_PRODUCT = 64
 """Operations looked back through, from a write, for the matrix product that names its sublayer."""
@@ -40,6 +42,24 @@ class Analysis:
 _Accepted = tuple[Stream, StreamNodes]
 
 
+@dataclass(frozen=True)
+class _Judged:
+    candidate: Candidate
+    reads: StreamReads
+    verdict: _Accepted | Decline
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether sublayers are added, so that what is inside of one is none of this model's depth."""
+        reason = self.verdict.reason if isinstance(self.verdict, Decline) else None
+        return self.candidate.has_product and (len(self.candidate.additions) > 1 or reason is Reason.POST_NORM)
+
+    @property
+    def is_prenorm(self) -> bool:
+        """Whether every write is made of a normed read, that of the root as well."""
+        return not any(read.feeds_write for read in self.reads.groups)
+
+
 def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     """Judge every candidate of a trace. Changes nothing.
 
@@ -47,21 +67,18 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
         trace: of a captured graph.
         config: how blocks are chosen, and what is allowed.
     """
-    candidates = find_chains(trace)
-    long = [candidate for candidate in candidates if len(candidate.additions) > 1]
-    all_long_additions = frozenset(addition.op for candidate in long for addition in candidate.additions)
-    accepted: list[_Accepted] = []
-    declined: list[tuple[Candidate, Decline]] = []
+    chains = search_chains(trace)
+    candidates, sublayer_sums = chains.candidates, chains.sublayer_sums
+    judged: list[_Judged] = []
     for candidate in candidates:
         own = frozenset(addition.op for addition in candidate.additions)
-        reads = join_shared_reads(trace, candidate, find_reads(trace, candidate, all_long_additions - own))
-        verdict = _judge(trace, candidate, reads, config)
-        if isinstance(verdict, Decline):
-            declined.append((candidate, verdict))
-        else:
-            accepted.append(verdict)
+        reads = join_shared_reads(trace, candidate, find_reads(trace, candidate, sublayer_sums - own))
+        judged.append(_Judged(candidate, reads, _judge(trace, candidate, reads, config)))
+    judged = _without_inner(trace, judged)
+    accepted = [one.verdict for one in judged if not isinstance(one.verdict, Decline)]
+    declined = [(one.candidate, one.verdict) for one in judged if isinstance(one.verdict, Decline)]
     accepted = _with_unique_names(_with_left_out(trace, accepted))
-    declines = worth_reporting(trace, declined, bool(accepted))
+    declines = worth_reporting(trace, declined, chains, bool(accepted))
     if config.streams is not None:
         declines += declines_of_unselected([stream for stream, _ in accepted], config.streams)
         accepted = [(stream, nodes) for stream, nodes in accepted if stream.name in config.streams]
@@ -77,6 +94,20 @@ def _judge(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: A
     if isinstance(stream_nodes, NotReplaceable):
         return decline_as_opaque(trace, candidate, stream_nodes)
     return _stream(trace, candidate, reads, config), stream_nodes
+
+
+def _without_inner(trace: AtenTrace, judged: list[_Judged]) -> list[_Judged]:
+    """Decline what is inside a sublayer of another stream.
+
+    A stack of PreNorm sublayers is no inside of what will not be rewritten itself, such as the steps of a solver.
+    """
+    rewritten = Sublayers(trace, [one.candidate for one in judged if not isinstance(one.verdict, Decline)])
+    streams = Sublayers(trace, [one.candidate for one in judged if one.is_stream])
+    found = []
+    for one in judged:
+        around = (rewritten if one.is_prenorm else streams).around_chain(one.candidate)
+        found.append(one if around is None else replace(one, verdict=decline_as_inner(trace, one.candidate, around)))
+    return found
 
 
 def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: AttnResConfig) -> Stream:

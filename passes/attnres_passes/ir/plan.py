@@ -36,6 +36,17 @@ class Reason(StrEnum):
     NON_FLOATING = "non_floating"
     FORKED = "forked"
     OPAQUE = "opaque"
+    GRADIENT_HOOK = "gradient_hook"
+    INSIDE_SUBLAYER = "inside_sublayer"
+    NO_SUBLAYER = "no_sublayer"
+    RECURRENCE = "recurrence"
+    CLAMPED = "clamped"
+    GATED = "gated"
+    OTHER_SUM = "other_sum"
+    INTERRUPTED = "interrupted"
+    LANES = "lanes"
+    REVERSIBLE = "reversible"
+    DEPTH_ATTENTION = "depth_attention"
     NOT_SELECTED = "not_selected"
 
 

@@ -7,11 +7,16 @@ from functools import lru_cache
 
 from torch.fx import Node
 
+from attnres_passes.ir import regions
+from attnres_passes.torch_private.graph_copies import source_name
 from attnres_passes.torch_private.version import TORCH_FOLDER
 
 # Frames of torch and of third-party decorators around a forward say nothing about the user's line.
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 _GETATTR = re.compile(r"getattr\((?P<base>[^()]*), (?P<quote>['\"])(?P<name>[^()'\"]*)(?P=quote)\)")
+_AROUND = re.compile(r"\b(__dict__|_modules|_orig_mod|_checkpoint_wrapped_module)\b\.?")
+# A forward that was put in place of a module's own, and calls that one: the module is the same.
+_REPLACED_FORWARD = re.compile(r"\.forward(?:\.\w+|\[[^\]]*\])*?\.__self__\b")
 _ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
 
 
@@ -22,7 +27,7 @@ def copy(old: Node, new: Node) -> None:
         old: the node that it stands for.
         new: the node of ours.
     """
-    for key in ("stack_trace", "nn_module_stack"):
+    for key in ("stack_trace", "nn_module_stack", regions.KEY):
         if key in old.meta:
             new.meta[key] = old.meta[key]
 
@@ -32,19 +37,29 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    return _relative(next(reversed(list(stack.values())))[0])
+    return relative_path(next(reversed(list(stack.values())))[0])
+
+
+def owner_path(node: Node) -> str:
+    """Path of the module that holds a parameter or a buffer which is given to the graph; '' for all other nodes."""
+    path, _, kind = relative_path(source_name(node)).rpartition(".")[0].rpartition(".")
+    return path if kind in ("_parameters", "_buffers") else ""
 
 
 @lru_cache(maxsize=65536)
-def _relative(path: str) -> str:
-    """``L['self'].transformer.h.0`` -> ``transformer.h.0``; indexing and getattr as attribute access."""
+def relative_path(path: str) -> str:
+    """``L['self'].transformer.h.0`` -> ``transformer.h.0``; indexing and getattr as attribute access.
+
+    Modules that torch puts around one of the user's (a compiled one, a checkpointed one) are not in it, as they are not
+    in the names of the state dict.
+    """
     replaced = 1
     while replaced:
         # Names that are no identifiers (layer-0), the innermost first.
         path, replaced = _GETATTR.subn(r"\g<base>.\g<name>", path)
-    path = _ROOT.sub("", path)
+    path = _ROOT.sub("", _REPLACED_FORWARD.sub("", path))
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    path = re.sub(r"\b(_modules|_orig_mod)\.?", "", path)
+    path = _AROUND.sub("", path)
     return path.strip(".")
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import KEY
 from attnres_passes.ir.plan import short_source
+from attnres_passes.ir.regions import region_of
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import is_operator
 
@@ -39,7 +40,7 @@ def graph_text(gm: GraphModule) -> str:
     names = {node.name for node in gm.graph.nodes}
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            placeholders.append(f"    {node.name}{_type(node)},{_annotation_comment(node)}")
+            placeholders.append(f"    {node.name}{_type(node)},{_comment(node)}")
             continue
         if node.op == "output":
             lines.append(f"    return {_argument(node.args[0], names)}")
@@ -48,7 +49,7 @@ def graph_text(gm: GraphModule) -> str:
         if here != place and here:
             lines.append(f"    # {here}")
         place = here
-        lines.append(f"    {node.name}{_type(node)} = {_expression(node, names)}{_annotation_comment(node)}")
+        lines.append(f"    {node.name}{_type(node)} = {_expression(node, names)}{_comment(node)}")
     return "\n".join(["def forward(", "    self,", *placeholders, "):", *lines]) + "\n"
 
 
@@ -76,9 +77,13 @@ def tensor_text(shape: Iterable[Any], dtype: torch.dtype) -> str:
     return f"{_DTYPES.get(dtype, str(dtype).removeprefix('torch.'))}[{sizes}]"
 
 
-def _annotation_comment(node: Node) -> str:
-    annotation = node.meta.get(KEY)
-    return f"  # attnres: {annotation}" if annotation is not None else ""
+def _comment(node: Node) -> str:
+    """What a node is for, and the region that the backward computes it again with."""
+    annotation, region = node.meta.get(KEY), region_of(node)
+    parts = [] if annotation is None else [f"attnres: {annotation}"]
+    if region is not None:
+        parts.append(f"region {'.'.join(str(one.number) for one in region.path)}")
+    return f"  # {'; '.join(parts)}" if parts else ""
 
 
 def _expression(node: Node, names: Collection[str]) -> str:

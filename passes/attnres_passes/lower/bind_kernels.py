@@ -34,6 +34,7 @@ from attnres_kernels.launch.split_sources_backward import traffic_of_launches
 from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import FUSED, OWN_LOGITS_READS
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.regions import region_of
 from attnres_passes.lower.gradient_sets import GradientSet, gradient_passes
 from attnres_passes.schedule.scheduled_nodes import ScheduledRead, Segment, arguments, call, calls, items, segments
 from attnres_passes.torch_private.recompute import mark_for_recompute
@@ -155,9 +156,12 @@ def _put_in_place(node: Node, bound: Node, neighbours: Neighbours) -> None:
 
 
 def _passes(segment: Segment, plan: Plan) -> Iterator[tuple[list[ScheduledRead], tuple[GradientSet, ...]]]:
-    """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each."""
-    for _, of_stage in groupby(chain.from_iterable(segment.groups), key=lambda read: _annotation(read).stage):
-        reads = list(of_stage)
+    """The reads of each pass of the backward over their blocks, and the sets of blocks; of one pipeline stage each, and
+    of one region, since gradients of reads in several regions would be kept from the last to the first.
+    """
+    reads_in_order = chain.from_iterable(segment.groups)
+    for _, together in groupby(reads_in_order, key=lambda read: (_annotation(read).stage, region_of(read.node))):
+        reads = list(together)
         moves = partial(traffic_of_launches, width=plan.streams[_annotation(reads[0]).stream].width)
         start = reads[0].number
         for found in gradient_passes([len(read.completed) for read in reads], moves, start):

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch.fx import Graph, Node
 
 from attnres_kernels.definition.naive import key_vector
 from attnres_passes.ir.annotations import Annotation, annotate
-from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ParameterName, ReadId, ReadParameter
 from attnres_passes.torch_private.graph_copies import mark_as_added
 
 _NAMES: tuple[ParameterName, ...] = ("query", "key_weight")
 
 
-def append_placeholders(graph: Graph, plan: Plan) -> dict[ReadParameter, Node]:
-    """Two placeholders per read with two sources or more, in read order, by what they stand for.
+def append_placeholders(graph: Graph, reads: Iterable[ReadId]) -> dict[ReadParameter, Node]:
+    """Two placeholders per read with two sources or more, by what they stand for.
 
     Args:
         graph: that holds the placeholders of the model and nothing else.
-        plan: of the graph.
+        reads: of the graph, in read order.
     """
     added = {}
-    for read_id in plan.depth_reads:
+    for read_id in reads:
         for name in _NAMES:
             node = graph.placeholder(f"{read_id.named('attnres')}_{name}")
             mark_as_added(node)

@@ -35,8 +35,8 @@ from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.read_id import ReadId, WriteId
+from attnres_passes.rewrite.places import RewrittenStream, RewrittenWrite
 from attnres_passes.rewrite.rewrite import Rewritten
-from attnres_passes.rewrite.rewrite_stream import RewrittenStream, RewrittenWrite
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source, mark_as_unknown
 

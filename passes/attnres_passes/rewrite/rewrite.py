@@ -21,15 +21,20 @@ the parameters arrive as placeholders appended to its own. What the plan decline
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph, GraphModule, Node
 
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
-from attnres_passes.ir.read_id import ReadParameter
+from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_id import ReadId, ReadParameter
+from attnres_passes.ir.regions import put_in_region, region_of
 from attnres_passes.rewrite.placeholders import add_key_vectors, append_placeholders
-from attnres_passes.rewrite.rewrite_stream import RewrittenStream, StreamRewriter
+from attnres_passes.rewrite.places import RewrittenStream
+from attnres_passes.rewrite.rewrite_stream import StreamRewriter
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 
 
@@ -56,50 +61,59 @@ def rewrite(gm: GraphModule, analysis: Analysis) -> Rewritten:
     return _Rewriter(gm, analysis).run()
 
 
-class _Rewriter:
-    """Copies the graph node by node; what touches a stream is handed to the rewriter of that stream."""
+class GraphRewriter:
+    """Copies a graph node by node; what touches a stream is handed to the rewriter of that stream.
 
-    def __init__(self, gm: GraphModule, analysis: Analysis) -> None:
-        self.gm, self.plan, self.trace = gm, analysis.plan, analysis.trace
+    reads: with two sources or more, in read order, which have placeholders; own_placeholders: how many the graph had.
+    """
+
+    def __init__(self, gm: GraphModule, plan: Plan, trace: AtenTrace, reads: Sequence[ReadId]) -> None:
+        self.gm, self.plan, self.trace, self.reads = gm, plan, trace, reads
         self.graph = Graph()
         self.env: dict[Node, Node] = {}
-        self.streams = [
-            StreamRewriter(self.graph, self.trace, index, stream, stream_nodes, analysis.plan.config, self.resolve)
-            for index, (stream, stream_nodes) in enumerate(
-                zip(analysis.plan.streams, analysis.stream_nodes, strict=True)
-            )
-        ]
+        self.own_placeholders = sum(node.op == "placeholder" for node in trace.nodes)
+        self.take(())
+
+    def take(self, streams: Sequence[StreamRewriter]) -> None:
+        """The streams that are rewritten. Before any node is copied."""
+        self.streams = streams
         self.stream_of_value = {
             value: stream for stream in self.streams for value in stream.stream_nodes.trunk.state_of
         }
         self.step_at = {step.node: (stream, step) for stream in self.streams for step in stream.stream_nodes.steps}
 
-    def run(self) -> Rewritten:
+    def copy_nodes(self) -> list[ReadParameter]:
+        """Copy all nodes of the trace; gives what the appended placeholders stand for."""
         parameters: list[ReadParameter] = []
         last_placeholder = max((k for k, node in enumerate(self.trace.nodes) if node.op == "placeholder"), default=-1)
         if last_placeholder < 0:
-            parameters = self._add_parameters()
+            parameters = self.add_placeholders()
         for index, node in enumerate(self.trace.nodes):
-            self._rewrite_node(index, node)
+            self.rewrite_node(index, node)
             if index == last_placeholder:
-                parameters = self._add_parameters()
-        rewritten = GraphModule(self.gm, self.graph)
-        copy_dynamo_attributes(self.gm, rewritten)
-        streams = tuple(
-            RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
-            for stream in self.streams
-        )
-        return Rewritten(rewritten, tuple(parameters), streams)
+                parameters = self.add_placeholders()
+        return parameters
 
-    def _add_parameters(self) -> list[ReadParameter]:
+    def add_placeholders(self) -> list[ReadParameter]:
         """Appended placeholders of all streams, then the nodes that make key vectors of them."""
-        placeholders = append_placeholders(self.graph, self.plan)
+        placeholders = append_placeholders(self.graph, self.reads)
         keys = add_key_vectors(self.graph, placeholders)
         for stream in self.streams:
             stream.keys = keys
         return list(placeholders)
 
-    def _rewrite_node(self, index: int, node: Node) -> None:
+    def rewrite_node(self, index: int, node: Node) -> None:
+        """Copy one node, or put what the rewrite has in its place."""
+        last = next(iter(reversed(self.graph.nodes)), None)
+        for stream in self.streams:
+            stream.read_for(index)
+        self._replace_node(index, node)
+        # What stands in place of a node is computed again where that node is.
+        new = iter(self.graph.nodes) if last is None else _following(last)
+        for made in new:
+            put_in_region(made, region_of(node))
+
+    def _replace_node(self, index: int, node: Node) -> None:
         if index in self.step_at:
             stream, step = self.step_at[index]
             if isinstance(step, CarryNode):
@@ -110,8 +124,12 @@ class _Rewriter:
             self.env[node] = self.graph.node_copy(node, lambda argument: self.resolve(index, argument))
             copy_dynamo_source(node, self.env[node])
         for stream in self.streams:
-            if stream.stream_nodes.root == index:
+            if self.begins_at(stream, index):
                 stream.begin(self.env[node])
+
+    def begins_at(self, stream: StreamRewriter, index: int) -> bool:
+        """Whether a stream begins with the node that was just copied."""
+        return stream.stream_nodes.root == index
 
     def _is_identity_on_stream(self, index: int) -> bool:
         """A node that gives the very value it was given, such as a cast to the dtype that it already has."""
@@ -125,3 +143,33 @@ class _Rewriter:
         if stream is None or value is None:
             return self.env[argument]
         return stream.replacement(value, index)
+
+
+class _Rewriter(GraphRewriter):
+    """The rewrite of a graph that holds whole streams."""
+
+    def __init__(self, gm: GraphModule, analysis: Analysis) -> None:
+        plan = analysis.plan
+        super().__init__(gm, plan, analysis.trace, list(plan.depth_reads))
+        self.take(
+            [
+                StreamRewriter(self.graph, self.trace, index, stream, stream_nodes, plan.config, self.resolve)
+                for index, (stream, stream_nodes) in enumerate(zip(plan.streams, analysis.stream_nodes, strict=True))
+            ]
+        )
+
+    def run(self) -> Rewritten:
+        parameters = self.copy_nodes()
+        rewritten = GraphModule(self.gm, self.graph)
+        copy_dynamo_attributes(self.gm, rewritten)
+        streams = tuple(
+            RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
+            for stream in self.streams
+        )
+        return Rewritten(rewritten, tuple(parameters), streams)
+
+
+def _following(node: Node) -> Iterator[Node]:
+    """The nodes behind one, to the end of its graph."""
+    while (node := node.next).op != "root":
+        yield node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,13 +12,15 @@ from torch.fx import Graph, Node
 
 from attnres_passes.analyses import blocks
 from attnres_passes.analyses.aten_trace import AtenTrace
-from attnres_passes.analyses.chains import Carry
+from attnres_passes.analyses.carries.carry import Carry
 from attnres_passes.analyses.stream_nodes import CarryNode, StreamNodes, WriteNode
 from attnres_passes.ir import provenance
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ir.regions import region_of
+from attnres_passes.rewrite.places import RewrittenWrite
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import set_grad_enabled
 
@@ -27,31 +29,14 @@ Resolve = Callable[[int, Node], Node]
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The stream at one of its values. pending: reshapes since the layout that the sources are in."""
+    """The stream at one of its values.
+
+    pending: reshapes since the layout that the sources are in; example: a value like the sources, if one is known.
+    """
 
     sources: tuple[Node, ...]
     pending: tuple[CarryNode, ...]
-
-
-@dataclass(frozen=True)
-class RewrittenWrite:
-    """Where ``v_i`` joins its block in a rewritten graph.
-
-    branch: the node that gives ``v_i``; after: the last node of the graph at that moment, since ``branch`` may be
-    changed in place before; partial: the node that gives the sum of the block up to and with ``v_i``.
-    """
-
-    branch: Node
-    after: Node
-    partial: Node
-
-
-@dataclass(frozen=True)
-class RewrittenStream:
-    """The places of a stream in a rewritten graph. root: the node that gives ``s_0``; writes: one per write."""
-
-    root: Node
-    writes: tuple[RewrittenWrite, ...]
+    example: Any
 
 
 class StreamRewriter:
@@ -59,7 +44,7 @@ class StreamRewriter:
 
     The sources stay in one layout, that of the root, for as long as the stream is only reshaped: a read is made in
     that layout and reshaped for its reader, a write is reshaped back. Anything else that carries the stream on (a
-    cast, a detach, a permutation, dropout) is applied to every source.
+    cast, a detach, a permutation, dropout, a factor) is applied to every source.
 
     A step under ``torch.no_grad`` cuts the stream off from what came before, so every source is detached there. The
     queries of a read are trained all the same: reads are made with gradients on, as their readers may need them.
@@ -74,9 +59,11 @@ class StreamRewriter:
         stream_nodes: StreamNodes,
         config: AttnResConfig,
         resolve: Resolve,
+        read_ids: Sequence[ReadId] | None = None,
     ) -> None:
         self.graph, self.trace, self.index, self.stream, self.stream_nodes = graph, trace, index, stream, stream_nodes
         self.config, self.resolve = config, resolve
+        self.read_ids = [ReadId(index, k) for k in range(len(stream.reads))] if read_ids is None else read_ids
         self.completed: list[Node] = []
         self.partial: Node | None = None
         self.written = 0
@@ -87,13 +74,16 @@ class StreamRewriter:
         self.keys: dict[ReadId, Node] = {}
         self.snapshots: dict[int, _Snapshot] = {}
         self.read_of_use = {use: k for k, read in enumerate(stream_nodes.reads) for use in read.uses}
-        self.read_nodes: dict[int, Node] = {}
+        self.read_at: dict[tuple[int, int], Node] = {}
+        # Reads of the present state that go on being used behind a carrying step, in the layout of the sources.
+        self.live: dict[int, Node] = {}
         self.shown: dict[tuple[Node, int, bool], Node] = {}
         self.is_cut = False
         self.writes: list[RewrittenWrite] = []
         self.reads_from: dict[int, list[int]] = {}
-        for k, read in enumerate(stream_nodes.reads):
-            values = {value for value, _ in read.uses}
+        self.reads_for: dict[int, list[tuple[int, int]]] = {}
+        self.values_of = [{value for value, _ in read.uses} for read in stream_nodes.reads]
+        for k, values in enumerate(self.values_of):
             first = next(value for value in stream_nodes.trunk.order if value in values)
             self.reads_from.setdefault(first, []).append(k)
 
@@ -109,6 +99,7 @@ class StreamRewriter:
     def write(self, step: WriteNode) -> None:
         """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
         old = self.trace.nodes[step.node]
+        self.live.clear()
         self._promote_sources(step)
         given = self.resolve(step.node, step.branch)
         branch = self._fitted(given, step)
@@ -125,7 +116,7 @@ class StreamRewriter:
         self._reached(step.after, old, step.node)
 
     def carry(self, step: CarryNode) -> None:
-        """The stream goes on through a view, a cast, a permutation or dropout."""
+        """The stream goes on through a view, a cast, a permutation, dropout or a factor."""
         if step.kind is Carry.RESHAPE:
             back_home = self.trace.values[step.after].shape == self.layout
             self.pending = () if back_home else (*self.pending, step)
@@ -143,27 +134,45 @@ class StreamRewriter:
             self._map_sources(self._detached)
         if not self.pending:
             self.example = example_value(node)
-        self.snapshots[value] = _Snapshot(self._sources(), self.pending)
+        self.snapshots[value] = _Snapshot(self._sources(), self.pending, self.example)
         for k in self.reads_from.get(value, ()):
-            self.read_nodes[k] = self._read(k)
+            reader = min(user for _, user in self.stream_nodes.reads[k].uses)
+            alike = region_of(self.trace.nodes[reader]) is region_of(self.trace.nodes[index])
+            if alike or len(self.values_of[k]) > 1:
+                self.live[k] = self._read(k, value, self.is_cut)
+            else:
+                # It is computed again where its reader is, so it stands there.
+                self.reads_for.setdefault(reader, []).append((k, value))
+        for k, read in self.live.items():
+            if value in self.values_of[k]:
+                self.read_at[k, value] = read
+
+    def read_for(self, reader: int) -> None:
+        """Make the reads that stand where their reader does. reader: index of the node that comes next."""
+        for k, value in self.reads_for.pop(reader, ()):
+            self.read_at[k, value] = self._read(k, value, self.trace.cuts_gradients(reader))
 
     def _sources(self) -> tuple[Node, ...]:
         return (*self.completed, *(() if self.partial is None else (self.partial,)))
 
     # Reads
 
-    def _read(self, k: int) -> Node:
-        sources = self._sources()
+    def _read(self, k: int, value: int, is_cut: bool) -> Node:
+        """The read ``k``, of the sources at ``value``. is_cut: the next node is under ``torch.no_grad``."""
+        sources = self.snapshots[value].sources
         if len(sources) == 1:
             return sources[0]
-        read, read_id = self.stream.reads[k], ReadId(self.index, k)
+        read_id = self.read_ids[k]
+        read = self.stream.reads[read_id.index]
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         arguments = (list(sources), self.keys[read_id], self.config.eps, self.config.scale)
         operator = torch.ops.attnres.depth_attention.default
-        if self.is_cut:
+        if is_cut:
             self.graph.call_function(set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", name=read_id.named("read"))
-        if self.is_cut:
+        if self.snapshots[value].example is not None:
+            node.meta["example_value"] = self.snapshots[value].example
+        if is_cut:
             self.graph.call_function(set_grad_enabled, (False,))
         return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
 
@@ -176,7 +185,7 @@ class StreamRewriter:
         """
         snapshot = self.snapshots[value]
         k = self.read_of_use.get((value, user))
-        node = self.read_nodes[k] if k is not None else snapshot.sources[-1]
+        node = self.read_at[k, value] if k is not None else snapshot.sources[-1]
         return self._show(node, snapshot.pending, self.trace.grad_enabled[user])
 
     def _show(self, node: Node, pending: tuple[CarryNode, ...], grad_enabled: bool) -> Node:
@@ -239,15 +248,27 @@ class StreamRewriter:
         return self._new("detach", (source,), source, "carry")
 
     def _map_sources(self, function: Callable[[Node], Node]) -> None:
-        self.completed = [function(source) for source in self.completed]
-        if self.partial is not None:
-            self.partial = function(self.partial)
+        """Apply what carries the stream on to its sources, and to the reads of the present state.
+
+        A read is a weighted sum of the sources, and a carrying step is linear: the read of the value behind it is the
+        read of the one before, carried on.
+        """
+        later = {
+            k: read for k, read in self.live.items() if any((k, one) not in self.read_at for one in self.values_of[k])
+        }
+        images = {node: function(node) for node in dict.fromkeys((*self._sources(), *later.values()))}
+        self.completed = [images[source] for source in self.completed]
+        self.partial = None if self.partial is None else images[self.partial]
+        self.live = {k: images[read] for k, read in later.items()}
 
     def _carrier(self, step: CarryNode) -> Callable[[Node], Node]:
-        if step.kind is not Carry.MASK:
-            return lambda source: self._copy_carrier(step, source)
-        # All sources must lose the same elements, so the mask is drawn once, by dropping out ones.
         old = self.trace.nodes[step.node]
+        if step.kind is not Carry.MASK:
+            if not any(self.trace.ops[index].changes for index in self.trace.node_ops[step.node]):
+                return lambda source: self._copy_carrier(step, source)
+            # What changes the sum in place may change none of its parts: others read them, too.
+            return lambda source: self._copy_carrier(step, self._new("clone", (source,), old, "carry"))
+        # All sources must lose the same elements, so the mask is drawn once, by dropping out ones.
         mask = self._copy_carrier(step, self._new(torch.ones_like, (self.completed[0],), old, "carry"))
         return lambda source: self._new(torch.mul, (source, mask), old, "carry")
 

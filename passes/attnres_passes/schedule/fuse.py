@@ -32,6 +32,7 @@ from attnres_passes.analyses.norms.norm_behind import Norm, NotFused, modes, nor
 from attnres_passes.ir.annotations import annotate, annotation_of, read_of
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ir.regions import region_of
 from attnres_passes.schedule.scheduled_nodes import arguments, call, calls
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied
@@ -72,7 +73,10 @@ def fuse(scheduled_gm: GraphModule, plan: Plan) -> Fused:
     """
     gm = copied(scheduled_gm)
     reads = calls(gm, *_FUSED)
-    norms = norms_behind(gm, plan, lambda node: node.target in _FUSED)
+    norms = {
+        read: _in_region(read, norm)
+        for read, norm in norms_behind(gm, plan, lambda node: node.target in _FUSED).items()
+    }
     of_graph = _Graph(gm)
     adds, fused_norms, not_fused = 0, 0, {}
     for read in reads:
@@ -84,6 +88,12 @@ def fuse(scheduled_gm: GraphModule, plan: Plan) -> Fused:
     blocks = sum(of_graph.fuse_block(logits) for logits in calls(gm, scheduled.source_logits))
     gm.recompile()
     return Fused(gm, adds, fused_norms, blocks, not_fused)
+
+
+def _in_region(read: Node, norm: Norm | NotFused) -> Norm | NotFused:
+    if isinstance(norm, Norm) and any(region_of(node) is not region_of(read) for node in norm.inner):
+        return NotFused("the backward computes the norm and the read again in different places")
+    return norm
 
 
 class _Graph:
@@ -157,13 +167,17 @@ class _Graph:
         return last if last is not None and self._can_be_made_by(read, last) else None
 
     def _can_be_made_by(self, node: Node, add: Node) -> bool:
-        """Whether ``add`` is an addition of ours that nothing needs before ``node``, under the same modes."""
+        """Whether ``add`` is an addition of ours that nothing needs before ``node``, in the same region and modes.
+
+        In another region, its two operands would be kept in place of its sum.
+        """
         annotation = annotation_of(add)
         if (
             annotation is None
             or annotation.kind != "write"
             or add.target is not torch.add
             or self.modes[add] != self.modes[node]
+            or region_of(add) is not region_of(node)
         ):
             return False
         values = [example_value(operand) for operand in add.args if isinstance(operand, Node)]

@@ -95,7 +95,11 @@ class ReadGroups:
 
 
 def group_reads(
-    completed: Sequence[int], schedule: str, most_in_place: int, inference: Inference | None = None
+    completed: Sequence[int],
+    schedule: str,
+    most_in_place: int,
+    inference: Inference | None = None,
+    runs: Sequence[int] = (),
 ) -> ReadGroups:
     """Cut the reads of one stream, or of one layout of it, into groups.
 
@@ -105,17 +109,26 @@ def group_reads(
             the best cut without direct reads where every read has a block of its own.
         most_in_place: completed blocks that a read may take in place; phase 1's output beside them counts as one.
         inference: for "auto", what counts beside bytes; None where something is differentiated.
+        runs: numbers of consecutive reads that may be in one group; all of them, if it is left out.
     """
-    if schedule == "direct":
-        return ReadGroups(_joined(Group(first, (n,), 0) for first, n in enumerate(completed)))
     has_one_read_per_block = len(set(completed)) == len(completed)
-    if schedule == "two_phase" and not has_one_read_per_block:
-        return ReadGroups(tuple(_per_block(completed)))
-    if schedule == "two_phase":
-        return ReadGroups(_joined(_cheapest(completed, False, most_in_place, 0.0)[-1].groups))
-    if inference is None:
-        return ReadGroups(_joined(_cheapest(completed, True, most_in_place, 0.0)[-1].groups))
-    return ReadGroups(_joined(_cheapest_inference(completed, most_in_place, inference)), inference)
+    of_inference = inference if schedule == "auto" else None
+
+    def cut(run: Sequence[int]) -> tuple[Group, ...]:
+        if schedule == "direct":
+            return _joined(Group(first, (n,), 0) for first, n in enumerate(run))
+        if schedule == "two_phase" and not has_one_read_per_block:
+            return tuple(_per_block(run))
+        if of_inference is not None:
+            return _joined(_cheapest_inference(run, most_in_place, of_inference))
+        return _joined(_cheapest(run, schedule != "two_phase", most_in_place, 0.0)[-1].groups)
+
+    groups: list[Group] = []
+    start = 0
+    for count in runs or (len(completed),):
+        groups += (replace(group, first=start + group.first) for group in cut(completed[start : start + count]))
+        start += count
+    return ReadGroups(tuple(groups), of_inference)
 
 
 def _per_block(completed: Sequence[int]) -> Iterator[Group]:

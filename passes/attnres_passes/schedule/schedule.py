@@ -24,6 +24,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -32,6 +33,7 @@ from attnres_kernels.definition import cost, scheduled
 from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, read_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.regions import put_in_region, region_of
 from attnres_passes.schedule.group_reads import Group, Inference, ReadGroups, group_reads
 from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.scheduled_nodes import call
@@ -72,7 +74,7 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
         for segment in _segments(reads):
             inference = _inference(segment[0], plan, choice.most_with_own_logits)
             completed = [len(read.completed) for read in segment]
-            found = group_reads(completed, chosen, choice.most_in_place, inference)
+            found = group_reads(completed, chosen, choice.most_in_place, inference, _runs(segment))
             _Segment(segment, plan).emit(found)
             of_stream.append(found)
         read_groups.append(tuple(of_stream))
@@ -144,6 +146,14 @@ def _segments(reads: Sequence[_Read]) -> list[list[_Read]]:
     return segments
 
 
+def _runs(segment: Sequence[_Read]) -> list[int]:
+    """How many consecutive reads the backward computes again together, or keeps.
+
+    What phase 1 made for a read in another region would be kept until that region is computed again.
+    """
+    return [len(list(run)) for _, run in groupby(segment, key=lambda read: region_of(read.node))]
+
+
 @dataclass
 class _Segment:
     """Emits the nodes of one segment, in the order of its reads. logits: of each completed block, as far as made."""
@@ -155,6 +165,8 @@ class _Segment:
     def __post_init__(self) -> None:
         parameters = [read.query for read in self.reads], [read.weight for read in self.reads]
         self.keys = _call(self.reads[0], scheduled.key_matrix, *parameters, name="keys")
+        # Made of parameters, and for the reads of all regions.
+        put_in_region(self.keys, None)
 
     def emit(self, found: ReadGroups) -> None:
         for index, group in enumerate(found.groups):

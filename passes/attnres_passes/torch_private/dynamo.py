@@ -132,6 +132,11 @@ def graph_end() -> GraphEnd:
     return GraphEnd(bool(reason.graph_break), first_line, source)
 
 
+def met_no_frame(error: Exception) -> bool:
+    """Whether an error of ``fullgraph=True`` says that the call ran and Dynamo looked at none of it."""
+    return isinstance(error, RuntimeError) and "fullgraph=True found no compiled frames" in str(error)
+
+
 def uncompiled_caller(module: torch.nn.Module) -> str:
     """``file:line`` of the forward of a module around ``module`` that runs uncompiled now; '' if there is none.
 

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 
@@ -37,12 +38,22 @@ def is_plain_tensor(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
+def is_wrapper(value: Any) -> bool:
+    """Whether a value is a tensor that holds other tensors, as a DTensor holds its local part."""
+    return torch.utils._python_dispatch.is_traceable_wrapper_subclass(value)
+
+
 def storage_id(tensor: torch.Tensor) -> int:
     """A number of the memory that holds a tensor, while a tensor in it is alive.
 
     Tensors without storage (sparse ones, functional wrappers) share theirs with no other.
     """
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
+
+
+def storage_number_kept(tensor: torch.Tensor) -> Any:
+    """While this is held, ``storage_id`` of a strided tensor stands for no other memory, and the memory may go."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def size_token(size: Any) -> Any:
@@ -53,6 +64,18 @@ def size_token(size: Any) -> Any:
 def size_hint(size: Any) -> int | None:
     """A size as it is in this call, without a guard on it; None where that is not known before the call."""
     return size.node.hint if isinstance(size, torch.SymInt) else int(size)
+
+
+def depends_on_data(gm: torch.fx.GraphModule) -> bool:
+    """Whether a captured graph holds numbers or sizes that are not known before it has run."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    values = (example_value(node) for node in gm.graph.nodes)
+    return any(free_unbacked_symbols(leaf) for value in values for leaf in tree_leaves(value) if _has_sizes(leaf))
+
+
+def _has_sizes(value: Any) -> bool:
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) or is_plain_tensor(value)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,15 @@ def copy_dynamo_source(old: torch.fx.Node, new: torch.fx.Node) -> None:
         new._dynamo_source = old._dynamo_source
 
 
+def source_name(node: torch.fx.Node) -> str:
+    """How the frame that Dynamo compiles reaches the value of a placeholder; '' for nodes without such a source."""
+    source = getattr(node, "_dynamo_source", None) if node.op == "placeholder" else None
+    if source is None:
+        return ""
+    name = source.name
+    return str(name if isinstance(name, str) else name())
+
+
 def mark_as_unknown(placeholder: torch.fx.Node) -> None:
     """A placeholder that Dynamo knows nothing of."""
     placeholder._dynamo_source = None

@@ -26,6 +26,12 @@ def is_higher_order(target: Any) -> bool:
     return isinstance(target, torch._ops.HigherOrderOperator)
 
 
+def is_gradient_hook(target: Any) -> bool:
+    """Whether a target of a captured graph registers a hook on the gradient of a tensor, or keeps that gradient."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "_register_hook_trampoline")
+
+
 @lru_cache(maxsize=4096)
 def is_composite(operator: Any) -> bool:
     """Whether an ATen operator is defined by other operators for autograd and all backends alike."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import sys
 from types import FunctionType
@@ -98,3 +99,25 @@ def test_lazy_modules_are_not_loaded() -> None:
     before = set(sys.modules)
     functions_of(Model())
     assert set(sys.modules) == before
+
+
+class Lazy(collections.OrderedDict[str, Any]):
+    """As transformers' tables of classes, which import what they are asked for."""
+
+    def values(self) -> Any:
+        raise AssertionError("asked for its values")
+
+
+TABLE = Lazy(one=deeper)
+
+
+def from_a_table(x: Tensor) -> Tensor:
+    return TABLE["one"](x)
+
+
+def test_a_dictionary_that_makes_its_values_is_not_asked_for_them() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return from_a_table(x)
+
+    assert deeper in functions_of(Model())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 import attnres_compile as ac
 from attnres_compile.capture.capture import capture
-from attnres_compile.model.errors import GraphBreakError, PartOfModelError
+from attnres_compile.model.errors import CaptureError, GraphBreakError, PartOfModelError
 from tests.attnres_compile.capture.models import WIDTH, Block, Skip, Stack, ids, line_of_the_break, printing
 
 
@@ -22,9 +24,21 @@ def states(seed: int = 0) -> Tensor:
     return torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def test_break_in_the_loop_over_layers_names_its_line() -> None:
-    with pytest.raises(GraphBreakError, match=rf"models\.py:{line_of_the_break()}\b"):
-        ac.prepare(Stack(printing), (ids(),))
+@pytest.mark.parametrize("look", [ac.explain, ac.verify])
+def test_break_in_the_loop_over_layers_names_its_line(look: Callable[..., Any]) -> None:
+    with pytest.raises(GraphBreakError, match=rf"models\.py:{line_of_the_break()}\b.*prepare\(model, \.\.\) plans"):
+        look(Stack(printing), (ids(),))
+
+
+def test_stream_across_a_break_in_the_loop_is_planned_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """As it is without the break; one line says that a run was planned, and where the break is."""
+    whole = ac.prepare(Stack(), (ids(),))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "attnres_compile"):
+        assert ac.prepare(Stack(printing), (ids(),)) == whole
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "attnres_compile"]
+    assert f"models.py:{line_of_the_break()}" in message
+    assert "planned from an uncompiled run" in message
 
 
 class Apart(Stack):
@@ -80,9 +94,12 @@ def test_model_called_from_python_that_ends_in_a_norm_is_whole() -> None:
     assert [len(stream.writes) for stream in plan.streams] == [6]
 
 
-def test_model_called_from_python_that_ends_in_its_sum_is_cut() -> None:
+def test_model_called_from_python_that_ends_in_its_sum() -> None:
+    """It is planned with the reader of that sum; its own graph alone is cut."""
+    (stream,) = ac.prepare(Outer(Bare()), (ids(),)).streams
+    assert [(read.module, read.normed) for read in stream.reads if read.state == 6] == [("head", False)]
     with pytest.raises(GraphBreakError, match=r"test_pieces\.py:\d+"):
-        ac.prepare(Outer(Bare()), (ids(),))
+        ac.explain(Outer(Bare()), (ids(),))
 
 
 class Halves(nn.Module):
@@ -120,7 +137,21 @@ def test_stream_that_begins_with_the_sum_of_an_earlier_graph_is_cut(
     what: Callable[[Tensor], Tensor], inside: bool
 ) -> None:
     with pytest.raises(GraphBreakError, match=r"before its first write: .*graph_break.* at .*test_pieces\.py"):
-        ac.prepare(Halves(what, inside), (states(),))
+        ac.explain(Halves(what, inside), (states(),))
+
+
+@pytest.mark.parametrize("what", CARRIED.values(), ids=CARRIED)
+@pytest.mark.parametrize("inside", [True, False])
+def test_stream_that_begins_with_the_sum_of_an_earlier_graph_is_planned_with_it(
+    what: Callable[[Tensor], Tensor], inside: bool
+) -> None:
+    """As in one graph, where a factor between the halves is a reason to warn."""
+    is_scaled = what is CARRIED["scaled"]
+    with pytest.warns(UserWarning, match="partly rewritten") if is_scaled else contextlib.nullcontext():
+        plan = ac.prepare(Halves(what, inside), (states(),))
+    assert [(len(stream.writes), len(stream.left_out)) for stream in plan.streams] == (
+        [(3, 1)] if is_scaled else [(4, 0)]
+    )
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -152,14 +183,22 @@ class InPython(nn.Module):
         for _ in range(1):
             x = self.first(x)
             torch._dynamo.graph_break()
-            x = self.last(torch.tensor(x.tolist()) * 0.5)
+            x = self.last(torch.tensor(x.tolist()) * 0.5)  # behind Python
         return x
+
+
+def line_behind_python() -> int:
+    with open(__file__, encoding="utf-8") as file:
+        return next(number for number, text in enumerate(file, start=1) if "# behind Python" in text)
 
 
 @pytest.mark.parametrize("writes", [1, 2])
 def test_sum_that_python_made_behind_one_of_a_graph_is_no_beginning(writes: int) -> None:
+    """A stream that begins with it is a piece, and says so."""
     with pytest.raises(GraphBreakError, match=r"test_pieces\.py"):
-        ac.prepare(InPython(writes), (states(),))
+        ac.explain(InPython(writes), (states(),))
+    with pytest.warns(UserWarning, match=rf"partly rewritten: .*test_pieces\.py:{line_behind_python()}"):
+        assert ac.prepare(InPython(writes), (states(),)).partial
 
 
 class Tower(nn.Module):
@@ -174,7 +213,8 @@ class Tower(nn.Module):
 
 
 def test_stream_beside_one_in_pieces_is_whole() -> None:
-    plan = ac.prepare(Tower(), (ids(),))
+    assert [len(stream.writes) for stream in ac.prepare(Tower(), (ids(),)).streams] == [6, 3]
+    plan = ac.explain(Tower(), (ids(),)).plan
     assert [len(stream.writes) for stream in plan.streams] == [6]
     assert not plan.partial
     messages = {decline.message for decline in plan.declined}
@@ -184,9 +224,11 @@ def test_stream_beside_one_in_pieces_is_whole() -> None:
 
 def test_state_that_a_later_graph_adds_to_is_cut() -> None:
     with pytest.raises(GraphBreakError, match=r"'.*' that a later graph adds to: .*models\.py"):
-        ac.prepare(Skip(breaks=True), (states(),))
+        ac.explain(Skip(breaks=True), (states(),))
     whole = ac.explain(Skip(breaks=False), (states(),)).plan
     assert whole.partial
+    with pytest.warns(UserWarning, match="partly rewritten"):
+        assert ac.prepare(Skip(breaks=True), (states(),)) == whole
 
 
 class Collects(Stack):
@@ -293,7 +335,9 @@ def test_user_compiles_as_often_as_without_a_capture() -> None:
         model, counter = Stack(printing), Counting()
         if captures:
             with pytest.raises(GraphBreakError):
-                ac.prepare(model, (ids(),))
+                ac.explain(model, (ids(),))
+            ac.prepare(model, (ids(),))
+            ac.unprepare(model)
         compiled = torch.compile(model, backend=counter)
         for tokens in (3, 5, 7):
             compiled(torch.zeros(2, tokens, dtype=torch.int64))
@@ -361,3 +405,12 @@ def test_instances_of_one_class_do_not_change_each_other(pair: tuple[Skip, Skip]
     results = {model.breaks: outcome(explained, model, states()) for model in pair}
     assert results[True][0] is GraphBreakError
     assert results[False]["partial"]
+
+
+@pytest.mark.parametrize(
+    "off", [lambda: torch._dynamo.config.patch(disable=True), lambda: torch.compiler.set_stance("force_eager")]
+)
+def test_with_dynamo_switched_off_nothing_is_planned(off: Callable[[], Any]) -> None:
+    """What could never be compiled is no model that runs in several graphs."""
+    with off(), pytest.raises(CaptureError, match="Compilation must not be disabled"):
+        ac.prepare(Stack(), (ids(),))

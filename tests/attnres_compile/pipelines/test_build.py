@@ -171,26 +171,46 @@ class Checkpointed(Toy):
         return self.head(self.norm(x))
 
 
-def test_checkpoints_that_would_recompute_something_else() -> None:
-    """In torch's eager checkpoint of a captured graph, dropout draws anew; and it is recomputed once at most."""
-    random, plain = prepared(Checkpointed(6, dropout=0.5)), prepared(Checkpointed(6))
-    with pytest.raises(PipelineSupportError, match="draws random numbers, and eager stages would draw others"):
-        chunks_of(random, inner="eager")
-    chunks_of(random, inner="inductor")
-    chunks_of(random.eval(), inner="eager")
+class CheckpointedLayers(Toy):
+    """The additions are inside."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = checkpoint(lambda state, layer=layer: state + layer(state), x, use_reentrant=False)
+        return self.head(self.norm(x))
+
+
+def test_a_checkpoint_is_recomputed_once_at_most() -> None:
     with pytest.raises(PipelineSupportError, match="cannot be recomputed for inputs and weights apart"):
-        chunks_of(plain, splits_backward=True)
+        chunks_of(prepared(Checkpointed(6)), splits_backward=True)
 
 
-def test_activation_checkpointing_inside_chunks() -> None:
-    """Sublayers under torch.utils.checkpoint stay so; they cost what they cost without, and have the same gradients."""
+def test_eager_chunks_recompute_with_the_dropout_mask_of_the_forward() -> None:
+    """A dropout of almost everything: any other mask gives other gradients than no checkpoint does."""
+    grads = []
+    for kind in (Toy, Checkpointed, CheckpointedLayers):
+        torch.manual_seed(0)
+        model = prepared(kind(6, dropout=0.5).double())
+        modules = modules_of(chunks_of(model, inner="eager"))
+        torch.manual_seed(1)
+        run(modules, TOKENS).square().sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for expected, *others in zip(*grads, strict=True):
+        for found in others:
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Checkpointed, CheckpointedLayers])
+def test_activation_checkpointing_inside_chunks(kind: type[Toy]) -> None:
+    """What is under torch.utils.checkpoint stays so; it costs what it costs without, and has the same gradients."""
     torch.manual_seed(0)
-    model = prepared(Checkpointed(6).double())
+    model = prepared(kind(6).double())
     reference = copy.deepcopy(model)
     chunks = chunks_of(model, 2, 2)
     assert chunks.plan.cuts == chunks_of(toy(), 2, 2).plan.cuts
     graphs = [body.graph.gm for bodies in chunks.bodies for body in bodies.values()]
-    assert all("tag_activation_checkpoint" in graph_text(gm) for gm in graphs)
+    assert all("checkpoint_in_python" in graph_text(gm) for gm in graphs)
     run(modules_of(chunks), TOKENS).square().sum().backward()
     logits_of(reference).square().sum().backward()
     for (name, parameter), expected in zip(model.named_parameters(), reference.parameters(), strict=True):

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnres_passes.analyses.chains import Candidate, Carry, _Search, find_chains, is_matrix_product
+from attnres_passes.analyses.carries.carry import Carry, carry_step
+from attnres_passes.analyses.chains import Candidate, _Search, find_chains, is_matrix_product, search_chains
 from tests.passes.helpers import WIDTH, Function, chains_of, longest, sample, traced
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -59,6 +60,17 @@ def test_every_spelling_of_an_addition_makes_the_same_chain(spelling: str) -> No
         (lambda x: x.float().double(), {Carry.CAST}),
         (lambda x: F.dropout(x, 0.1), {Carry.MASK}),
         (lambda x: F.dropout1d(x, 0.1), {Carry.MASK}),
+        (lambda x: 0.5 * x, {Carry.FACTOR}),
+        (lambda x: x / 3, {Carry.FACTOR}),
+        (lambda x: -x, {Carry.FACTOR}),
+        (lambda x: x * torch.linspace(0, 1, WIDTH).double(), {Carry.FACTOR}),
+        (lambda x: x / torch.linspace(1, 2, WIDTH).double(), {Carry.FACTOR}),
+        (lambda x: (torch.arange(3) < 2)[:, None] * x, {Carry.FACTOR}),
+        (lambda x: x.masked_fill((torch.arange(3) > 1)[:, None], 0), {Carry.FACTOR}),
+        (lambda x: torch.where((torch.arange(3) < 2)[:, None], x, 0.0), {Carry.FACTOR}),
+        (lambda x: torch.where((torch.arange(3) < 2)[:, None], torch.zeros_like(x), x), {Carry.FACTOR}),
+        (lambda x: x.mul_(2.0), {Carry.FACTOR}),
+        (lambda x: x * x.new_empty(2, 1, 1).bernoulli_(0.5), {Carry.FACTOR}),
     ],
 )
 def test_stream_goes_on_through_what_treats_all_sources_alike(
@@ -76,7 +88,11 @@ def test_stream_goes_on_through_what_treats_all_sources_alike(
     "between",
     [
         lambda x: x.transpose(1, 2),
-        lambda x: x * 0.5,
+        lambda x: x * x.sigmoid(),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True)),
+        lambda x: 1.0 / x,
+        lambda x: x.clamp(-1, 1),
+        lambda x: x.masked_fill(torch.arange(3)[:, None] > 1, 1.0),
         lambda x: x.view(2, 3, 2, WIDTH // 2).transpose(2, 3).reshape(2, 3, WIDTH),
         lambda x: x.flip(-1),
         lambda x: x.relu(),
@@ -201,6 +217,86 @@ def test_state_added_to_itself_is_a_write_of_the_state() -> None:
     assert len(longest(found).additions) == 3
 
 
+def test_root_added_again_is_a_write_of_the_root() -> None:
+    """Looped models inject the embedding before every layer, weighted or as it is."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = root = x.sinh()
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            x = 0.9 * x + 0.1 * root
+            x = x + linear(norm(x)) + root
+        return self.norm[-1](x)
+
+    (chain,) = chains_of(model)[1]
+    assert (len(chain.additions), chain.forks) == (9, ())
+
+
+def test_factor_of_its_shape_is_told_from_the_stream_by_what_was_added_to_it() -> None:
+    def model(self: Function, x: Tensor, mask: Tensor) -> Tensor:
+        x = x.sinh()
+        for k, (norm, linear) in enumerate(zip(self.norm, self.linear, strict=False)):
+            x = x + linear(norm(x))
+            x = mask * x if k else x * mask
+        return self.norm[-1](x)
+
+    (chain,) = chains_of(model, sample(), sample(seed=2))[1]
+    assert len(chain.additions) == 3
+
+
+OTHER_SUMS: dict[str, Step] = {
+    "x - f": lambda x, f: x - f,
+    "alpha": lambda x, f: torch.add(x, f, alpha=2),
+    "lerp": lambda x, f: torch.lerp(x, f, 0.5),
+    "addcmul": lambda x, f: torch.addcmul(x, f, f),
+    "stack and sum": lambda x, f: torch.stack([x, f]).sum(0),
+    "cat and sum": lambda x, f: torch.cat([x[None], f[None]]).sum(0),
+    "stack and mean": lambda x, f: torch.stack([x, f], 1).mean(1),
+    "index_add": lambda x, f: x.index_add(1, torch.arange(3), f),
+}
+
+
+@pytest.mark.parametrize("spelling", OTHER_SUMS)
+def test_sublayer_added_in_another_way_is_seen(spelling: str) -> None:
+    trace = traced(stream(OTHER_SUMS[spelling]))
+    chains = search_chains(trace)
+    assert chains.candidates == ()
+    assert len(chains.other_sums) == 3
+    assert chains.sublayer_sums == chains.other_sums
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_product_with_an_addend_is_seen(batched: bool) -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            weight = linear.weight
+            if batched:
+                x = torch.baddbmm(x, norm(x), weight.expand(2, WIDTH, WIDTH))
+            else:
+                x = torch.addmm(x.view(-1, WIDTH), norm(x).view(-1, WIDTH), weight).view(2, 3, WIDTH)
+        return self.norm[-1](x)
+
+    assert len(search_chains(traced(model)).other_sums) == 3
+
+
+def test_sum_with_what_is_no_sublayer_is_not_seen() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return self.linear[0](centred) - self.linear[1].bias
+
+    assert search_chains(traced(model)).other_sums == frozenset()
+
+
+def test_addition_that_nothing_depends_on_is_no_step() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            _ = x + linear(norm(x)).sin()
+            x = x + linear(norm(x))
+        return self.norm[-1](x)
+
+    (chain,) = chains_of(model)[1]
+    assert (len(chain.additions), chain.forks) == (3, ())
+
+
 def test_shape_alone_is_no_dependence() -> None:
     def model(self: Function, x: Tensor) -> Tensor:
         return x + torch.ones_like(x).sin()
@@ -275,5 +371,23 @@ def test_search_holds_a_number_of_starting_points_that_is_linear_in_depth(
     many, widest_of_many, long = starting_points(100, monkeypatch)
     assert (len(short.additions), len(long.additions)) == (10, 100)
     assert widest_of_many == widest_of_few <= 4
+    assert few > 0
+    assert many <= 11 * few
+
+
+def steps_looked_at(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    trace, counted = traced(Tower(layers)), []
+
+    def counting(*args: object) -> object:
+        counted.append(args)
+        return carry_step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("attnres_passes.analyses.chains.carry_step", counting)
+    search_chains(trace)
+    return len(counted)
+
+
+def test_search_looks_at_a_number_of_steps_that_is_linear_in_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = steps_looked_at(10, monkeypatch), steps_looked_at(100, monkeypatch)
     assert few > 0
     assert many <= 11 * few

@@ -75,6 +75,97 @@ def opaque(self: Function, x: Tensor) -> Tensor:
     return self.norm[-1](x) + self.norm[-1](flat.view(2, 3, WIDTH))
 
 
+def hooked(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x = x + linear(norm(x))
+        x.register_hook(lambda gradient: gradient * 0.5)  # here
+    return self.norm[-1](x)
+
+
+def polynomial(self: Function, x: Tensor) -> Tensor:
+    y = self.linear[0](x)
+    z = y + 0.1 * y * y  # here
+    z = z + 0.01 * y * y * y
+    return self.linear[1](self.norm[0](z))
+
+
+def sum_of_projections(self: Function, x: Tensor) -> Tensor:
+    y = self.norm[0](self.linear[0](x))
+    z = y + self.linear[1](y)  # here
+    z = z + self.linear[2](y)
+    return self.norm[1](z)
+
+
+def recurrence(self: Function, x: Tensor) -> Tensor:
+    state, inputs = x[:, 0] * 1.5, self.linear[0](x)
+    for t in range(x.shape[1]):
+        state = state + torch.tanh(self.linear[1](self.norm[0](state)) + inputs[:, t])  # here
+    return self.norm[-1](state)
+
+
+def clamped(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x = x + linear(norm(x))
+        x = x.clamp(-60000.0, 60000.0)  # here
+    return self.norm[-1](x)
+
+
+def interrupted(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x = torch.relu(x + linear(norm(x)))  # here
+    return self.norm[-1](x)
+
+
+def gated(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        gate = torch.sigmoid(linear(norm(x)))
+        x = gate * x + (1 - gate) * torch.tanh(linear(norm(x)))  # here
+    return self.norm[-1](x)
+
+
+def lerped(self: Function, x: Tensor) -> Tensor:
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x = torch.lerp(x, linear(norm(x)), 0.3)  # here
+    return self.norm[-1](x)
+
+
+def hyper_connected(self: Function, x: Tensor) -> Tensor:
+    lanes = x.unsqueeze(2).expand(-1, -1, 2, -1)
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        weights = torch.softmax(linear(norm(lanes))[..., :2], -1)
+        branch = linear(norm((weights[..., :1] * lanes).sum(2)))
+        mixed = torch.matmul(weights, lanes)
+        lanes = mixed + weights[..., :1] * branch.unsqueeze(2)  # here
+    return self.norm[-1](lanes.sum(2))
+
+
+def alternating_updates(self: Function, x: Tensor) -> Tensor:
+    lanes = torch.stack([x, 2 * x])
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        weights = linear(norm(lanes[0]))[..., :4].unflatten(-1, (2, 2))
+        predicted = lanes + torch.matmul(lanes.permute(1, 2, 3, 0), weights).permute(3, 0, 1, 2)  # here
+        lanes = predicted + linear(norm(predicted[0]))
+    return self.norm[-1](lanes[0])
+
+
+def reversible(self: Function, x: Tensor) -> Tensor:
+    x = y = x * 1.5
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        x = x + linear(norm(y))
+        y = y + linear(norm(x))  # here
+    return self.norm[-1](x + y)
+
+
+def attends_over_depth(self: Function, x: Tensor) -> Tensor:
+    sources = [x * 1.5]
+    for linear in self.linear:
+        stacked = torch.stack(sources)  # here
+        weights = torch.softmax(self.norm[0](stacked) @ linear.bias, 0)
+        sources.append(linear(self.norm[1]((weights.unsqueeze(-1) * stacked).sum(0))))
+    stacked = torch.stack(sources)
+    return self.norm[-1]((torch.softmax(stacked @ self.linear[0].bias, 0).unsqueeze(-1) * stacked).sum(0))
+
+
 def changes_input(self: Function, x: Tensor) -> Tensor:
     for norm, linear in zip(self.norm, self.linear, strict=False):
         x += linear(norm(x))  # here
@@ -91,6 +182,18 @@ DECLINED: list[tuple[Callable[..., Any], Reason, str]] = [
     (forked, Reason.FORKED, "same state"),
     (opaque, Reason.OPAQUE, "plain addition"),
     (changes_input, Reason.OPAQUE, "plain addition"),
+    (hooked, Reason.GRADIENT_HOOK, "output of a sublayer"),
+    (polynomial, Reason.NO_SUBLAYER, "polynomial"),
+    (sum_of_projections, Reason.INSIDE_SUBLAYER, "inside of one sublayer"),
+    (recurrence, Reason.RECURRENCE, "over time"),
+    (clamped, Reason.CLAMPED, "bfloat16"),
+    (interrupted, Reason.INTERRUPTED, "aten.relu"),
+    (gated, Reason.GATED, "gate"),
+    (lerped, Reason.OTHER_SUM, "x + f"),
+    (alternating_updates, Reason.LANES, "2 lanes"),
+    (hyper_connected, Reason.LANES, "hyper-connections"),
+    (reversible, Reason.REVERSIBLE, "reversible"),
+    (attends_over_depth, Reason.DEPTH_ATTENTION, "already"),
 ]
 
 
@@ -122,6 +225,9 @@ ADVICE = (
     "leave ",
     "add ",
     "return ",
+    "take ",
+    "move ",
+    "run ",
 )
 
 

@@ -43,19 +43,16 @@ def plan_of(function: Callable[..., Any], **options: Any) -> Plan:
 
 
 CARRIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "factor": lambda x: 0.9 * x,
-    "divided": lambda x: x / 3,
-    "mask": lambda x: x * (torch.arange(3) < 2)[:, None],
-    "fill": lambda x: x.masked_fill((torch.arange(3) > 1)[:, None], 0),
-    "where": lambda x: torch.where((torch.arange(3) < 2)[:, None], x, 0.0),
+    "gate": lambda x: torch.sigmoid(x.roll(1, 1)) * x,
+    "fill": lambda x: x.masked_fill((torch.arange(3) > 1)[:, None], 1.0),
+    "where": lambda x: torch.where((torch.arange(3) < 2)[:, None], x, 1.0),
     "clamp": lambda x: x.clamp(-4, 4),
     "activation": torch.relu,
     "index": lambda x: x[:, torch.tensor([2, 0, 1])],
     "slice": lambda x: x[:, 1:],
     "more tokens": lambda x: torch.cat([torch.ones(2, 1, WIDTH, dtype=x.dtype), x], 1),
     "written into": lambda x: x.index_put((torch.tensor([0]),), x[:1] * 2),
-    "bias": lambda x: 0.9 * x + torch.ones(WIDTH, dtype=x.dtype),
-    "cast": lambda x: (0.9 * x.float()).double(),
+    "cast": lambda x: torch.relu(x.float()).double(),
     "transposed": lambda x: (0.9 * x.transpose(1, 2)).transpose(1, 2),
 }
 
@@ -73,9 +70,9 @@ def test_piece_behind_an_operation_on_the_sum(carry: Callable[[Tensor], Tensor],
     assert [(one.module, one.source) for one in stream.left_out] == [("linear", place_of(layer))] * 3
 
 
-def each_scaled(self: Function, x: Tensor, *indices: int) -> Tensor:
+def each_clamped(self: Function, x: Tensor, *indices: int) -> Tensor:
     for index in indices:
-        x = 0.9 * x + torch.tanh(self.linear[index](normed(x)))
+        x = x.clamp(-4, 4) + torch.tanh(self.linear[index](normed(x)))
     return x
 
 
@@ -86,13 +83,13 @@ def lerped(self: Function, x: Tensor, index: int) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "missing"),
     [
-        (lambda self, x: normed(layers(self, each_scaled(self, x, 0, 1, 2), 3, 4)), 3),
-        (lambda self, x: normed(each_scaled(self, layers(self, x, 0, 1), 2, 3, 4)), 3),
-        (lambda self, x: normed(layer(self, 0.5 * layers(self, x, 0, 1), 2)), 1),
+        (lambda self, x: normed(layers(self, each_clamped(self, x, 0, 1, 2), 3, 4)), 3),
+        (lambda self, x: normed(each_clamped(self, layers(self, x, 0, 1), 2, 3, 4)), 3),
+        (lambda self, x: normed(layers(self, layer(self, x, 0).clamp(-4, 4), 1, 2)), 1),
         (lambda self, x: normed(layers(self, lerped(self, x, 0), 1, 2)), 1),
         (lambda self, x: normed(layers(self, x.add(torch.tanh(self.linear[0](normed(x))), alpha=2), 1, 2)), 1),
     ],
-    ids=["behind additions with a factor", "before them", "before a single addition", "lerp", "alpha"],
+    ids=["behind additions with a clamp", "before them", "behind a single addition", "lerp", "alpha"],
 )
 def test_piece_beside_additions_that_are_no_chain(model: Callable[..., Any], missing: int) -> None:
     (stream,) = plan_of(model).streams
@@ -162,7 +159,7 @@ def test_streams_left_out_by_name() -> None:
         return normed(layers(self, self.linear[4](normed(layers(self, x, 0, 1))), 2, 3))
 
     def pieces(self: Function, x: Tensor) -> Tensor:
-        return normed(layers(self, 2 * layers(self, x, 0, 1), 2, 3))
+        return normed(layers(self, layers(self, x, 0, 1).relu(), 2, 3))
 
     assert not plan_of(apart, streams=("linear",)).partial
     assert plan_of(pieces, streams=("linear.2",), allow_unnormed=True).partial

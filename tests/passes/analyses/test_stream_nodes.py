@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnres_passes.analyses.chains import Carry
+from attnres_passes.analyses.carries.carry import Carry
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.ir.plan import Reason
 from tests.passes.helpers import WIDTH, Function, analysed, only_decline
@@ -54,3 +54,19 @@ def test_in_place_addition_to_a_view_of_an_input_is_declined() -> None:
         return self.norm[-1](x)
 
     assert only_decline(analysed(model)[1]).reason is Reason.OPAQUE
+
+
+def test_a_stream_that_begins_with_a_change_in_place_names_its_line() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, 0] = 1.0  # the change
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            x = x + linear(norm(x))
+        return self.norm[-1](x)
+
+    decline = only_decline(analysed(model)[1])
+    with open(__file__, encoding="utf-8") as file:
+        line = next(number for number, text in enumerate(file, start=1) if "# the change" in text)
+    assert decline.reason is Reason.OPAQUE
+    assert decline.source == f"{__file__}:{line}"
+    assert "what the stream begins with is changed in place there" in decline.message

@@ -19,6 +19,12 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "cast": lambda x: x.float().double(),
     "clone": lambda x: x.clone(),
     "dropout": lambda x: F.dropout(x, 0.25),
+    "number": lambda x: 0.7 * x,
+    "divided": lambda x: x / 2**0.5,
+    "vector": lambda x: x * torch.linspace(-1.0, 1.5, x.shape[-1], dtype=x.dtype),
+    "mask": lambda x: x * (torch.arange(x.shape[0]) != 1).view(-1, *[1] * (x.dim() - 1)),
+    "filled": lambda x: x.masked_fill((torch.arange(x.shape[0]) == 1).view(-1, *[1] * (x.dim() - 1)), 0.0),
+    "scaled_in_place": lambda x: x.mul_(-0.8),
 }
 STYLES = ("sequential", "in_place", "commuted", "parallel_one_norm", "parallel_two_norms", "branch_dropout")
 NORMS = ("layer_norm", "rms_norm", "hand_written")
@@ -165,14 +171,17 @@ def simulate(model: RandomModel, x: Tensor, added: list[Tensor], **options: Any)
     for layer, (style, _, between) in zip(model.layers, spec.layers, strict=True):
         # The layer's own reads of a state come first, then the one that returns it.
         _simulate_layer(layer, style, stream, states if spec.returns_states else None)
-        if layer is model.layers[-1]:
+        if layer is model.layers[-1] and between != "scaled_in_place":
             break  # no write follows, so what comes after the last layer reads the stream
         if between == "dropout":
             mask = F.dropout(torch.ones_like(stream.blocks[0]), 0.25)
             stream.carry(lambda source, mask=mask: source * mask)
         else:
-            stream.carry(BETWEEN[between])
-    last = BETWEEN[spec.layers[-1][2]](stream.read())
+            # In place, a step changes what is given, and sources are read again.
+            stream.carry(lambda source, carry=BETWEEN[between]: carry(source.clone()))
+    last, between = stream.read(), spec.layers[-1][2]
+    # What makes a new value of the last state is its reader; in place, it is the state that changes.
+    last = last if between == "scaled_in_place" else BETWEEN[between](last)
     assert next(stream.parameters, None) is None, "every parameter is read once"
     return [model.layers[0].normed(0, last) if spec.last_norm else last, *states]
 

@@ -295,7 +295,7 @@ def sum_changed_and_read_again(self: Function, x: Tensor) -> Tensor:
     x = x.sinh()
     for k in range(2):
         x = x + sublayer(self, k, x)
-    x.mul_(2.0)
+    x.clamp_(-2.0, 2.0)
     return self.norm[-1](x) + x
 
 

@@ -19,6 +19,7 @@ from attnres_passes.torch_private.dynamo import (
     frame_modules,
     graph_end,
     guard_identity,
+    met_no_frame,
     uncompiled_caller,
     without_recorded_shapes,
 )
@@ -179,3 +180,10 @@ def test_only_what_was_recorded_before_a_capture_that_fails_stays() -> None:
         seen_by(fail, triple, sample(3))
     assert seen_by(shapes, double, sample(5)) == [[True]]
     assert seen_by(shapes, triple, sample(5)) == [[False]]
+
+
+def test_a_call_that_dynamo_is_switched_off_for_met_no_frame() -> None:
+    with torch._dynamo.config.patch(disable=True), pytest.raises(RuntimeError) as raised:
+        torch.compile(nn.Linear(2, 2), backend="eager", fullgraph=True)(torch.ones(2))
+    assert met_no_frame(raised.value)
+    assert not met_no_frame(RuntimeError("the model's own"))

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from attnres_passes.torch_private.example_values import (
+    depends_on_data,
     example_value,
     fake_mode_of,
     size_hint,
@@ -116,3 +117,16 @@ def test_what_shares_memory_has_one_storage_also_without_data() -> None:
     one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
     assert storage_id(one) == storage_id(one.view(2, 2))
     assert storage_id(one) != storage_id(other)
+
+
+def test_a_graph_depends_on_data_if_a_size_of_it_does() -> None:
+    def graph(function: Callable[[Tensor], Any]) -> GraphModule:
+        found: list[GraphModule] = []
+        torch.compile(function, backend=lambda gm, _: found.append(gm) or gm.forward, fullgraph=True, dynamic=True)(
+            torch.ones(3)
+        )
+        return found[0]
+
+    assert not depends_on_data(graph(lambda x: x * x.shape[0]))
+    assert depends_on_data(graph(lambda x: x[x > 0] * 2))
+    assert depends_on_data(graph(lambda x: x * x.sum().item()))

@@ -6,8 +6,8 @@ import operator
 
 import torch
 
-from attnres_passes.torch_private.operators import copy_each, flop_formula, is_composite
-from tests.passes.helpers import sample
+from attnres_passes.torch_private.operators import copy_each, flop_formula, is_composite, is_gradient_hook
+from tests.passes.helpers import sample, seen_by
 
 
 def test_composite_operators() -> None:
@@ -38,3 +38,19 @@ def test_each_tensor_is_copied_into_its_own() -> None:
     copy_each(targets, sources)
     assert all(torch.equal(target, source) for target, source in zip(targets, sources, strict=True))
     assert [target.data_ptr() for target in targets] == places
+
+
+def test_gradient_hooks_are_told_from_other_calls() -> None:
+    """Whatever way a captured graph registers one."""
+
+    def hooked(x: torch.Tensor) -> torch.Tensor:
+        x = x.sin()
+        x.register_hook(lambda gradient: gradient * 2)
+        return x.cos()
+
+    (found,) = seen_by(
+        lambda gm: [is_gradient_hook(node.target) for node in gm.graph.nodes], hooked, torch.ones(2, requires_grad=True)
+    )
+    assert found.count(True) == 1
+    assert not is_gradient_hook(torch.sin)
+    assert is_gradient_hook("retain_grad")

@@ -36,10 +36,14 @@ LARGEST_EPS = 1e-2
 
 @dataclass(frozen=True)
 class Call:
-    """An operation with the degrees of what it reads, as a rule looks at it."""
+    """An operation with the degrees of what it reads, as a rule looks at it.
+
+    is_zeros: whether an argument is filled with zeros, which scale in every way.
+    """
 
     op: Op
     degree_of: Callable[[int], Degree]
+    is_zeros: Callable[[Any], bool] = lambda argument: False
 
     def of(self, argument: Any) -> Degree:
         """The degree of one of the arguments; 0 for what is no tensor."""

@@ -9,6 +9,13 @@ from __future__ import annotations
 from attnres_passes.analyses.aten_trace import AtenTrace, Op, Ref
 
 _CHANNELS_SECOND = ("convolution", "batch_norm", "group_norm")
+_REDUCTIONS = {
+    **dict.fromkeys((f"aten.{name}" for name in ("mean", "sum", "var", "var_mean", "std", "amax", "amin")), 1),
+    **dict.fromkeys((f"aten.{name}" for name in ("logsumexp", "prod")), 1),
+    "aten.linalg_vector_norm": 2,
+}
+"""Where a reduction is given its axes."""
+
 _CONTRACT_LAST = frozenset({"aten.mm", "aten.bmm", "aten.mv", "aten.native_layer_norm", "aten._fused_rms_norm"})
 
 
@@ -28,11 +35,32 @@ def axis_after(op: Op, value: int, axis: int, trace: AtenTrace) -> int | None:
     if op.name in ("aten.transpose", "aten.t"):
         first, second = (0, 1) if op.name == "aten.t" else (index % len(before) for index in op.args[1:3])
         return {first: second, second: first}.get(axis, axis)
+    reduced = reduced_axes(op, len(before))
+    if reduced:
+        if axis in reduced:
+            return None
+        return axis if len(before) == len(after) else axis - sum(other < axis for other in reduced)
     if len(before) == len(after):
         return axis if before[axis] == after[axis] else None
     if axis == len(before) - 1 and after and before[axis] == after[-1]:
         return len(after) - 1
     return None
+
+
+def reduced_axes(op: Op, rank: int) -> frozenset[int]:
+    """The axes of its first input that a reduction makes one number of, such as a mean; none for what is no reduction.
+
+    Args:
+        op: the operation.
+        rank: of the input.
+    """
+    position = _REDUCTIONS.get(op.name)
+    if position is None:
+        return frozenset()
+    axes = op.args[position] if position < len(op.args) else op.kwargs.get("dim")
+    if axes is None or axes == []:
+        return frozenset(range(rank))
+    return frozenset(axis % rank for axis in ([axes] if isinstance(axes, int) else axes))
 
 
 def works_on_other_axis(op: Op, value: int, axis: int, trace: AtenTrace) -> bool:

@@ -70,7 +70,8 @@ def lower_bound(call: Call) -> Degree:
 def selection(call: Call) -> Degree:
     if len(call.op.args) < 3 or call.degree() != ZERO:
         return UNKNOWN
-    return common([call.degree(1), call.degree(2)])
+    chosen = [argument for argument in call.op.args[1:3] if not call.is_zeros(argument)]
+    return common([call.of(argument) for argument in chosen]) if chosen else ZERO
 
 
 @rule("masked_fill constant_pad_nd")

@@ -7,21 +7,25 @@ lose any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from attnres_passes.analyses.aten_trace import Op
 from attnres_passes.analyses.degrees import arithmetic, homogeneous, normalisation  # noqa: F401  (rules)
 from attnres_passes.analyses.degrees.degree import RULES, UNKNOWN, ZERO, Call, Degree, functional_name, is_shape_only
 
 
-def output_degrees(op: Op, degree_of: Callable[[int], Degree]) -> Sequence[Degree]:
+def output_degrees(
+    op: Op, degree_of: Callable[[int], Degree], is_zeros: Callable[[Any], bool] = lambda argument: False
+) -> Sequence[Degree]:
     """Degrees of the outputs of an operation, one each; called only where some input has a degree other than 0.
 
     Args:
         op: the operation.
         degree_of: from the number of a value to its degree.
+        is_zeros: whether an argument is a number or a tensor of nothing but zeros.
     """
     if is_shape_only(op):
         return [ZERO] * len(op.outputs)
     found = RULES.get(functional_name(op))
-    degrees = UNKNOWN if found is None else found(Call(op, degree_of))
+    degrees = UNKNOWN if found is None else found(Call(op, degree_of, is_zeros))
     return degrees if isinstance(degrees, list) else [degrees] * len(op.outputs)

@@ -1,0 +1,67 @@
+"""Models in parts equal the whole graph in one process: loss and every gradient, fp64, at 1e-10."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnres_compile as ac
+from tests.end_to_end.borders.models import MODELS, assert_same, broken, layers, per_block, prepared, step, whole
+
+BLOCKS = {"2 blocks": {"num_blocks": 2}, "4 blocks": {"num_blocks": 4}, "ends inside a layer": {"block_size": 3}}
+
+
+def _every(model: torch.nn.Module, stride: int) -> None:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for number, layer in enumerate(layers(model)):
+        layer.gradient_checkpointing = number % stride == 0
+
+
+CHECKPOINTS = {
+    "none": lambda model: None,
+    "layer": lambda model: _every(model, 1),
+    "2nd": lambda model: _every(model, 2),
+}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_equal_the_whole(name: str, blocks: str) -> None:
+    torch.compiler.reset()
+    wanted = step(whole(prepared(name, **BLOCKS[blocks])))
+    for checkpoint, enable in CHECKPOINTS.items():
+        for cut in (per_block, broken):
+            if checkpoint == "2nd" and cut is broken:
+                continue  # both borders of it are in the cells beside it
+            torch.compiler.reset()
+            model = prepared(name, **BLOCKS[blocks])
+            enable(model)
+            assert_same(step(cut(model)), wanted)
+            status = ac.status(model)
+            assert status.state == "rewritten", (checkpoint, cut, status)
+            assert status.plain_calls == status.refused_calls == 0
+            assert status.rewritten_calls == 1
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_inner_compilers(inner: str) -> None:
+    torch.compiler.reset()
+    wanted = step(whole(prepared("llama", num_blocks=2)))
+    model = prepared("llama", num_blocks=2)
+    for layer in layers(model):
+        layer.compile(backend="attnres", options={"inner": inner})
+    found = step(model)
+    # Llama takes its norms in fp32, whatever the model is in, and Inductor sums in another order.
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-7, rtol=0)
+    for gradient_name, gradient in wanted[1].items():
+        torch.testing.assert_close(found[1][gradient_name], gradient, atol=1e-6, rtol=1e-6)
+
+
+def test_more_layers_than_the_limit_of_recompiles() -> None:
+    """Each layer has graphs of its own, which do not count against one another."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        model = per_block(prepared("llama", num_blocks=2))
+        step(model)
+        step(model)
+    assert ac.status(model).rewritten_calls == 2
