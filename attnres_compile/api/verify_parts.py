@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attnres_compile.api.prepare import prepare, unprepare
 from attnres_compile.api.verification import TOLERANCES, Check, dtype_name, relative_error
@@ -71,8 +71,8 @@ def check_in_parts(
 
 def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """The floating-point outputs of a call, and the gradients of a loss on all of them, by name."""
-    given = tree_map(copied_input, tuple(args))
-    named: dict[str, Any] = tree_map(copied_input, dict(kwargs or {}))
+    given = tree_map_only(Tensor, copied_input, tuple(args))
+    named: dict[str, Any] = tree_map_only(Tensor, copied_input, dict(kwargs or {}))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         result = model(*given, **named)
