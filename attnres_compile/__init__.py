@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from attnres_compile.api.save_load import load as load
     from attnres_compile.api.save_load import save as save
     from attnres_compile.api.status import status as status
-    from attnres_compile.api.verify import Verification as Verification
+    from attnres_compile.api.verification import Verification as Verification
     from attnres_compile.api.verify import verify as verify
     from attnres_compile.measure.overhead import overhead as overhead
     from attnres_compile.model.status import Status as Status
@@ -46,7 +46,7 @@ _HOMES = {
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",
     "Status": "attnres_compile.model.status",
-    "Verification": "attnres_compile.api.verify",
+    "Verification": "attnres_compile.api.verification",
     "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.api.explain",
     "load": "attnres_compile.api.save_load",

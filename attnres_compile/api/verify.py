@@ -2,7 +2,8 @@
 
 Two checks that need no reference implementation. With zero queries and ``scale="sum"`` every read is the plain
 residual sum, so the rewritten model must equal the original. With random queries and key weights, every schedule
-must equal the definition. Reads are compared one by one, so that the first wrong one is named.
+must equal the definition. Reads are compared one by one, so that the first wrong one is named. A model of several
+graphs is compared with the plain one as a whole (``verify_parts``).
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from attnres_compile.api.prepare import config_from
-from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
+from attnres_compile.api.verification import TOLERANCES, Check, Verification, dtype_name, relative_error
+from attnres_compile.api.verify_parts import check_in_parts
+from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, one_graph, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
     Run,
@@ -38,71 +39,7 @@ from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule.provider import Provider
 
-TOLERANCES = {
-    torch.float64: 1e-10,
-    torch.float32: 2e-5,
-    # The plain model rounds its running sum once per write and the blocks are rounded on their own.
-    torch.bfloat16: 5e-2,
-    torch.float16: 1e-2,
-}
-"""Largest difference relative to the largest element, by the least precise dtype that the model computes in."""
-
 SCHEDULES = ("direct", "two_phase")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison. error: largest difference relative to the largest element, over all outputs and reads.
-
-    wrong_read: the first read, in graph order, whose value is off by more than ``tolerance``; '' if none is.
-    """
-
-    name: str
-    dtype: str
-    passed: bool
-    error: float
-    tolerance: float
-    wrong_read: str = ""
-    skipped: str = ""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All checks of a model; ``str()`` is a table."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check that could be made was made and passed, and at least one was."""
-        made = [check for check in self.checks if not check.skipped]
-        return bool(made) and all(check.passed for check in made)
-
-    @property
-    def max_error(self) -> float:
-        """The largest relative error of the checks that were made; nan without any."""
-        return max((check.error for check in self.checks if not check.skipped), default=float("nan"))
-
-    def to_dict(self) -> dict[str, Any]:
-        checks = [dataclasses.asdict(check) for check in self.checks]
-        return {"passed": self.passed, "max_error": self.max_error, "checks": checks}
-
-    def __str__(self) -> str:
-        rows = [
-            [
-                check.name,
-                check.dtype,
-                "skipped" if check.skipped else "passed" if check.passed else "FAILED",
-                "" if check.skipped else f"{check.error:.1e}",
-                "" if check.skipped else f"{check.tolerance:.0e}",
-                check.skipped or check.wrong_read,
-            ]
-            for check in self.checks
-        ]
-        table = tabulate(
-            rows, headers=["check", "dtype", "result", "rel. error", "tolerance", "note"], disable_numparse=True
-        )
-        return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
 
 
 def verify(
@@ -117,7 +54,8 @@ def verify(
 
     Runs graphs eagerly, in the model's dtype and, where the model computes in one dtype throughout, in fp64 on a
     copy. The model, its buffers and the random state are not changed. A prepared model is verified with its plan's
-    config unless another is given; its trained queries play no part.
+    config unless another is given; its trained queries play no part. A model that Dynamo makes several graphs of is
+    copied, and the copy compiled, run, and compared with the plain model in eager, gradients included.
 
     Args:
         model, args, kwargs, config, options: those of ``prepare``.
@@ -130,6 +68,8 @@ def verify(
     if added is not None and config is None and not options:
         config = added.plan.config
     chosen = config_from(config, options)
+    if isinstance(one_graph(model, args, kwargs), str):
+        return Verification((check_in_parts(model, args, kwargs, chosen),))
     checks: list[Check] = []
     with torch.no_grad(), buffers_restored(model), torch.random.fork_rng():
         graphs = analyse_model(model, args, kwargs, chosen)
@@ -189,7 +129,7 @@ def _in_double(
             continue
         narrow = _least_precise(graph.analysis)
         if narrow is not torch.float64:
-            reason = f"the model computes in {_name(narrow)} inside"
+            reason = f"the model computes in {dtype_name(narrow)} inside"
             yield Check(name, "float64", False, float("nan"), 0.0, skipped=reason)
             continue
         yield _zero_query_check(graph, config)
@@ -204,27 +144,16 @@ def _compare(name: str, graph: AnalysedGraph, expected: Run, found: Run) -> Chec
     tolerance = TOLERANCES.get(dtype, 5e-2)
     wrong, worst = "", 0.0
     for read in sorted(expected.reads):
-        error = _error(expected.reads[read], found.reads[read])
+        error = relative_error(expected.reads[read], found.reads[read])
         worst = max(worst, error)
         if not error <= tolerance and not wrong:
             wrong = _described(graph, read)
-    outputs = [_error(left, right) for left, right in zip(expected.outputs, found.outputs, strict=True)]
+    outputs = [relative_error(left, right) for left, right in zip(expected.outputs, found.outputs, strict=True)]
     worst = max([worst, *outputs])
     passed = all(error <= tolerance for error in outputs) and not wrong
     if not passed and not wrong:
         wrong = "no read is off, but an output is"
-    return Check(name, _name(dtype), passed, worst, tolerance, wrong)
-
-
-def _error(expected: Tensor, found: Tensor) -> float:
-    """Largest difference relative to the largest element; infinite if one is nan and the other is not."""
-    left, right = expected.double().flatten(), found.double().flatten()
-    if left.numel() == 0:
-        return 0.0
-    same = (left == right) | (left.isnan() & right.isnan())
-    difference = torch.where(same, torch.zeros_like(left), (left - right).abs())
-    largest = left.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((difference.max() / largest).nan_to_num(nan=float("inf")))
+    return Check(name, dtype_name(dtype), passed, worst, tolerance, wrong)
 
 
 def _described(graph: AnalysedGraph, read_id: ReadId) -> str:
@@ -241,7 +170,3 @@ def _least_precise(analysis: Analysis) -> torch.dtype:
             reached.update(op.outputs)
     dtypes = {value.dtype for number in reached if (value := analysis.trace.values[number]).is_floating}
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -128,18 +128,29 @@ def plan_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] 
     Raises:
         CaptureError: Dynamo makes no graph at all, or the model does not run.
     """
+    whole = one_graph(model, args, kwargs)
+    if isinstance(whole, Captured):
+        return plan_of(analyse_capture(Capture((whole,), is_whole=True), config), config)
+    plan = plan_eagerly(model, args, kwargs, config)
+    log.info("attnres: %s breaks into several graphs%s; planned from an uncompiled run", type(model).__name__, whole)
+    return plan
+
+
+def one_graph(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Captured | str:
+    """The one graph that Dynamo makes of a model; where and why it makes several, in words, if it does.
+
+    Args:
+        model, args, kwargs: those of ``capture``.
+
+    Raises:
+        CaptureError: Dynamo makes no graph at all.
+    """
     whole = capture_whole(model, args, kwargs)
     if whole is None:
         raise no_graph(unwrapped(model))
     if isinstance(whole, Break):
-        where = f" at {whole.source} ({whole.reason})" if whole.source else ""
-    elif depends_on_data(whole.gm):
-        where = ", since its sizes depend on data"
-    else:
-        return plan_of(analyse_capture(Capture((whole,), is_whole=True), config), config)
-    plan = plan_eagerly(model, args, kwargs, config)
-    log.info("attnres: %s breaks into several graphs%s; planned from an uncompiled run", type(model).__name__, where)
-    return plan
+        return f" at {whole.source} ({whole.reason})" if whole.source else ""
+    return ", since its sizes depend on data" if depends_on_data(whole.gm) else whole
 
 
 def plan_eagerly(

@@ -1,4 +1,4 @@
-"""Graph breaks that cut a residual stream, for what looks at graphs one by one: all but ``prepare``."""
+"""Graph breaks that cut a residual stream, for what looks at graphs one by one: all but ``prepare`` and ``verify``."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def note_reads(calls: Calls, reads: Iterable[ReadId]) -> None:
 
 
 def missing_reads(of_call: CallReads, plan: Plan, path: str) -> list[ReadId]:
-    """The reads of the plan inside a module that a call of it has left out; un-normed ones may be left out.
+    """The reads of the plan inside a module that a call of it has left out.
 
     Args:
         of_call: so far.
@@ -72,5 +72,5 @@ def missing_reads(of_call: CallReads, plan: Plan, path: str) -> list[ReadId]:
     return [
         read_id
         for read_id, read in plan.depth_reads.items()
-        if read.normed and f"{read.module}.".startswith(prefix) and read_id not in of_call.reads
+        if f"{read.module}.".startswith(prefix) and read_id not in of_call.reads
     ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attnres_compile.model.errors import BorderError
+from attnres_passes.analyses import blocks
 from attnres_passes.torch_private.borders.tensor_identity import (
     TensorTable,
     changes_gradient,
@@ -100,6 +101,13 @@ def sources_of(tensor: Tensor) -> Sources | None:
         raise BorderError(
             f"what was added to the stream before the state after {sources.state} writes has been changed in place "
             "since, between two compiled parts of the model; change a copy of it, or compile the whole model."
+        )
+    planned = sources.added.plan.streams[sources.stream]
+    expected = blocks.sources_of_read(sources.state, planned.block_size)
+    if len(sources.tensors) != expected:
+        raise BorderError(
+            f"the state after {sources.state} writes of {planned.name!r} came with {len(sources.tensors)} sources "
+            f"where the plan has {expected}; report this."
         )
     if not torch.is_grad_enabled():
         return sources

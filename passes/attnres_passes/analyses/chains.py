@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace, Op, Ref
-from attnres_passes.analyses.carries.carry import CarryStep, carry_step
+from attnres_passes.analyses.carries.carry import Carry, CarryStep, carry_step
 from attnres_passes.analyses.carries.mixing import Mixing, behind_views, mixed_from
 from attnres_passes.analyses.carries.sums import newest_additions, sums_of
 from attnres_passes.analyses.degrees.degree import functional_name, is_shape_only
@@ -187,13 +187,15 @@ class _Search:
         if best is None:
             self._note_mixing(op)
             return
-        _, _, parent, addition = best
+        depends, _, parent, addition = best
         if addition.branch in self.product_of and parent.root in self.product_of[addition.branch]:
             self.rooted_with_product.add(parent.root)
         self.state_of.setdefault(parent.value, parent)
         state = _State(addition.after, addition, parent, parent.depth + 1, parent.root)
         self.state_of[addition.after] = state
-        self.children.setdefault(parent.value, []).append(state)
+        # ``2 * x + b`` of a state that goes on elsewhere is a reader of it, and no second continuation.
+        if depends or not any(step.kind is Carry.FACTOR for step in addition.carried):
+            self.children.setdefault(parent.value, []).append(state)
         # The root stays a starting point for as long as its chain can grow.
         self.live_until[parent.root] = max(self.live_until[parent.root], self.live_until.get(addition.after, -1))
 

@@ -112,7 +112,7 @@ def test_state_that_comes_back_from_outside_of_torch_is_no_beginning(back: Calla
     """It was made of the states before it, in a way that is not known; they are left alone, and said to be."""
     plan = eager(Stack(lambda block, x, index: block(back(x) if index == 1 else x)), ids())
     assert [(len(stream.writes), len(stream.left_out)) for stream in plan.streams] == [(4, 3)]
-    assert [(decline.reason, decline.writes) for decline in plan.declined] == [(Reason.UNNORMED_READ, 2)]
+    assert [(decline.reason, decline.writes) for decline in plan.declined] == [(Reason.INTERRUPTED, 2)]
 
 
 def test_data_that_is_replaced_is_no_beginning() -> None:

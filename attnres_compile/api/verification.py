@@ -1,0 +1,95 @@
+"""What ``verify`` gives: checks, and how far apart two values may be."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+TOLERANCES = {
+    torch.float64: 1e-10,
+    torch.float32: 2e-5,
+    # The plain model rounds its running sum once per write and the blocks are rounded on their own.
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}
+"""Largest difference relative to the largest element, by the least precise dtype that the model computes in."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. error: largest difference relative to the largest element, over all outputs and reads.
+
+    wrong_read: the first read, in graph order, whose value is off by more than ``tolerance``; '' if none is.
+    """
+
+    name: str
+    dtype: str
+    passed: bool
+    error: float
+    tolerance: float
+    wrong_read: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a model; ``str()`` is a table."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check that could be made was made and passed, and at least one was."""
+        made = [check for check in self.checks if not check.skipped]
+        return bool(made) and all(check.passed for check in made)
+
+    @property
+    def max_error(self) -> float:
+        """The largest relative error of the checks that were made; nan without any."""
+        return max((check.error for check in self.checks if not check.skipped), default=float("nan"))
+
+    def to_dict(self) -> dict[str, Any]:
+        checks = [dataclasses.asdict(check) for check in self.checks]
+        return {"passed": self.passed, "max_error": self.max_error, "checks": checks}
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                check.name,
+                check.dtype,
+                "skipped" if check.skipped else "passed" if check.passed else "FAILED",
+                "" if check.skipped else f"{check.error:.1e}",
+                "" if check.skipped else f"{check.tolerance:.0e}",
+                check.skipped or check.wrong_read,
+            ]
+            for check in self.checks
+        ]
+        table = tabulate(
+            rows, headers=["check", "dtype", "result", "rel. error", "tolerance", "note"], disable_numparse=True
+        )
+        return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
+
+
+def relative_error(expected: Tensor, found: Tensor) -> float:
+    """Largest difference relative to the largest element; infinite if one is nan and the other is not.
+
+    Args:
+        expected, found: tensors of one shape.
+    """
+    left, right = expected.double().flatten(), found.double().flatten()
+    if left.numel() == 0:
+        return 0.0
+    same = (left == right) | (left.isnan() & right.isnan())
+    difference = torch.where(same, torch.zeros_like(left), (left - right).abs())
+    largest = left.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((difference.max() / largest).nan_to_num(nan=float("inf")))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
