@@ -22,10 +22,10 @@ class PreNorm(nn.Module):
         return self.norms[-1](x)
 
 
-class Scaled(PreNorm):
+class Clamped(PreNorm):
     def forward(self, x):
-        for factor, linear, norm in zip((0.5, 0.5, None, None), (*self.linears, self.linears[0]), self.norms):
-            x = (x if factor is None else factor * x) + linear(norm(x))
+        for clamps, linear, norm in zip((True, True, False, False), (*self.linears, self.linears[0]), self.norms):
+            x = (x.clamp(-4, 4) if clamps else x) + linear(norm(x))
         return self.norms[-1](x)
 
 
@@ -42,8 +42,8 @@ def inputs(batch):
     return (torch.randn(batch, 4, 8),), {}
 
 
-def scaled(batch=2):
-    return Scaled(), *inputs(batch)
+def clamped(batch=2):
+    return Clamped(), *inputs(batch)
 
 
 def pre_norm(batch=2):

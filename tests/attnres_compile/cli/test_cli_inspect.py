@@ -24,13 +24,13 @@ def test_inspect_exits_with_2_for_a_partly_rewritten_model(capsys, in_directory)
     assert "post_norm" in out
 
 
-def test_inspect_exits_with_2_for_a_piece_of_a_stream_though_nothing_else_is_declined(capsys, in_directory):
-    code, out, _ = attnres(capsys, "inspect", "toys:scaled")
+def test_inspect_exits_with_2_for_a_piece_of_a_stream(capsys, in_directory):
+    code, out, _ = attnres(capsys, "inspect", "toys:clamped")
     assert code == 2
     assert out.startswith(
         "partly rewritten: stream linears holds 2 writes, and 2 more additions of its chain are left out"
     )
-    _, out, _ = attnres(capsys, "inspect", "toys:scaled", "--json")
+    _, out, _ = attnres(capsys, "inspect", "toys:clamped", "--json")
     record = json.loads(out)
     assert (record["verdict"], record["exit_code"], record["declined"]) == ("partly", 2, [])
 
