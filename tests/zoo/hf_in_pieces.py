@@ -137,7 +137,7 @@ CASES: tuple[Case, ...] = (
         (Expected(writes=6, reads=9),),
         "the vision tower, with two states read for the language model, which adds to its own states in place, at the "
         "places of the image: a chain that begins anew behind each of its first layers",
-        also_declined=("unnormed_read", "unnormed_read", "opaque"),
+        also_declined=("interrupted", "interrupted", "opaque"),
         inputs=_image_in_text,
     ),
     hf_case(
