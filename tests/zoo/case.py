@@ -19,6 +19,7 @@ DECLINE_REASONS = frozenset(
         "non_floating",
         "opaque",
         "gated",
+        "interrupted",
     }
 )
 
