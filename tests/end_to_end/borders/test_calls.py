@@ -22,9 +22,11 @@ ATOL = {"atol": 1e-10, "rtol": 0}
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     torch.compiler.reset()
+    gc.collect()
+    before = len(known_states._states)
     yield
     gc.collect()
-    assert not len(known_states._states), "a state is kept alive"
+    assert len(known_states._states) <= before, "a state is kept alive"
 
 
 def example(seed: int = 2) -> Tensor:
