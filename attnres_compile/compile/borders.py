@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from attnres_compile.capture.cuts import placeholder_values
 from attnres_compile.compile.dump import LevelDump
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, note_state, sources_of
-from attnres_compile.model.errors import BorderError
-from attnres_compile.model.parameters import AttnResParameters
+from attnres_compile.model.errors import BorderError, StalePlanError
+from attnres_compile.model.parameters import AttnResParameters, is_in_use
 from attnres_compile.recording.live import open_recording
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.piece import Entering, Obstacle, PieceAnalysis, find_pieces
@@ -51,12 +51,13 @@ class _Variant:
     """The graph at one place.
 
     rewritten: None where nothing of a stream is in it, and it runs as it is; going_on: streams that it adds to and
-    gives, with the position of the argument that they come in by.
+    gives, with the position of the argument that they come in by; compiled_for: what the parameters of its reads were.
     """
 
     compiled: Callable[..., Any]
     rewritten: RewrittenPiece | None = None
     going_on: frozenset[tuple[int, int]] = frozenset()
+    compiled_for: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,17 @@ class PieceGraph:
         return found
 
     def __call__(self, *args: Any) -> Any:
+        if not is_in_use(self.added):
+            raise StalePlanError(
+                "this part of a model was compiled for AttnRes parameters that no model has now; call "
+                "torch.compiler.reset() before you call the model again."
+            )
         states = {} if self.added.calls.on_purpose else states_among(args, self.added)
         states = {k: sources for k, sources in states.items() if not self._finds_root(k, sources)}
         key = _key(states)
         variant = self.variants.get(key)
-        if variant is None:
+        # Dynamo has no guards on the parameters of reads; what a guard would check is checked here.
+        if variant is None or variant.compiled_for != self._signatures(variant):
             with unseen_by_checkpoints():
                 analysis = self.analyse(states)
                 variant = self._compiled(analysis, args, LevelDump(), compile_later)
@@ -155,7 +162,7 @@ class PieceGraph:
             )
         given = []
         for position, sources in states.items():
-            first, *others = map(_fitting, sources.tensors)
+            first, *others = (source.contiguous() for source in sources.tensors)
             # A state that does not go on has no gradient of its own.
             given += [first if (sources.stream, position) in variant.going_on else tied(first, args[position]), *others]
         parameters = [self.added.parameter(parameter) for parameter in piece.parameters]
@@ -167,6 +174,10 @@ class PieceGraph:
             state = args[leaving.completed[0].index] if leaving.output is None else tensors[leaving.output]
             self._note(leaving, state, args, given, results[own:])
         return results[:own]
+
+    def _signatures(self, variant: _Variant) -> tuple[Any, ...]:
+        values = map(self.added.parameter, () if variant.rewritten is None else variant.rewritten.parameters)
+        return tuple((value.dtype, value.device, value.requires_grad) for value in values)
 
     def _finds_root(self, position: int, sources: Sources) -> bool:
         """Whether the graph knows an argument to be the root of its stream by itself.
@@ -232,7 +243,8 @@ class PieceGraph:
             for piece in analysis.pieces
             if piece.enters and piece.leaving
         )
-        return _Variant(compiled, rewritten, going_on)
+        variant = _Variant(compiled, rewritten, going_on)
+        return replace(variant, compiled_for=self._signatures(variant))
 
 
 def _text(obstacle: Obstacle, plan: Plan) -> str:
@@ -261,10 +273,6 @@ def _number_new(piece: RewrittenPiece) -> int:
         place for leaving in piece.leaving for place in (*leaving.completed, leaving.partial) if place is not None
     ]
     return 1 + max((place.index for place in places if place.kind == "new"), default=-1)
-
-
-def _fitting(source: Tensor) -> Tensor:
-    return source if source.is_contiguous() else source.contiguous()
 
 
 def compile_piece(

@@ -259,6 +259,11 @@ def prepared_root_of(module: nn.Module) -> nn.Module | None:
     return root
 
 
+def is_in_use(added: AttnResParameters) -> bool:
+    """Whether a prepared model that is alive has these parameters, and not others since."""
+    return any(model._modules.get(NAME) is added for model in _prepared)
+
+
 def prepared_within(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Prepared models inside ``module``, itself included, with their paths."""
     for path, part in module.named_modules():

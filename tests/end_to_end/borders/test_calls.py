@@ -220,3 +220,24 @@ def test_a_state_that_python_returns_is_a_read_that_is_left_out() -> None:
     assert not ac.status(model).plan.streams[0].reads[-1].normed
     with pytest.raises(ac.AttnResError, match="left 1 out"):
         per_block(model)(example())
+
+
+def test_queries_that_are_trained_after_they_were_frozen_get_gradients() -> None:
+    model = prepared(example())
+    model.attnres.requires_grad_(False)
+    per_block(model)(example()).square().sum().backward()
+    model.attnres.requires_grad_(True)
+    assert_by_hand(model, example())
+
+
+def test_parts_of_an_earlier_preparation_do_not_run() -> None:
+    model = per_block(prepared(example()))
+    model(example())
+    added = model.attnres
+    ac.unprepare(model)
+    ac.prepare(model, (example(),), block_size=1)
+    assert model.attnres is not added
+    with torch.no_grad():
+        for number, one in enumerate(model.attnres.parameters()):
+            one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(number)))
+    assert_by_hand(model, example())
