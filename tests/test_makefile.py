@@ -15,7 +15,10 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 
 def make(*words: str) -> str:
-    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # Where make itself runs the tests, another one says which directory it enters and leaves.
+    return subprocess.run(
+        ["make", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_make_alone_lists_every_target() -> None:

@@ -8,7 +8,7 @@ what it would find in a fresh process, and remembers nothing of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def _whole_or_problem(
     with _undisturbed(model, (args, kwargs)):
         try:
             dynamic = False if static else None
-            torch.compile(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
+            _compiled(model, backend=keep_and_leave, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
         except _LeaveDynamo:
             pass
         except Exception as error:  # kept: a run without Dynamo succeeds, or fails with an error that the user sees
@@ -152,12 +152,25 @@ def _capture_pieces(
 
     with _undisturbed(model, (args, kwargs)), buffers_restored(model), torch.random.fork_rng():
         try:
-            torch.compile(model, backend=keep_and_run)(*args, **kwargs)
+            _compiled(model, backend=keep_and_run)(*args, **kwargs)
             return pieces.graphs()
         except Exception as error:
             raise does_not_run(model, error) from error
         finally:
             pieces.forget()
+
+
+def _compiled(model: nn.Module, **options: Any) -> Callable[..., Any]:
+    """``torch.compile`` of a module that is left as it was.
+
+    What is set on a compiled module lands on the module in it. torch marks it so, and Lightning, which patches
+    torch.compile, keeps the options there: with a backend that no pickle takes.
+    """
+    before = set(model.__dict__)
+    compiled = torch.compile(model, **options)
+    for name in set(model.__dict__) - before:
+        del model.__dict__[name]
+    return compiled
 
 
 @contextlib.contextmanager
@@ -171,7 +184,7 @@ def _undisturbed(model: nn.Module, inputs: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def as_itself(model: nn.Module) -> Iterator[None]:
     """Let calls of a model run its own forward, even if it is compiled in place or prepared."""
-    compiled_in_place = model._compiled_call_impl
+    compiled_in_place = {name: value for name, value in vars(model).items() if name == "_compiled_call_impl"}
     model._compiled_call_impl = None
     prepared = [added for _, part in prepared_within(model) if (added := parameters_of(part)) is not None]
     try:
@@ -180,7 +193,8 @@ def as_itself(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(added.calls.uncounted())
             yield
     finally:
-        model._compiled_call_impl = compiled_in_place
+        del model._compiled_call_impl
+        vars(model).update(compiled_in_place)
 
 
 def does_not_run(model: nn.Module, error: Exception) -> CaptureError:

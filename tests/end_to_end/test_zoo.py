@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -62,8 +64,8 @@ def test_a_wrong_rewrite_is_found_and_the_read_named(monkeypatch: pytest.MonkeyP
 
     honest = StreamRewriter._read
 
-    def forgetful(self: StreamRewriter, k: int) -> torch.fx.Node:
-        node = honest(self, k)
+    def forgetful(self: StreamRewriter, k: int, *where: Any) -> torch.fx.Node:
+        node = honest(self, k, *where)
         if k == 3:
             sources = node.args[0]
             node.args = ([*sources[:-1], sources[0]], *node.args[1:])

@@ -16,8 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint
 
 import attnres_passes
+from attnres_passes.analyses.aten_recorder import trace_aten
+from attnres_passes.analyses.piece import Entering, PieceAnalysis, find_pieces
+from attnres_passes.inline.close_regions import close_regions
+from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
 from attnres_passes.lower.lower import lower
@@ -28,11 +33,12 @@ from attnres_passes.ranks.split_stages import split
 from attnres_passes.ranks.stages import stage
 from attnres_passes.rewrite.record import record
 from attnres_passes.rewrite.rewrite import Rewritten
+from attnres_passes.rewrite.rewrite_piece import rewrite_piece
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.schedule import schedule
 from tests.golden_text import GOLDEN, check_golden
-from tests.passes.helpers import WIDTH, rewritten, sample
+from tests.passes.helpers import WIDTH, analysed, captured, rewritten, sample
 from tests.passes.ir.text_graph import assert_text_is_the_graph
 from tests.passes.rewrite import test_rewrite
 
@@ -62,6 +68,52 @@ def rewritten_tiny(schedule: str = "two_phase") -> tuple[Rewritten, Plan]:
 def scheduled_tiny(provider: Provider) -> tuple[GraphModule, Plan]:
     result, plan = rewritten_tiny()
     return schedule(result.gm, plan, ProviderChoice.of(plan, provider)).gm, plan
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.ParameterList([torch.ones(WIDTH)]), nn.ParameterList([torch.randn(WIDTH, WIDTH)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + F.linear(F.rms_norm(x, (WIDTH,), self.norm[0], 1e-5), self.linear[0])
+        return x + F.rms_norm(x, (WIDTH,), self.norm[0], 1e-5).sin()
+
+
+class Layers(nn.Module):
+    """Two layers of two sublayers, each layer as it is or in a checkpoint."""
+
+    def __init__(self, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.checkpointed = checkpointed
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sinh()
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if self.checkpointed else layer(x)
+        return F.rms_norm(x, (WIDTH,), None, 1e-5)
+
+
+def of_open_regions() -> tuple[GraphModule, Pass]:
+    return captured(Layers(checkpointed=True), sample().float()).gm, lambda gm: [open_regions(gm)]
+
+
+def of_close_regions() -> tuple[GraphModule, Pass]:
+    opened = open_regions(captured(Layers(checkpointed=True), sample().float()).gm)
+    return opened, lambda gm: [close_regions(gm, in_python=False)]
+
+
+def of_rewrite_piece() -> tuple[GraphModule, Pass]:
+    """The second layer by itself, with a block of three sublayers open."""
+    model = Layers()
+    _, analysis = analysed(model, sample().float(), block_size=3)
+    gm = captured(model.layers[1], sample().float()).gm
+    trace = trace_aten(gm)
+    (state,) = (value for node, value in zip(trace.nodes, trace.node_output, strict=True) if node.name == "l_x_")
+    pieces = find_pieces(trace, analysis.plan, {state: Entering(stream=0, state=2)}, ["layers.1"])
+    assert isinstance(pieces, PieceAnalysis), pieces
+    return gm, lambda gm: [rewrite_piece(gm, pieces).gm]
 
 
 def of_record() -> tuple[GraphModule, Pass]:
@@ -113,6 +165,9 @@ def of_bind_kernels() -> tuple[GraphModule, Pass]:
 
 
 PAIRS: dict[str, Callable[[], tuple[GraphModule, Pass]]] = {
+    "inline/open_regions": of_open_regions,
+    "inline/close_regions": of_close_regions,
+    "rewrite/rewrite_piece": of_rewrite_piece,
     "rewrite/record": of_record,
     "ranks/shard_sequence": of_shard_sequence,
     "ranks/stages": of_stages,

@@ -408,3 +408,19 @@ def test_with_dynamo_switched_off_nothing_is_planned(off: Callable[[], Any]) -> 
     """What could never be compiled is no model that runs in several graphs."""
     with off(), pytest.raises(CaptureError, match="Compilation must not be disabled"):
         ac.prepare(Stack(), (ids(),))
+
+
+@pytest.mark.parametrize("between", [None, printing], ids=["one graph", "in pieces"])
+def test_nothing_that_compilation_sets_on_a_model_stays(monkeypatch: pytest.MonkeyPatch, between: Any) -> None:
+    """What is set on a compiled module lands on the module in it; Lightning keeps the options there."""
+    model, compile_module = Stack(between=between), torch.compile
+
+    def keeping_options(module: nn.Module, **options: Any) -> Any:
+        compiled = compile_module(module, **options)
+        compiled._compile_kwargs = options
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", keeping_options)
+    before = set(vars(model))
+    capture(model, (ids(),), None)
+    assert set(vars(model)) == before
