@@ -46,23 +46,25 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
     Another optimizer's step may be one graph (``fullgraph=True``), which the check must not break.
     """
-    if torch.compiler.is_compiling() and not type(optimizer).__module__.startswith("torch."):
-        return
-    _check_step(optimizer)
+    if not torch.compiler.is_compiling():
+        _check_step(optimizer)
+    elif type(optimizer).__module__.startswith("torch."):
+        _check_traced_step(optimizer)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _check_step(optimizer: Optimizer) -> None:
     """Raises OptimizerError for the first model that the step would train without its rewrite."""
     models = parameters.prepared_models()
     if not models:
         return
     held = held_by(optimizer)
-    for model in models:
-        added = parameters.require_parameters(model)
+    for model, added in models:
         watched, link = link_of(optimizer, model, added, held)
         if link.ours or link.others:
             _check_model(optimizer, model, added.calls, watched, link)
+
+
+_check_traced_step = torch.compiler.disable(_check_step)  # type: ignore[no-untyped-call]
 
 
 def _check_model(optimizer: Optimizer, model: nn.Module, calls: Calls, watched: Watched, link: Link) -> None:
@@ -79,7 +81,8 @@ def _check_model(optimizer: Optimizer, model: nn.Module, calls: Calls, watched: 
     """
     rewritten = calls.rewritten > link.rewritten
     on_purpose = calls.plain_on_purpose > link.plain_on_purpose
-    if calls.plain > max(link.plain, watched.forgiven(calls)) and _steps(link.ours + link.others):
+    ran_plain = calls.plain > link.plain and calls.plain > watched.forgiven(calls)
+    if ran_plain and _steps(link.ours + link.others):
         watched.refuse(calls)
         raise OptimizerError(_ran_plain(optimizer, model, "which has run plain since the last step"))
     link.rewritten, link.plain_on_purpose, link.plain = calls.rewritten, calls.plain_on_purpose, calls.plain
@@ -154,9 +157,8 @@ def _ran_plain(optimizer: Optimizer, model: nn.Module, how: str) -> str:
 
 def _others_that_ran(model: nn.Module) -> list[nn.Module]:
     """Prepared models but this one that have run as they should."""
-    others = [other for other in parameters.prepared_models() if other is not model]
-    counts = [parameters.require_parameters(other).calls for other in others]
-    return [other for other, calls in zip(others, counts, strict=True) if calls.rewritten or calls.plain_on_purpose]
+    others = [(other, added.calls) for other, added in parameters.prepared_models() if other is not model]
+    return [other for other, calls in others if calls.rewritten or calls.plain_on_purpose]
 
 
 def _is_one_of_several() -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from operator import call, is_
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 from torch.optim.optimizer import Optimizer
@@ -16,6 +15,38 @@ from attnres_compile.model.parameters import AttnResParameters, KeyNorm, ReadPar
 
 Reference = Callable[[], nn.Parameter | None]
 """A weak reference: an id would be another parameter's once this one is gone."""
+
+
+K = TypeVar("K", Optimizer, AttnResParameters)
+V = TypeVar("V")
+
+
+class ByIdentity(Generic[K, V]):
+    """Values by object, each for as long as its object lives.
+
+    Looked up at every step of an optimizer, whose own work has pushed all of this out of the processor's caches: a
+    WeakKeyDictionary, which makes a reference and calls back into Python to compare, takes five times as long there.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[K], V]] = {}
+
+    def get(self, key: K) -> V | None:
+        found = self._entries.get(id(key))
+        return found[1] if found is not None and found[0]() is key else None
+
+    def put(self, key: K, value: V) -> V:
+        table, identity = weakref.ref(self), id(key)
+
+        def forget(_: Any) -> None:
+            if (found := table()) is not None:
+                found._entries.pop(identity, None)
+
+        self._entries[identity] = (weakref.ref(key, forget), value)
+        return value
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 class Registered:
@@ -54,14 +85,21 @@ class Held:
     most of what the check costs.
     """
 
-    def __init__(self, groups: list[list[nn.Parameter]]) -> None:
-        self.references = list(map(_reference, chain.from_iterable(groups)))
-        self.lengths = list(map(len, groups))
-        self.ends = list(map(_reference, _ends(groups)))
+    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        self.references = [_reference(parameter) for group in groups for parameter in group["params"]]
+        self.ends = [_ends(group["params"]) for group in groups]
 
-    def is_current(self, groups: list[list[nn.Parameter]]) -> bool:
+    def is_current(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the groups of the optimizer are what they were."""
-        return self.lengths == list(map(len, groups)) and all(map(is_, map(call, self.ends), _ends(groups)))
+        if len(groups) != len(self.ends):
+            return False
+        for group, (length, first, last) in zip(groups, self.ends, strict=True):
+            parameters = group["params"]
+            if len(parameters) != length:
+                return False
+            if length and (parameters[0] is not first() or parameters[-1] is not last()):
+                return False
+        return True
 
     def among(self, ids: set[int]) -> list[Reference]:
         """Those of them that ``ids`` names."""
@@ -96,7 +134,7 @@ class Watched:
     """
 
     registered: Registered
-    links: weakref.WeakKeyDictionary[Optimizer, Link]
+    links: ByIdentity[Optimizer, Link]
     plain: int = 0
     refused_plain: int = 0
     refused_runs: int = 0
@@ -110,16 +148,15 @@ class Watched:
         return self.refused_plain if calls.rewritten + calls.plain_on_purpose > self.refused_runs else 0
 
 
-_watched: weakref.WeakKeyDictionary[AttnResParameters, Watched] = weakref.WeakKeyDictionary()
-_held: weakref.WeakKeyDictionary[Optimizer, Held] = weakref.WeakKeyDictionary()
+_watched: ByIdentity[AttnResParameters, Watched] = ByIdentity()
+_held: ByIdentity[Optimizer, Held] = ByIdentity()
 
 
 def held_by(optimizer: Optimizer) -> Held:
     """What the optimizer holds: the same object as at its last step if those are the same parameters."""
-    groups = [group["params"] for group in optimizer.param_groups]
     held = _held.get(optimizer)
-    if held is None or not held.is_current(groups):
-        held = _held[optimizer] = Held(groups)
+    if held is None or not held.is_current(optimizer.param_groups):
+        held = _held.put(optimizer, Held(optimizer.param_groups))
     return held
 
 
@@ -134,7 +171,7 @@ def link_of(optimizer: Optimizer, model: nn.Module, added: AttnResParameters, he
     """
     watched = _watched.get(added)
     if watched is None:
-        watched = _watched[added] = Watched(Registered(added), weakref.WeakKeyDictionary())
+        watched = _watched.put(added, Watched(Registered(added), ByIdentity()))
     elif not watched.registered.is_current():
         watched.registered = Registered(added)
     registered, link = watched.registered, watched.links.get(optimizer)
@@ -146,7 +183,7 @@ def link_of(optimizer: Optimizer, model: nn.Module, added: AttnResParameters, he
     if link is not None:
         without = link.without if link.registered is registered else 0
         now = replace(link, registered=registered, held=held, ours=now.ours, others=now.others, without=without)
-    watched.links[optimizer] = now
+    watched.links.put(optimizer, now)
     if now.ours:
         registered.holders.add(optimizer)
     else:
@@ -154,8 +191,9 @@ def link_of(optimizer: Optimizer, model: nn.Module, added: AttnResParameters, he
     return watched, now
 
 
-def _ends(groups: list[list[nn.Parameter]]) -> list[nn.Parameter]:
-    return [end for group in groups if group for end in (group[0], group[-1])]
+def _ends(group: Sequence[nn.Parameter]) -> tuple[int, Reference, Reference]:
+    first, last = (group[0], group[-1]) if group else (None, None)
+    return len(group), _reference(first), _reference(last)
 
 
 def alive(references: Iterable[Reference]) -> Iterator[nn.Parameter]:

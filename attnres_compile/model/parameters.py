@@ -23,7 +23,8 @@ NAME = "attnres"
 PART_OF = "_attnres_part_of"
 """Name of the attribute by which every module of a prepared model says whose part it is."""
 
-_prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_prepared: set[weakref.ref[nn.Module]] = set()
+"""No WeakSet: to go through one takes longer than all else that an optimizer's step is checked for."""
 _roots: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 
 
@@ -222,12 +223,18 @@ def register(model: nn.Module, plan: Plan, compiled_already: bool = False) -> At
 
 def note_prepared(model: nn.Module) -> None:
     """Remember a prepared model, for as long as it lives; a copy of one is first seen when it is compiled."""
-    _prepared.add(model)
+    _prepared.add(weakref.ref(model, _prepared.discard))
 
 
-def prepared_models() -> list[nn.Module]:
-    """All prepared models that are known and alive."""
-    return [model for model in _prepared if parameters_of(model) is not None]
+def prepared_models() -> list[tuple[nn.Module, AttnResParameters]]:
+    """All prepared models that are known and alive, and the parameters on them."""
+    found = []
+    for reference in tuple(_prepared):
+        model = reference()
+        added = None if model is None else model._modules.get(NAME)
+        if model is not None and isinstance(added, AttnResParameters):
+            found.append((model, added))
+    return found
 
 
 def remove(model: nn.Module) -> None:
@@ -235,7 +242,7 @@ def remove(model: nn.Module) -> None:
     added = require_parameters(model)
     guard.uninstall(model)
     model._load_state_dict_pre_hooks.pop(added.load_check, None)
-    _prepared.discard(model)
+    _prepared.discard(weakref.ref(model))
     delattr(model, NAME)
     for module in model.modules():
         module.__dict__.pop(PART_OF, None)
@@ -261,7 +268,7 @@ def prepared_root_of(module: nn.Module) -> nn.Module | None:
 
 def is_in_use(added: AttnResParameters) -> bool:
     """Whether a prepared model that is alive has these parameters, and not others since."""
-    return any(model._modules.get(NAME) is added for model in _prepared)
+    return any(known is added for _, known in prepared_models())
 
 
 def prepared_within(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
