@@ -19,6 +19,7 @@ from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.matching import check_due, match
 from attnres_compile.compile.parts import is_piece, piece_options, prepared_parameters
 from attnres_compile.compile.pieces import check_not_a_piece
+from attnres_compile.compile.regions import compile_graph
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
 from attnres_compile.model.in_force import guard
@@ -136,7 +137,7 @@ def _compile(
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.parameter(parameter) for parameter in planned]
         stage(f"{config.inner} compiles the rewritten graph")
-        compiled = inner_compilers.compile_inner(levels.closed, [*inputs, *new_inputs], config.inner, mode)
+        compiled = compile_graph(levels.closed, [*inputs, *new_inputs], analysis.plan, mode)
         _guard_graph(owner)
     added.calls.compiled += 1
     status.note_rewritten(owner.model, added.plan, len(planned) // 2)

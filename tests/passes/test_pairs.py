@@ -26,6 +26,7 @@ from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
 from attnres_passes.lower.lower import lower
+from attnres_passes.lower.split_at_reads import NotSplit, split_at_reads
 from attnres_passes.ranks.layout import StageLayout
 from attnres_passes.ranks.shard_sequence import shard_sequence
 from attnres_passes.ranks.shards import Shards
@@ -164,6 +165,23 @@ def of_bind_kernels() -> tuple[GraphModule, Pass]:
     return fuse(gm, plan).gm, lambda gm: [lower(gm, plan, Provider.TRITON)]
 
 
+def of_split_at_reads() -> tuple[GraphModule, Pass]:
+    """Both sublayers of the second layer are parts of the first, and so is a read of two sources."""
+    _, analysis, result = rewritten(Layers(), sample().float(), block_size=2, schedule="naive")
+    lowered = lower(
+        schedule(result.gm, analysis.plan, ProviderChoice.of(analysis.plan, Provider.TORCH)).gm,
+        analysis.plan,
+        Provider.TORCH,
+    )
+    return lowered, kinds_of_parts
+
+
+def kinds_of_parts(gm: GraphModule) -> Sequence[GraphModule]:
+    parts = split_at_reads(gm)
+    assert not isinstance(parts, NotSplit)
+    return list({part.token: part.gm for part in reversed(parts)}.values())[::-1]
+
+
 PAIRS: dict[str, Callable[[], tuple[GraphModule, Pass]]] = {
     "inline/open_regions": of_open_regions,
     "inline/close_regions": of_close_regions,
@@ -175,6 +193,7 @@ PAIRS: dict[str, Callable[[], tuple[GraphModule, Pass]]] = {
     "schedule/schedule": of_schedule,
     "schedule/fuse": of_fuse,
     "lower/lower": of_lower,
+    "lower/split_at_reads": of_split_at_reads,
     "lower/bind_torch": of_bind_torch,
     "lower/bind_kernels": of_bind_kernels,
 }

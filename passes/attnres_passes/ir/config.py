@@ -48,6 +48,8 @@ class AttnResConfig:
     allow_unnormed: rewrite streams although reads that feed a write are not normed.
     streams: names of the streams to rewrite; None for all.
     eps: added to the mean square in the key norm (paper equation 3).
+    regions: compile what is alike in all layers once, and a read once for each number of sources, so that the time to
+        compile hardly grows with depth; Python then calls the parts one after the other.
     sequence_group: name of a process group, ``group.group_name``, over whose ranks the stored blocks are cut along the
         sequence (paper section 4.2); None keeps all of them on every rank. For inference.
 
@@ -65,6 +67,7 @@ class AttnResConfig:
     allow_unnormed: bool = False
     streams: tuple[str, ...] | None = None
     eps: float = 1e-6
+    regions: bool = False
     sequence_group: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,11 +87,18 @@ class AttnResConfig:
         if self.streams is not None:
             self._check_names()
             object.__setattr__(self, "streams", tuple(self.streams))
-        if not isinstance(self.allow_unnormed, bool):
-            raise ConfigError(f"allow_unnormed={self.allow_unnormed!r} is not True or False; give one of them.")
+        for name in ("allow_unnormed", "regions"):
+            self._check_flag(name)
         if not isinstance(self.eps, (int, float)) or not 0 <= self.eps < math.inf:
             raise ConfigError(f"eps={self.eps!r} is not a number >= 0; give a small one such as 1e-6.")
         self._check_ranks()
+        if self.regions and self.inner == "eager":
+            raise ConfigError("regions=True compiles parts, and inner='eager' compiles nothing; leave one of them out.")
+
+    def _check_flag(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} is not True or False; give one of them.")
 
     def _check_ranks(self) -> None:
         if self.sequence_group is not None and not isinstance(self.sequence_group, str):

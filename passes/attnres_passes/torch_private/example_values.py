@@ -61,6 +61,14 @@ def size_token(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
+def symbols_of(value: Any) -> list[Any]:
+    """The symbols in the sizes of a value, or in the number that it is, in their order."""
+    from torch.fx.experimental.symbolic_shapes import free_symbols
+
+    leaves = [leaf for leaf in tree_leaves(value) if _has_sizes(leaf)]
+    return sorted({symbol for leaf in leaves for symbol in free_symbols(leaf)}, key=str)
+
+
 def size_hint(size: Any) -> int | None:
     """A size as it is in this call, without a guard on it; None where that is not known before the call."""
     return size.node.hint if isinstance(size, torch.SymInt) else int(size)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
+from attnres_passes.torch_private.borders.part_examples import Example
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of, is_fake, without_new_guards
 
 
@@ -86,6 +87,24 @@ def compile_later(gm: GraphModule, inputs: list[Any], inner: str, mode: str | No
     examples = [_as_called(example, value, fake_mode) for example, value in zip(kept, inputs, strict=True)]
     with _tracing_under(fake_mode), without_new_guards(fake_mode):
         return compile_inner(gm, examples, inner, mode)
+
+
+def compile_examples(
+    gm: GraphModule, examples: Sequence[Example], fake_mode: FakeTensorMode, inner: str, mode: str | None
+) -> Callable[..., Any]:
+    """``compile_inner`` of a part of a graph, while Dynamo hands the graph over, whose guards are the part's.
+
+    Args:
+        gm: the part.
+        examples: of its inputs, in order.
+        fake_mode: of the values of the graph.
+        inner: "inductor" or "aot_eager".
+        mode: one of Inductor's modes; None for none.
+    """
+    with _tracing_under(fake_mode):
+        with fake_mode:
+            inputs = [example.fresh() for example in examples]
+        return compile_inner(gm, inputs, inner, mode)
 
 
 def _tracing_under(fake_mode: FakeTensorMode) -> contextlib.AbstractContextManager[Any]:

@@ -16,6 +16,24 @@ grouped_product = torch.ops.aten._grouped_mm
 """The operator of the products of a mixture of experts."""
 
 
+_BEGINS = ("_enter_autocast", "_vmap_increment_nesting", "_grad_increment_nesting", "_enter_inference_mode")
+_ENDS = ("_exit_autocast", "_vmap_decrement_nesting", "_grad_decrement_nesting", "_exit_inference_mode")
+
+
+def begins_mode(node: torch.fx.Node) -> int:
+    """1 if a node of a captured graph switches a mode on that a later one switches off, else 0."""
+    if node.target is set_grad_enabled:
+        return int(node.args[0] is False)
+    return int(getattr(node.target, "__name__", "") in _BEGINS)
+
+
+def ends_mode(node: torch.fx.Node) -> int:
+    """1 if a node of a captured graph switches off what an earlier one has switched on, else 0."""
+    if node.target is set_grad_enabled:
+        return int(node.args[0] is True)
+    return int(getattr(node.target, "__name__", "") in _ENDS)
+
+
 def is_operator(target: Any) -> TypeGuard[torch._ops.OpOverload]:
     """Whether a target is one overload of an operator."""
     return isinstance(target, torch._ops.OpOverload)

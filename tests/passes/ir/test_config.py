@@ -21,6 +21,7 @@ DEFAULTS = {
     "on_decline": "error",
     "on_plain": "error",
     "allow_unnormed": False,
+    "regions": False,
     "streams": None,
     "eps": 1e-6,
     "sequence_group": None,
@@ -35,7 +36,7 @@ VALID = [
     *[("stages", value) for value in (None, 1, 4)],
     *[("on_decline", value) for value in ("error", "warn", "ignore")],
     *[("on_plain", value) for value in ("error", "warn")],
-    *[("allow_unnormed", value) for value in (True, False)],
+    *[(name, value) for name in ("allow_unnormed", "regions") for value in (True, False)],
     *[("streams", value) for value in (None, ("encoder",), ("a", "b"))],
     *[("eps", value) for value in (0.0, 1e-6, 0)],
     *[("sequence_group", value) for value in (None, "0")],
@@ -52,10 +53,14 @@ INVALID: list[tuple[str, Any]] = [
     ("eps", "small"),
     ("eps", None),
     ("eps", float("nan")),
-    ("allow_unnormed", "no"),
-    ("allow_unnormed", None),
+    *[(name, value) for name in ("allow_unnormed", "regions") for value in ("no", None, 1)],
     ("sequence_group", 0),
 ]
+
+
+def test_nothing_is_compiled_in_parts_where_nothing_is_compiled() -> None:
+    with pytest.raises(ConfigError, match="inner='eager' compiles nothing; leave one of them out"):
+        AttnResConfig(inner="eager", regions=True)
 
 
 def test_defaults() -> None:
