@@ -55,3 +55,7 @@ def closest(given: str, valid: Iterable[str], most: int = 1, cutoff: float = 0.5
 
 class UnsupportedSourcesError(AttnResError):
     """The sources of a depth attention do not agree in shape or dtype, or are not floating point."""
+
+
+class SecondDerivativeError(AttnResError, RuntimeError):
+    """The gradients of a depth attention are differentiated, and its schedule has no second derivatives."""

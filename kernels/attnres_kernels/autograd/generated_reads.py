@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attnres_kernels.autograd.first_order import first_order
 from attnres_kernels.definition.read_parts import ALONE, Neighbours, OutputGradients, ReadForm, ReadParts
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.logits import GENERATED_BLOCK, GENERATED_LOGITS, Block, Logits
@@ -36,6 +37,7 @@ class _CompleteBlock(torch.autograd.Function):
         return block, logits
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         return grads[0], grads[0], None, None, None
 
@@ -54,6 +56,7 @@ class _LinkSources(torch.autograd.Function):
         return *wide, *scalars, *sources
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         first, total, eps, count = ctx.layout
         keys, *tensors = ctx.saved_tensors
@@ -99,6 +102,7 @@ class _Read(torch.autograd.Function):
         return tuple(made)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         layout: _Layout = ctx.layout
         statistics, partial, key, norm_weight, norm_bias, inter, log_sum, *blocks = ctx.saved_tensors

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnres_kernels.autograd.first_order import first_order
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.key_rows import KEY_ROWS, KEY_ROWS_BACKWARD, KeyRows, KeyRowsBackward
 
@@ -22,6 +23,7 @@ class _KeyMatrix(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         parameters, reads = ctx.saved_tensors, ctx.reads
         keys = KeyRows(list(parameters[:reads]), list(parameters[reads:]), _flat(ctx.ranges))

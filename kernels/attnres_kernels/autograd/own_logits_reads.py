@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attnres_kernels.autograd.first_order import first_order
 from attnres_kernels.autograd.generated_reads import of_norm, of_outputs, with_tensors
 from attnres_kernels.definition.read_parts import ALONE, Neighbours, OwnLogitsParts
 from attnres_kernels.operators.definition import described_by
@@ -53,6 +54,7 @@ class _OwnLogitsRead(torch.autograd.Function):
         return tuple(made)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         layout: _Layout = ctx.layout
         statistics, query, key_weight, norm_weight, norm_bias, *blocks, partial = ctx.saved_tensors

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnres_kernels.autograd.first_order import first_order
 from attnres_kernels.definition.read_parts import ReadForm
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.logits import SOURCE_LOGITS, Logits
@@ -36,6 +37,7 @@ class _InterBlock(torch.autograd.Function):
         return *(output.reshape(shape) for output in outputs), *of_reads, *sources
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         first, total, eps, count, blocks = ctx.layout
         keys, *tensors = ctx.saved_tensors
@@ -55,6 +57,7 @@ class _Merge(torch.autograd.Function):
         return merge_forward(inter, lse, partial, key, form.factor, form.eps)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         partial, key, *tensors = ctx.saved_tensors
         blocks = len(tensors) // 2

@@ -12,6 +12,7 @@ from attnres_kernels.autograd import two_phase
 from attnres_kernels.autograd.keys import key_matrix
 from attnres_kernels.definition import naive, scheduled
 from attnres_kernels.definition.read_parts import ReadForm
+from attnres_kernels.errors import SecondDerivativeError
 
 EPS = 1e-6
 # A schedule reorders the sums over reads; low precision rounds a block's gradient once per block of reads.
@@ -221,3 +222,33 @@ def test_operators_keep_their_contract() -> None:
     torch.library.opcheck(ops.merge_backward, merge_backward, test_utils=checks)
     key_backward = ([group, None, *rows[1:]], queries, weights, [0, 4])
     torch.library.opcheck(ops.key_rows_backward, key_backward, test_utils=checks)
+
+
+def penalty(form: str, parts: list[list[Tensor]], of: int) -> Tensor:
+    """A gradient penalty on the sources, the queries or the key weights."""
+    outputs = run(form, *parts, block_size=2, scale="mean")
+    loss = torch.stack([(x.sin() * k).sum() for k, x in enumerate(outputs, start=1)]).sum()
+    grads = torch.autograd.grad(loss, parts[of], create_graph=True, allow_unused=True)
+    return torch.stack([grad.square().sum() for grad in grads if grad is not None]).sum()
+
+
+@pytest.mark.parametrize("of", [0, 1, 2], ids=["sources", "queries", "key weights"])
+def test_second_derivatives_of_the_direct_form_are_those_of_the_definition(of: int) -> None:
+    values, queries, weights, _ = make((2, 3, 8), 5, torch.float64, seed=0)
+    found = []
+    for form in ("naive", "direct"):
+        leaves = [[x.clone().requires_grad_() for x in part] for part in (values, queries, weights)]
+        flat = [x for part in leaves for x in part]
+        found.append(torch.autograd.grad(penalty(form, leaves, of), flat, allow_unused=True))
+    for expected, actual in zip(*found, strict=True):
+        assert_close(actual, expected, torch.float64)
+
+
+@pytest.mark.parametrize("of", [0, 1, 2], ids=["sources", "queries", "key weights"])
+def test_second_derivatives_in_two_phases_are_an_error(of: int) -> None:
+    values, queries, weights, _ = make((2, 3, 8), 5, torch.float64, seed=0)
+    leaves = [[x.clone().requires_grad_() for x in part] for part in (values, queries, weights)]
+    value = penalty("two_phase", leaves, of)
+    for part in leaves:
+        with pytest.raises(SecondDerivativeError, match='"schedule": "naive", "inner": "eager"'):
+            torch.autograd.grad(value, part, retain_graph=True, allow_unused=True)
