@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attnres_compile.api.status import status as status
     from attnres_compile.api.verification import Verification as Verification
     from attnres_compile.api.verify import verify as verify
+    from attnres_compile.integrations.pretrained import from_pretrained as from_pretrained
     from attnres_compile.measure.overhead import overhead as overhead
     from attnres_compile.model.status import Status as Status
     from attnres_compile.pipelines.pipeline import pipeline as pipeline
@@ -49,6 +50,7 @@ _HOMES = {
     "Verification": "attnres_compile.api.verification",
     "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.api.explain",
+    "from_pretrained": "attnres_compile.integrations.pretrained",
     "load": "attnres_compile.api.save_load",
     "overhead": "attnres_compile.measure.overhead",
     "param_groups": "attnres_compile.api.optimizers",
