@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attnres_compile.api.status import status as status
     from attnres_compile.api.verification import Verification as Verification
     from attnres_compile.api.verify import verify as verify
+    from attnres_compile.integrations.export import export_weights as export_weights
     from attnres_compile.integrations.pretrained import from_pretrained as from_pretrained
     from attnres_compile.measure.overhead import overhead as overhead
     from attnres_compile.model.status import Status as Status
@@ -50,6 +51,7 @@ _HOMES = {
     "Verification": "attnres_compile.api.verification",
     "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.api.explain",
+    "export_weights": "attnres_compile.integrations.export",
     "from_pretrained": "attnres_compile.integrations.pretrained",
     "load": "attnres_compile.api.save_load",
     "overhead": "attnres_compile.measure.overhead",

@@ -92,3 +92,7 @@ class WeightsLeftOutError(AttnResError):
     Found by ``prepare`` and by the first compiled call, which would put new ones in their place
     (``model/left_out_weights.py``).
     """
+
+
+class ExportError(AttnResError):
+    """The AttnRes parameters mean something else in the layout that they are to be written in."""
