@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attnres_compile.api.status import status as status
     from attnres_compile.api.verification import Verification as Verification
     from attnres_compile.api.verify import verify as verify
+    from attnres_compile.integrations.callback import AttnResCallback as AttnResCallback
     from attnres_compile.integrations.export import export_weights as export_weights
     from attnres_compile.integrations.pretrained import from_pretrained as from_pretrained
     from attnres_compile.measure.overhead import overhead as overhead
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 # Loaded when first used, so that the command line answers without loading torch.
 _HOMES = {
+    "AttnResCallback": "attnres_compile.integrations.callback",
     "AttnResConfig": "attnres_passes.ir.config",
     "AttnResError": "attnres_kernels.errors",
     "DepthWeights": "attnres_compile.recording.weights",
