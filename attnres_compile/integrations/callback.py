@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -100,7 +99,6 @@ class AttnResCallback:
             prepared.compile(backend="attnres", options=self.options)
 
 
-@functools.cache
 def _joined(cls: Any, callback: Any) -> Any:
     return type(cls.__name__, (cls, callback), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
