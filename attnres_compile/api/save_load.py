@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ def whole_tensors(added: AttnResParameters) -> dict[str, Tensor]:
         SavedStateError: they have no data, or are of another plan.
     """
     plan_tensor.check_plan_tensor(added)
-    tensors = {name: _whole(value) for name, value in added.state_dict().items()}
+    current = {**_parameters_by_name(added), plan_tensor.NAME: added.get_buffer(plan_tensor.NAME)}
+    tensors = {name: _whole(value) for name, value in current.items()}
     without_data = [name for name, value in tensors.items() if value.is_meta]
     if without_data:
         raise SavedStateError(f"{without_data[0]} is on the meta device and has no data; load weights first.")
@@ -140,7 +142,7 @@ def _check_own_tensor(tensor: Tensor, plan: Plan, path: Path) -> None:
 
 def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy tensors that fit, after the last thing that can be wrong with them."""
-    own = dict(added.named_parameters())
+    own = _parameters_by_name(added)
     cast = {name: tensors[name].to(parameter.dtype) for name, parameter in own.items()}
     overflown = [name for name, value in cast.items() if not torch.isfinite(value).all()]
     if overflown:
@@ -153,6 +155,19 @@ def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], path: Path) -
             parameter.copy_(_placed_like(parameter, cast[name]))
         # Weights of another plan may have come in place before; these are of the plan.
         added.get_buffer(plan_tensor.NAME).copy_(plan_tensor.encode(added.plan, torch.float32, torch.device("cpu")))
+
+
+def _parameters_by_name(added: AttnResParameters) -> dict[str, Tensor]:
+    """The parameters that count now, by the names that they were registered under.
+
+    A library that trains copies of modules, as peft does by ``modules_to_save``, puts a wrapper in the place of each.
+    """
+    found: dict[str, Tensor] = {}
+    for read in added.plan.depth_reads:
+        path = added.path(read)
+        module: Any = added.get_submodule(path)
+        found |= {f"{path}.query": module.query, f"{path}.key_norm.weight": module.key_norm.weight}
+    return found
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
