@@ -42,12 +42,13 @@ def test_groups(model: PreNorm) -> None:
 def test_muon(model: PreNorm, tied: bool) -> None:
     if tied:
         model.head.weight = model.embedding.weight
+    model.blocks[1].table = torch.nn.Embedding(3, 16)  # inside a layer, and no matrix to multiply by
     for_muon, for_adamw = ac.param_groups(model, lr=0.1, weight_decay=0.2, muon=True)
     (hidden,) = names(model, for_muon)
     assert hidden == {f"blocks.{block}.mlp.{place}.weight" for block in range(3) for place in (0, 2)}
     assert [group["weight_decay"] for group in for_muon] == [0.2]
     matrices, *_ = names(model, for_adamw)
-    assert matrices == ({"embedding.weight"} if tied else {"embedding.weight", "head.weight"})
+    assert matrices == {"embedding.weight", "blocks.1.table.weight"} | (set() if tied else {"head.weight"})
     assert for_adamw[-1]["name"] == "attnres"
     held = [parameter for group in (*for_muon, *for_adamw) for parameter in group["params"]]
     assert {id(one) for one in held} == {id(one) for one in model.parameters() if one.requires_grad}
