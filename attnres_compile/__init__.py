@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from attnres_compile.api.status import status as status
     from attnres_compile.api.verification import Verification as Verification
     from attnres_compile.api.verify import verify as verify
+    from attnres_compile.integrations.callback import AttnResCallback as AttnResCallback
+    from attnres_compile.integrations.export import export_weights as export_weights
+    from attnres_compile.integrations.pretrained import from_pretrained as from_pretrained
     from attnres_compile.measure.overhead import overhead as overhead
     from attnres_compile.model.status import Status as Status
     from attnres_compile.pipelines.pipeline import pipeline as pipeline
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 # Loaded when first used, so that the command line answers without loading torch.
 _HOMES = {
+    "AttnResCallback": "attnres_compile.integrations.callback",
     "AttnResConfig": "attnres_passes.ir.config",
     "AttnResError": "attnres_kernels.errors",
     "DepthWeights": "attnres_compile.recording.weights",
@@ -49,6 +53,8 @@ _HOMES = {
     "Verification": "attnres_compile.api.verification",
     "depth_weights": "attnres_compile.recording.live",
     "explain": "attnres_compile.api.explain",
+    "export_weights": "attnres_compile.integrations.export",
+    "from_pretrained": "attnres_compile.integrations.pretrained",
     "load": "attnres_compile.api.save_load",
     "overhead": "attnres_compile.measure.overhead",
     "param_groups": "attnres_compile.api.optimizers",

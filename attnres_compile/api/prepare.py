@@ -11,6 +11,7 @@ from torch import nn
 from attnres_compile.capture.analysis import apply_on_decline, plan_model, warn_if_partial
 from attnres_compile.model import parameters
 from attnres_compile.model.errors import AlreadyPreparedError
+from attnres_compile.model.left_out_weights import check_none_left_out
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_passes.ir.config import AttnResConfig, ConfigError
@@ -42,10 +43,13 @@ def prepare(
 
     Raises:
         ConfigError, CaptureError, NoStreamError (unless ``on_decline`` is "warn" or "ignore"), AlreadyPreparedError
-        (with another plan), RegistrationError. The model is then as it was.
+        (with another plan), RegistrationError, WeightsLeftOutError (transformers loaded the model from a checkpoint
+        with AttnRes parameters, without them). The model is then as it was.
     """
     chosen = config_from(config, options)
     model = unwrapped(model)
+    if parameters_of(model) is None:
+        check_none_left_out(model)
     plan = plan_model(model, args, kwargs, chosen)
     existing = parameters_of(model)
     if existing is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,22 @@ def save(model: nn.Module, directory: str | Path) -> None:
             weights of another plan; the directory is then as it was.
     """
     added = require_parameters(model)
+    saved_directory.write(Path(directory), SavedDirectory(added.plan, whole_tensors(added)))
+
+
+def whole_tensors(added: AttnResParameters) -> dict[str, Tensor]:
+    """The parameters of a model and its plan tensor, by their names below ``model.attnres``, sharded ones gathered.
+
+    Raises:
+        SavedStateError: they have no data, or are of another plan.
+    """
     plan_tensor.check_plan_tensor(added)
-    tensors = {name: _whole(value) for name, value in added.state_dict().items()}
+    current = {**_parameters_by_name(added), plan_tensor.NAME: added.get_buffer(plan_tensor.NAME)}
+    tensors = {name: _whole(value) for name, value in current.items()}
     without_data = [name for name, value in tensors.items() if value.is_meta]
     if without_data:
         raise SavedStateError(f"{without_data[0]} is on the meta device and has no data; load weights first.")
-    saved_directory.write(Path(directory), SavedDirectory(added.plan, tensors))
+    return tensors
 
 
 def load(model: nn.Module, directory: str | Path) -> Plan:
@@ -57,18 +68,31 @@ def load(model: nn.Module, directory: str | Path) -> Plan:
         SavedStateError: files are missing, damaged or of another schema, the plan is another one, or tensors have
             another name, shape or kind of dtype, or a value that is not finite; the model is then as it was.
     """
-    model = unwrapped(model)
     folder = Path(directory)
-    saved = saved_directory.read(folder)
-    _check_tensors(saved, folder)
+    return adopt(unwrapped(model), saved_directory.read(folder), folder / TENSOR_FILE)
+
+
+def adopt(model: nn.Module, saved: SavedDirectory, path: Path) -> Plan:
+    """Take over saved parameters, strictly; a model that is not prepared is, with their plan. Returns the plan.
+
+    Args:
+        model: without a wrapper.
+        saved: to take over.
+        path: of the file that they are from, for messages.
+
+    Raises:
+        RegistrationError.
+        SavedStateError: the plan is another one, or a tensor does not fit; the model is then as it was.
+    """
+    _check_tensors(saved, path)
     added = parameters_of(model)
     if added is not None:
-        _check_plan(added, saved.plan, model, folder)
-        _copy(added, saved.tensors, folder)
+        _check_plan(added, saved.plan, model, path.parent)
+        _copy(added, saved.tensors, path)
         return added.plan
     added = parameters.register(model, saved.plan)
     try:
-        _copy(added, saved.tensors, folder)
+        _copy(added, saved.tensors, path)
     except BaseException:
         parameters.remove(model)
         raise
@@ -89,9 +113,9 @@ def _check_plan(added: AttnResParameters, saved: Plan, model: nn.Module, folder:
         )
 
 
-def _check_tensors(saved: SavedDirectory, folder: Path) -> None:
+def _check_tensors(saved: SavedDirectory, path: Path) -> None:
     """Compare the tensors with their own plan, so that nothing is registered for a file that will not load."""
-    tensors, path = saved.tensors, folder / TENSOR_FILE
+    tensors = saved.tensors
     saved_directory.check_shapes(saved.plan, tensors, path)
     for name, value in tensors.items():
         if not value.is_floating_point():
@@ -116,14 +140,14 @@ def _check_own_tensor(tensor: Tensor, plan: Plan, path: Path) -> None:
         )
 
 
-def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy tensors that fit, after the last thing that can be wrong with them."""
-    own = dict(added.named_parameters())
+    own = _parameters_by_name(added)
     cast = {name: tensors[name].to(parameter.dtype) for name, parameter in own.items()}
     overflown = [name for name, value in cast.items() if not torch.isfinite(value).all()]
     if overflown:
         raise SavedStateError(
-            f"{overflown[0]} in {folder / TENSOR_FILE} is too large for {own[overflown[0]].dtype} of the model; load "
+            f"{overflown[0]} in {path} is too large for {own[overflown[0]].dtype} of the model; load "
             "into a model of a wider dtype."
         )
     with torch.no_grad():
@@ -131,6 +155,19 @@ def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], folder: Path)
             parameter.copy_(_placed_like(parameter, cast[name]))
         # Weights of another plan may have come in place before; these are of the plan.
         added.get_buffer(plan_tensor.NAME).copy_(plan_tensor.encode(added.plan, torch.float32, torch.device("cpu")))
+
+
+def _parameters_by_name(added: AttnResParameters) -> dict[str, Tensor]:
+    """The parameters that count now, by the names that they were registered under.
+
+    A library that trains copies of modules, as peft does by ``modules_to_save``, puts a wrapper in the place of each.
+    """
+    found: dict[str, Tensor] = {}
+    for read in added.plan.depth_reads:
+        path = added.path(read)
+        module: Any = added.get_submodule(path)
+        found |= {f"{path}.query": module.query, f"{path}.key_norm.weight": module.key_norm.weight}
+    return found
 
 
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -84,3 +84,15 @@ class RecordingError(AttnResError):
 
 class SavedStateError(AttnResError):
     """A directory does not hold AttnRes parameters that fit the model."""
+
+
+class WeightsLeftOutError(AttnResError):
+    """A checkpoint holds AttnRes parameters, and the model was loaded from it without them.
+
+    Found by ``prepare`` and by the first compiled call, which would put new ones in their place
+    (``model/left_out_weights.py``).
+    """
+
+
+class ExportError(AttnResError):
+    """The AttnRes parameters mean something else in the layout that they are to be written in."""

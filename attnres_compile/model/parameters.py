@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from attnres_compile.model import plan_tensor
+from attnres_compile.model import left_out_weights, plan_tensor
 from attnres_compile.model.errors import NotPreparedError, RegistrationError
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.calls import Calls
@@ -197,7 +197,10 @@ def register(model: nn.Module, plan: Plan, compiled_already: bool = False) -> At
 
     Raises:
         RegistrationError: the model has an attribute of that name.
+        WeightsLeftOutError: with ``compiled_already``, those of ``left_out_weights.check_none_left_out``.
     """
+    if compiled_already:
+        left_out_weights.check_none_left_out(model)
     if hasattr(model, NAME):
         raise RegistrationError(
             f"{type(model).__name__} already has an attribute {NAME!r} of its own; rename it, since the parameters "
