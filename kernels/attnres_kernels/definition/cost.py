@@ -85,6 +85,7 @@ TWO_PHASE_ON_CPU = 1.78
 Both are from docs/benchmarks/schedules-cpu.json (`python -m kernels.benchmarks.cpu_schedules`), without gradients,
 fp32, width 768, 12 sublayers in 4 blocks, one thread, processor time of a read: direct 99.8 us at 1 token and 827.7 us
 at 256, two phases 412.6 us and 1789.7 us; 6.83 and 7.25 elements moved per read, token and column, and 5 phases.
+Of 24 sublayers in 8 blocks, at 256 tokens, they foretell 0.53 for direct over two phases; measured is 0.47.
 """
 
 MOST_TOKENS_ON_CPU = 256
