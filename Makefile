@@ -13,7 +13,7 @@ pin = "$$(grep '^$(1)==' $(CONSTRAINTS))"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-full test check format clean
+.PHONY: help demo demo-full test versions check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo-full: $(VENV)/.installed  ## the same, and prove and time the 124M GPT-2 to
 
 test: $(VENV)/.installed-dev  ## run the test suite (JOBS=n processes, PYTEST_ARGS=... for pytest)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+versions: $(VENV)/.created  ## run the suite under each torch, 2.11 to 2.15; goes on where it ended (hours; VERSIONS_ARGS=..)
+	$(BIN)/python .ci/versions.py $(VERSIONS_ARGS)
 
 check: $(VENV)/.installed-dev  ## formatting, lint, types, import rules, and that the tests can be collected
 	$(BIN)/ruff format --check .

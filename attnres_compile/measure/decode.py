@@ -27,6 +27,10 @@ GRAPH_MODE = "reduce-overhead"
 """Inductor's mode that replays the step as a CUDA graph."""
 
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a forward calls its cache: the first since transformers 5.24, which still takes the second but warns of it."""
+
+
 class DecodeError(MeasureError):
     """A model cannot be decoded with a static cache; the message says why."""
 
@@ -36,6 +40,7 @@ class DecodeStep:
 
     def __init__(self, model: nn.Module, token: torch.Tensor, cache: Any, graphs: bool) -> None:
         self.model, self.token, self.cache, self.graphs = model, token, cache, graphs
+        self._cache = _as_argument(model, cache)
         self._lengths: list[torch.Tensor] = [layer.cumulative_length for layer in cache.layers]
         self._filled = [length.clone() for length in self._lengths]
 
@@ -49,7 +54,7 @@ class DecodeStep:
             # Else the graph of one model is recorded as a continuation of the other's.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            return self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True)
+            return self.model(input_ids=self.token, use_cache=True, **self._cache)
 
     def __call__(self) -> None:
         self.set_back()
@@ -80,8 +85,8 @@ def check_decodable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     if args or set(kwargs) != {"input_ids"}:
         given = ", ".join([*(f"argument {index}" for index in range(len(args))), *kwargs]) or "nothing"
         raise DecodeError(f"{name} is called with {given}, and a step can only be made of input_ids alone")
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise DecodeError(f"{name} takes no past_key_values")
+    if _cache_name(model) is None:
+        raise DecodeError(f"{name} takes no {' and no '.join(CACHE_NAMES)}")
     if kwargs["input_ids"].shape[-1] < 2:
         raise DecodeError("a step needs a token before it: pass --seq 2 or more")
 
@@ -133,11 +138,23 @@ def _empty_cache(model: nn.Module, tokens: torch.Tensor) -> Any:
     # What it holds does not matter, so that a prepared model may run plain.
     as_it_was = contextlib.nullcontext() if parameters_of(model) is None else plain(model)
     with torch.no_grad(), as_it_was:
-        model.forward(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+        model.forward(input_ids=tokens[:, :1], use_cache=True, **_as_argument(model, cache))
     if not cache.layers or not all(isinstance(_length(layer), torch.Tensor) for layer in cache.layers):
         raise DecodeError("the StaticCache of the installed transformers keeps no length: upgrade it")
     cache.reset()
     return cache
+
+
+def _cache_name(model: nn.Module) -> str | None:
+    """What the forward of ``model`` calls its cache; None if it takes none."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+def _as_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
+    name = _cache_name(model)
+    assert name is not None  # ``check_decodable`` has refused the others
+    return {name: cache}
 
 
 def _length(layer: Any) -> Any:
@@ -149,6 +166,6 @@ def _fill(model: nn.Module, tokens: torch.Tensor, cache: Any) -> None:
     if parameters_of(model) is not None:
         forward = torch.compile(model, backend="attnres", options={"inner": "eager"})
     with torch.no_grad():
-        forward(input_ids=tokens, past_key_values=cache, use_cache=True)
+        forward(input_ids=tokens, use_cache=True, **_as_argument(model, cache))
     # The step's graph is to be made as in a process that has only ever decoded.
     torch.compiler.reset()

@@ -10,7 +10,11 @@ through every later one. So it is enough to step in at these points, in every sc
   that came over the wire is added to the gradient that goes back over it;
 - before a backward, what the store holds for a block that was made here is added to the gradient of that output.
 
-Checked with torch 2.13. Under an older torch, making a stage is an error that says so.
+What a micro-batch was given and gave is what torch passes through these methods; where torch keeps it in between is
+its own (``fwd_cache`` until 2.14, ``_forward_chunk_states`` in 2.15, which also lets go of outputs once they are sent).
+The public ``register_forward_context`` of 2.15 is told the micro-batch, but neither inputs nor outputs.
+
+Checked with torch 2.13 and 2.15. Under an older torch, making a stage is an error that says so.
 """
 
 from __future__ import annotations
@@ -88,7 +92,9 @@ class ChunkStage(PipelineStage):
         later = [other for other in chunks.plan.of_rank(chunk.rank) if other.index > chunk.index]
         # The blocks that no later chunk of the rank reads.
         self.last_reads = tuple(block for block in chunk.cached if not any(block in other.cached for other in later))
-        self._leaves: dict[int, dict[int, int]] = {}
+        self._leaves: dict[int, dict[int, Tensor]] = {}
+        self._arrived: tuple[Tensor, ...] = ()
+        self._sent: tuple[Any, ...] = ()
         self._microbatch = -1
 
     def forward_one_chunk(
@@ -108,16 +114,15 @@ class ChunkStage(PipelineStage):
         leaves = tuple(self.store.leaf(fwd_chunk_id, block, records) for block in self.chunk.cached)
         given = {**(kwargs or {}), CACHED: leaves}
         output = super().forward_one_chunk(fwd_chunk_id, args, given, save_forward_output)
-        outputs, inputs = self.fwd_cache[fwd_chunk_id]
         for block in self.chunk.keeps:
             arrived = block in self.chunk.arrives
-            value = inputs[self.chunk.arrives.index(block)] if arrived else outputs[self.chunk.sends.index(block)]
+            value = (
+                self._arrived[self.chunk.arrives.index(block)] if arrived else self._sent[self.chunk.sends.index(block)]
+            )
             self.store.put(fwd_chunk_id, block, value)
-        # torch flattens positional arguments and keywords into one list, where leaves are found by identity.
-        position = {id(value): index for index, value in enumerate(inputs)}
-        self._leaves[fwd_chunk_id] = {
-            block: position[id(leaf)] for block, leaf in zip(self.chunk.cached, leaves, strict=True)
-        }
+        self._arrived, self._sent = (), ()
+        if records:
+            self._leaves[fwd_chunk_id] = dict(zip(self.chunk.cached, leaves, strict=True))
         for block in self.last_reads:
             self.store.drop(fwd_chunk_id, block)
         return output
@@ -125,9 +130,11 @@ class ChunkStage(PipelineStage):
     def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward_maybe_with_nosync(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.is_last:
+            self._arrived = args
             return output
         outputs = output if isinstance(output, tuple) else (output,)
-        return tuple(self._sendable(tensor) for tensor in outputs)
+        self._arrived, self._sent = args, tuple(self._sendable(tensor) for tensor in outputs)
+        return self._sent
 
     def _sendable(self, tensor: Tensor) -> Tensor:
         """Contiguous; and a copy where the schedule detaches outputs in place: reads of this chunk saved the source."""
@@ -161,12 +168,14 @@ class ChunkStage(PipelineStage):
         Args:
             backward_type, bwd_kwargs, last_backward: those of torch.
         """
+        # torch flattens positional arguments and keywords into one list, where leaves are found by identity.
+        places = {id(value): place for place, value in enumerate(bwd_kwargs.get("input_values", ()))}
         gradients, groups = super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         if backward_type == "weight" or self.is_first:
             return gradients, groups
         microbatch, summed = self._microbatch, list(gradients)
-        for block, place in self._leaves.pop(microbatch).items():
-            if (gradient := summed[place]) is not None:
+        for block, leaf in self._leaves.pop(microbatch).items():
+            if (gradient := summed[places[id(leaf)]]) is not None:
                 self.store.add_gradient(microbatch, block, gradient)
         for block in self.chunk.keeps:
             if block in self.chunk.arrives:
@@ -177,6 +186,7 @@ class ChunkStage(PipelineStage):
     def clear_runtime_states(self) -> None:
         super().clear_runtime_states()
         self._leaves.clear()
+        self._arrived, self._sent = (), ()
         self.store.clear()
 
 

@@ -76,6 +76,34 @@ def launch(tokens: int, width: int, itemsize: int) -> float:
     return LAUNCH_BYTES / (max(tokens, 1) * width * itemsize)
 
 
+PHASE_1_ON_CPU = 1_370_000
+"""What a phase 1 on torch calls costs on a CPU beside what it moves, as elements that direct reads move meanwhile."""
+
+TWO_PHASE_ON_CPU = 1.78
+"""What an element costs there that two phases move, over one that direct reads move.
+
+Both are from docs/benchmarks/schedules-cpu.json (`python -m kernels.benchmarks.cpu_schedules`), without gradients,
+fp32, width 768, 12 sublayers in 4 blocks, one thread, processor time of a read: direct 99.8 us at 1 token and 827.7 us
+at 256, two phases 412.6 us and 1789.7 us; 6.83 and 7.25 elements moved per read, token and column, and 5 phases.
+Of 24 sublayers in 8 blocks, at 256 tokens, they foretell 0.53 for direct over two phases; measured is 0.47.
+"""
+
+MOST_TOKENS_ON_CPU = 256
+"""As many as were measured."""
+
+
+def two_phase_on_cpu(moved: float, phases: int, tokens: int, width: int) -> float:
+    """What groups with a phase 1 cost on a CPU, in units of `d` elements per token that direct reads move.
+
+    Args:
+        moved: by all groups.
+        phases: groups with a phase 1.
+        tokens: of the batch; none count as one.
+        width: `d`, elements of a token.
+    """
+    return TWO_PHASE_ON_CPU * moved + phases * PHASE_1_ON_CPU / (max(tokens, 1) * width)
+
+
 def group(shared: int, completed: Sequence[int]) -> float:
     """All reads of a group: phase 1 over the shared blocks, and each read's further completed blocks in place.
 

@@ -23,7 +23,7 @@ def logits_text(spec: LogitsSpec) -> str:
             "added = tl.load(branch + row[:, None] * branch_stride + column[None, :], mask=in_source, other=0.0)",
             "# The block is rounded before its logits are made, as it is where the add is a kernel of its own.",
             "loaded = (state.to(tl.float32) + added.to(tl.float32)).to(source.dtype.element_ty)",
-            "is_written = in_source & (tl.program_id(1) == 0)",
+            "is_written = (row < written_rows)[:, None] & (column < width)[None, :]",
             "tl.store(source + row[:, None] * width + column[None, :], loaded, mask=is_written)",
         ]
     else:
@@ -41,6 +41,8 @@ def logits_text(spec: LogitsSpec) -> str:
         ]
     else:
         body.append('products += tl.dot(value, tl.trans(key), input_precision="ieee")')
+    # A bound and not one more condition: Triton 3.9's interpreter makes integers of a mask and such a comparison.
+    head = ["left = reads - first", *(["written_rows = tl.where(first == 0, rows, 0)"] if spec.adds else [])]
     return f"""\
 @triton.jit
 def logits{"_add" if spec.adds else ""}_{"split" if spec.splits_keys else "plain"}(
@@ -51,7 +53,7 @@ def logits{"_add" if spec.adds else ""}_{"split" if spec.splits_keys else "plain
     first = tl.program_id(1) * BLOCK_R
     keys += first * width
     logits += first
-    left = reads - first
+    {lines(head, 4)}
     read = tl.arange(0, BLOCK_R)
     products = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
     squares = tl.zeros([BLOCK_T], tl.float32)

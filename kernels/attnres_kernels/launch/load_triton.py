@@ -25,6 +25,13 @@ from attnres_kernels.launch.tuning import Choice
 DUMP_VARIABLE = "ATTNRES_DUMP"
 """Where graphs are written to, and kernels beside them, if it is set."""
 
+FUSION_VARIABLE = "TRITON_DEFAULT_FP_FUSION"
+"""Whether Triton joins a product and a sum into one instruction; ours count on it. From 3.10 on it is off unless this
+is set, and 3.9 warns of that. Inductor hands no such option on for kernels that it did not write, and its processes
+that compile inherit the variable, so it is set here, before any of them starts; a value that the user has set stays.
+"""
+os.environ.setdefault(FUSION_VARIABLE, "1")
+
 HEADER = "import triton\nimport triton.language as tl\n\n\n"
 
 

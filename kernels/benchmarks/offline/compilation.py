@@ -64,7 +64,10 @@ def compile_offline(text: str, constants: dict[str, float], tile: tuple[int, int
     source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
     path, code = Path(kernel.fn.__code__.co_filename), compiled.asm
-    facts = nvidia_facts(code["cubin"], path) if "cubin" in code else amd_facts(str(code["amdgcn"]), path)
+    if "cubin" in code:
+        facts = nvidia_facts(code["cubin"], str(code["ptx"]), path)
+    else:
+        facts = amd_facts(str(code["amdgcn"]), path)
     return Compiled(kernel.__name__, target, facts, compiled.metadata.shared)
 
 

@@ -65,10 +65,19 @@ class Inference:
 
 @dataclass(frozen=True)
 class ReadGroups:
-    """The groups of one stream; ``str()`` is the cost model's table. inference: what else they were compared by."""
+    """The groups of one stream; ``str()`` is the cost model's table.
+
+    inference: what else they were compared by; note: a further line of the table, on what was chosen and why.
+    """
 
     groups: tuple[Group, ...]
     inference: Inference | None = None
+    note: str = ""
+
+    @property
+    def moved(self) -> float:
+        """Of all groups."""
+        return sum(group.moved for group in self.groups)
 
     def __str__(self) -> str:
         rows = []
@@ -89,9 +98,9 @@ class ReadGroups:
         headers = ["reads", "completed", "schedule", "shared", "moved", "if direct", "plain"]
         table = tabulate(rows, headers=headers, disable_numparse=True)
         text = f"{table}\nmoved per read and token, in units of the width: the add before and the norm behind included"
-        if self.inference is None:
-            return text
-        return f"{text}\nnothing is differentiated: a launch counts as {self.inference.launch:.3g}"
+        if self.inference is not None:
+            text = f"{text}\nnothing is differentiated: a launch counts as {self.inference.launch:.3g}"
+        return f"{text}\n{self.note}" if self.note else text
 
 
 def group_reads(
@@ -129,6 +138,28 @@ def group_reads(
         groups += (replace(group, first=start + group.first) for group in cut(completed[start : start + count]))
         start += count
     return ReadGroups(tuple(groups), of_inference)
+
+
+def group_reads_on_cpu(
+    completed: Sequence[int], tokens: int, width: int, most_in_place: int, runs: Sequence[int] = ()
+) -> ReadGroups:
+    """Direct reads or one group per block, whichever costs less on a CPU where nothing is differentiated.
+
+    Args:
+        completed, most_in_place, runs: those of ``group_reads``.
+        tokens: of the batch. Of more than were measured, the reads are in one group per block.
+        width: of the stream.
+    """
+    direct, two_phase = (group_reads(completed, name, most_in_place, runs=runs) for name in ("direct", "two_phase"))
+    if tokens > cost.MOST_TOKENS_ON_CPU:
+        return replace(two_phase, note=f"on a CPU: two_phase, as for all over {cost.MOST_TOKENS_ON_CPU} tokens")
+    phases = sum(group.shared > 0 for group in two_phase.groups)
+    in_phases = cost.two_phase_on_cpu(two_phase.moved, phases, tokens, width)
+    chosen = direct if direct.moved <= in_phases else two_phase
+    note = (
+        f"on a CPU, nothing differentiated, {tokens} tokens: direct costs {direct.moved:.4g}, two_phase {in_phases:.4g}"
+    )
+    return replace(chosen, note=note)
 
 
 def _per_block(completed: Sequence[int]) -> Iterator[Group]:

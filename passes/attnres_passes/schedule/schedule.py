@@ -34,7 +34,7 @@ from attnres_passes.ir.annotations import Annotation, annotate, annotation_of, r
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.regions import put_in_region, region_of
-from attnres_passes.schedule.group_reads import Group, Inference, ReadGroups, group_reads
+from attnres_passes.schedule.group_reads import Group, Inference, ReadGroups, group_reads, group_reads_on_cpu
 from attnres_passes.schedule.provider import Provider, ProviderChoice
 from attnres_passes.schedule.scheduled_nodes import call
 from attnres_passes.torch_private.example_values import example_value, size_hint
@@ -59,22 +59,17 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
         rewritten: of a model, or of a part of one.
         plan: of the whole model.
         choice: what the reads will be bound to. For kernels, "auto" looks for the cheapest cut; for torch calls, it is
-            the cut by blocks, "two_phase".
+            the cut by blocks, "two_phase", or on a CPU, where nothing is differentiated and tokens are few, "direct".
     """
     gm = copied(rewritten)
-    chosen = plan.config.schedule
-    if chosen == "naive":
+    if plan.config.schedule == "naive":
         return Scheduled(gm, ())
-    if chosen == "auto" and choice.provider is Provider.TORCH:
-        chosen = "two_phase"
     read_groups = []
     for index in range(len(plan.streams)):
         reads = [_taken_apart(node, plan) for node in gm.graph.nodes if _is_read_of(node, index)]
         of_stream = []
         for segment in _segments(reads):
-            inference = _inference(segment[0], plan, choice.most_with_own_logits)
-            completed = [len(read.completed) for read in segment]
-            found = group_reads(completed, chosen, choice.most_in_place, inference, _runs(segment))
+            found = _groups_of(segment, plan, choice)
             _Segment(segment, plan).emit(found)
             of_stream.append(found)
         read_groups.append(tuple(of_stream))
@@ -121,15 +116,25 @@ def _taken_apart(node: Node, plan: Plan) -> _Read:
     return _Read(node, annotation, completed, partial, query, weight)
 
 
-def _inference(read: _Read, plan: Plan, most: int) -> Inference | None:
-    """What counts beside bytes for the segment of ``read``; None if that is nothing, or its tokens are not known."""
+def _groups_of(segment: Sequence[_Read], plan: Plan, choice: ProviderChoice) -> ReadGroups:
+    asked, runs = plan.config.schedule, _runs(segment)
+    completed = [len(read.completed) for read in segment]
+    value, tokens = example_value(segment[0].node), _tokens(segment[0])
+    width = plan.streams[segment[0].annotation.stream].width
+    if asked != "auto" or choice.provider is Provider.TRITON:
+        inference = None
+        if choice.most_with_own_logits and tokens is not None:
+            inference = Inference(cost.launch(tokens, width, value.dtype.itemsize), choice.most_with_own_logits)
+        return group_reads(completed, asked, choice.most_in_place, inference, runs)
+    if tokens is None or choice.differentiates or value.device.type != "cpu":
+        return group_reads(completed, "two_phase", choice.most_in_place, None, runs)
+    return group_reads_on_cpu(completed, tokens, width, choice.most_in_place, runs)
+
+
+def _tokens(read: _Read) -> int | None:
+    """Tokens of a read, as far as they are known before the call."""
     value = example_value(read.node)
-    if most == 0 or value is None:
-        return None
-    tokens = size_hint(math.prod(value.shape[:-1]))
-    if tokens is None:
-        return None
-    return Inference(cost.launch(tokens, plan.streams[read.annotation.stream].width, value.dtype.itemsize), most)
+    return None if value is None else size_hint(math.prod(value.shape[:-1]))
 
 
 def _segments(reads: Sequence[_Read]) -> list[list[_Read]]:

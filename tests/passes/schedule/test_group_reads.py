@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attnres_kernels.definition import cost
-from attnres_passes.schedule.group_reads import MOST_READS, Group, Inference, group_reads
+from attnres_passes.schedule.group_reads import MOST_READS, Group, Inference, group_reads, group_reads_on_cpu
 
 
 def completed_by(writes: int, block_size: int) -> list[int]:
@@ -139,3 +142,45 @@ def test_the_cut_of_gpt2_without_gradients() -> None:
 def test_what_is_taken_in_place_is_bounded() -> None:
     wide = group_reads(completed_by(24, 1), "auto", most_in_place=2)
     assert all(n - group.shared <= 2 for group in wide.groups for n in group.completed)
+
+
+@given(rising, st.integers(1, 256), st.sampled_from([64, 768, 1 << 20]))
+def test_on_a_cpu_the_cheaper_of_the_two_is_taken(completed: list[int], tokens: int, width: int) -> None:
+    found = group_reads_on_cpu(completed, tokens, width, 12)
+    direct, two_phase = (group_reads(completed, name, 12) for name in ("direct", "two_phase"))
+    phases = sum(group.shared > 0 for group in two_phase.groups)
+    in_phases = 1.78 * two_phase.moved + phases * 1_370_000 / (tokens * width)
+    assert found.groups == (direct if direct.moved <= in_phases else two_phase).groups
+    assert str(found).endswith(f"{tokens} tokens: direct costs {direct.moved:.4g}, two_phase {in_phases:.4g}")
+
+
+def test_on_a_cpu_decode_steps_read_directly_and_long_prefills_in_phases() -> None:
+    for completed in (completed_by(24, 3), completed_by(12, 3)):
+        decode, prefill = (group_reads_on_cpu(completed, tokens, 768, 12) for tokens in (1, 512))
+        assert {group.schedule for group in decode.groups} == {"direct"}
+        assert prefill.groups == group_reads(completed, "two_phase", 12).groups
+        assert "on a CPU: two_phase, as for all over 256 tokens" in str(prefill)
+
+
+def test_on_a_cpu_many_blocks_are_worth_a_phase() -> None:
+    completed = completed_by(400, 10)
+    assert {group.schedule for group in group_reads_on_cpu(completed, 256, 4096, 64).groups} == {"two_phase"}
+    assert {group.schedule for group in group_reads_on_cpu(completed, 1, 256, 64).groups} == {"direct"}
+
+
+def test_the_costs_on_a_cpu_are_those_of_the_record() -> None:
+    """What one more token, and one more phase, costs in its samples, within the spread of a busy machine."""
+    path = Path(__file__).resolve().parents[3] / "docs" / "benchmarks" / "schedules-cpu.json"
+    cells = {
+        cell["tokens"]: {name: 1e6 * median(samples) / 12 for name, samples in cell["samples"].items()}
+        for cell in json.loads(path.read_text())["cells"]
+        if (cell["writes"], cell["blocks"], cell["width"]) == (12, 4, 768)
+    }
+    completed = completed_by(12, 3)
+    direct, two_phase = (group_reads(completed, name, 12) for name in ("direct", "two_phase"))
+    per_token = {name: (cells[256][name] - cells[1][name]) / 255 for name in ("direct", "two_phase")}
+    of_direct, of_phases = per_token["direct"] / direct.moved, per_token["two_phase"] / two_phase.moved
+    phases = sum(group.shared > 0 for group in two_phase.groups)
+    left = cells[1]["two_phase"] - cells[1]["direct"] - (per_token["two_phase"] - per_token["direct"])
+    assert of_phases / of_direct == pytest.approx(cost.TWO_PHASE_ON_CPU, rel=0.05)
+    assert left / phases / of_direct * 768 == pytest.approx(cost.PHASE_1_ON_CPU, rel=0.05)
