@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -88,22 +90,60 @@ def checkpointed_fsdp(model: Net, compile_model: Callable[[Net], None]) -> nn.Mo
     return model
 
 
-WAYS = {way.__name__: way for way in (fsdp_then_compile, compile_then_fsdp, hsdp, ddp, checkpointed_fsdp)}
+def split_layers(model: Net, mesh: DeviceMesh) -> None:
+    """The first matrix of each MLP by its outputs, the second by its inputs."""
+    for block in model.body.blocks:
+        parallelize_module(block, mesh, {"mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()})
+
+
+def tp(model: Net, compile_model: Callable[[Net], None]) -> nn.Module:
+    split_layers(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    compile_model(model)
+    return model
+
+
+def checkpointed_tp(model: Net, compile_model: Callable[[Net], None]) -> nn.Module:
+    tp(model, compile_model)
+    for block in model.body.blocks:
+        block._compiled_call_impl = functools.partial(checkpoint, block._compiled_call_impl, use_reentrant=False)
+    return model
+
+
+def fsdp_tp(model: Net, compile_model: Callable[[Net], None]) -> nn.Module:
+    """Two ranks share the layers of one batch, and two such pairs all parameters."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("data", "model"))
+    split_layers(model, mesh["model"])
+    shard(model, mesh=mesh["data"])
+    compile_model(model)
+    return model
+
+
+WAYS = {
+    way.__name__: way
+    for way in (fsdp_then_compile, compile_then_fsdp, hsdp, ddp, checkpointed_fsdp, tp, checkpointed_tp, fsdp_tp)
+}
 COMPILED = {"per_block": per_block, "whole": whole}
+
+
+def batches(way: str, size: int) -> int:
+    """How many different batches the ranks have: those that split the layers have one together."""
+    return {"tp": 1, "checkpointed_tp": 1, "fsdp_tp": size // 2}.get(way, size)
 
 
 def train(rank: int, size: int, store: str, cells: list[tuple[str, str]]) -> None:
     """Five steps in each of several ways, with the losses of one process."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    wanted = trained_alone(size)
     for way, compiled in cells:
         torch.compiler.reset()
+        count = batches(way, size)
+        wanted = trained_alone(count)
         model = prepared(batch(0, 0))
         wrapped = WAYS[way](model, COMPILED[compiled])
-        optimizer = torch.optim.SGD(ac.param_groups(model, lr=0.05, weight_decay=0.1))
+        # Sharded parameters and whole ones do not go through one operator.
+        optimizer = torch.optim.SGD(ac.param_groups(model, lr=0.05, weight_decay=0.1), foreach=False)
         for step in range(STEPS):
-            loss = wrapped(batch(rank, step)).square().mean()
+            loss = wrapped(batch(rank * count // size, step)).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
