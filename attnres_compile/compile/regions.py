@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from attnres_passes.torch_private.borders.part_examples import (
     is_plain,
     results_of,
 )
-from attnres_passes.torch_private.example_values import example_value, fake_mode_of
+from attnres_passes.torch_private.example_values import example_value, fake_mode_of, storage_id
 from attnres_passes.torch_private.inner_compilers import compile_examples, compile_inner
 
 log = logging.getLogger("attnres_compile")
@@ -63,20 +64,27 @@ class _Compiled(nn.Module):
         return self.compiled(*given)
 
 
-class _Compiler:
-    """Follows the values of a graph without data, and compiles each kind of part when it first comes.
-
-    known: by kind, what was compiled, and what it gives.
+@dataclass(frozen=True)
+class _Kind:
+    """Parts that are alike. name: of the module that runs them; results: what they give; changed: the places of the
+    inputs that they change in place.
     """
+
+    name: str
+    results: tuple[Example, ...]
+    changed: tuple[int, ...]
+
+
+class _Compiler:
+    """Follows the values of a graph without data, and compiles each kind of part when it first comes."""
 
     def __init__(self, gm: GraphModule, inputs: Sequence[Any], inner: str, mode: str | None) -> None:
         self.gm, self.inner, self.mode = gm, inner, mode
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
         self.fake_mode = fake_mode_of([*map(example_value, placeholders), *inputs])
         self.inputs = dict(zip(placeholders, inputs, strict=True))
-        self.known: dict[Any, tuple[str, tuple[Example, ...]]] = {}
-        self.calls = GraphModule({}, Graph())
-        self.graph = Graph()
+        self.kinds: dict[Any, _Kind] = {}
+        self.calls, self.graph = GraphModule({}, Graph()), Graph()
         self.env: dict[Node, Node] = {}
 
     def run(self, parts: Sequence[Part]) -> Callable[..., Any] | NotSplit:
@@ -89,17 +97,11 @@ class _Compiler:
             values[node] = example_of(value, requires_grad=isinstance(given, Tensor) and given.requires_grad)
             self.env[node] = self.graph.placeholder(node.name)
         for part in parts:
-            examples = tuple(values[node] for node in part.inputs)
-            kind = (part.token, examples)
-            if kind not in self.known:
-                made = self._compiled(part, examples, parts)
-                if isinstance(made, NotSplit):
-                    return made
-                self.known[kind] = f"attnres_part_{len(self.known)}", made[1]
-                self.calls.add_submodule(self.known[kind][0], _Compiled(made[0]))
-            name, results = self.known[kind]
-            call = self.graph.call_module(name, tuple(self.env[node] for node in part.inputs))
-            for index, (node, result) in enumerate(zip(part.outputs, results, strict=True)):
+            kind = self._kind(part, tuple(values[node] for node in part.inputs))
+            if any(self._is_shared(part.inputs[place], parts) for place in kind.changed):
+                return NotSplit(f"one sublayer changes in place what another one is given ({part.origin})")
+            call = self.graph.call_module(kind.name, tuple(self.env[node] for node in part.inputs))
+            for index, (node, result) in enumerate(zip(part.outputs, kind.results, strict=True)):
                 values[node] = result
                 self.env[node] = self.graph.call_function(operator.getitem, (call, index))
         (output,) = (node for node in self.gm.graph.nodes if node.op == "output")
@@ -108,18 +110,31 @@ class _Compiler:
                 self.env[node] = self.graph.node_copy(node)
                 setattr(self.calls, str(node.target), operator.attrgetter(str(node.target))(self.gm))
         self.graph.node_copy(output, self.env.__getitem__)
-        log.info("attnres: regions=True: %d parts, %d kinds, each compiled once", len(parts), len(self.known))
+        log.info("attnres: regions=True: %d parts, %d kinds, each compiled once", len(parts), len(self.kinds))
         return GraphModule(self.calls, self.graph).forward
 
-    def _compiled(
-        self, part: Part, examples: Sequence[Example], parts: Sequence[Part]
-    ) -> tuple[Callable[..., Any], tuple[Example, ...]] | NotSplit:
+    def _kind(self, part: Part, examples: tuple[Example, ...]) -> _Kind:
+        """The kind of a part that is given such values; compiled, if it is the first."""
+        known = self.kinds.get((part.token, examples))
+        if known is not None:
+            return known
         results, changed = results_of(part.gm, examples, self.fake_mode)
-        for index in changed:
-            node = part.inputs[index]
-            if node.op != "placeholder" or sum(node in other.inputs for other in parts) > 1:
-                return NotSplit(f"one sublayer changes in place what another one is given ({part.origin})")
         if [node.target for node in part.gm.graph.nodes if node.op.startswith("call")] == [torch.add]:
             # An addition to the partial sum: a compiler would only put calls around it.
-            return part.gm.forward, results
-        return compile_examples(part.gm, examples, self.fake_mode, self.inner, self.mode), results
+            compiled = part.gm.forward
+        else:
+            compiled = compile_examples(part.gm, examples, self.fake_mode, self.inner, self.mode)
+        kind = self.kinds[part.token, examples] = _Kind(f"attnres_part_{len(self.kinds)}", results, tuple(changed))
+        self.calls.add_submodule(kind.name, _Compiled(compiled))
+        return kind
+
+    def _is_shared(self, node: Node, parts: Sequence[Part]) -> bool:
+        """Whether a value that a part changes is another part's as well, or lies in the memory of another input.
+
+        A part is compiled for inputs that lie apart.
+        """
+        value = self.inputs.get(node)
+        if not isinstance(value, Tensor) or sum(node in part.inputs for part in parts) > 1:
+            return True
+        others = (other for other in self.inputs.values() if isinstance(other, Tensor) and other is not value)
+        return any(storage_id(other) == storage_id(value) for other in others)

@@ -167,3 +167,40 @@ def test_a_graph_that_cannot_be_cut_says_so(caplog: pytest.LogCaptureFixture) ->
     assert record.levelno == logging.WARNING
     assert "compiled as one: one sublayer changes in place what another one is given" in record.message
     assert re.search(r"test_regions\.py:\d+", record.message)
+
+
+class Remembering(nn.Module):
+    """Every layer adds to a buffer; with ``shared``, all to the same memory."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(4))
+        self.linears = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        memory = torch.zeros(3, 8)
+        for index in range(3):
+            self.register_buffer(f"memory_{index}", memory[0] if shared else memory[index].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, linear, memory in zip(self.norms, self.linears, list(self.buffers()), strict=False):
+            memory.add_(1.0)
+            x = x + (linear(norm(x)) + memory).tanh()
+        return self.norms[-1](x)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_layers_write_to(shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(2, 3, 8)
+    models = [Remembering(shared), Remembering(shared)]
+    found = []
+    for model, regions in zip(models, (False, True), strict=True):
+        ac.prepare(model, (x,), block_size=1)
+        torch.manual_seed(1)
+        randomize(model)
+        torch.compiler.reset()
+        model.compile(backend="attnres", options={"inner": "aot_eager", "regions": regions})
+        with torch.no_grad():
+            found.append([model(x), model(x), model.memory_0, model.memory_2])
+    for expected, actual in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert ("changes in place" in caplog.text) == shared
