@@ -137,7 +137,7 @@ def _compile(
     with _registered(owner, analysis.plan) as added:
         new_inputs = [added.parameter(parameter) for parameter in planned]
         stage(f"{config.inner} compiles the rewritten graph")
-        compiled = compile_graph(levels.closed, [*inputs, *new_inputs], analysis.plan, mode)
+        compiled = compile_graph(levels.closed, [*inputs, *new_inputs], config, mode)
         _guard_graph(owner)
     added.calls.compiled += 1
     status.note_rewritten(owner.model, added.plan, len(planned) // 2)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_compile.capture.cuts import placeholder_values
 from attnres_compile.compile.dump import LevelDump
+from attnres_compile.compile.regions import compile_graph, compile_graph_later
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, note_state, sources_of
 from attnres_compile.model.errors import BorderError, StalePlanError
@@ -37,7 +38,6 @@ from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, S
 from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied
-from attnres_passes.torch_private.inner_compilers import compile_inner, compile_later
 from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 log = logging.getLogger("attnres_compile")
@@ -116,7 +116,7 @@ class PieceGraph:
         analysis = self.analyse(states)
         if all(piece.is_idle and piece.enters and not piece.leaving for piece in analysis.pieces):
             return False
-        self.variants[_key(states)] = self._compiled(analysis, inputs, dump, compile_inner)
+        self.variants[_key(states)] = self._compiled(analysis, inputs, dump, compile_graph)
         return True
 
     def analyse(self, states: Mapping[int, Sources]) -> PieceAnalysis:
@@ -125,7 +125,7 @@ class PieceGraph:
         Raises:
             BorderError: a part of it cannot be replaced.
         """
-        plan = self.added.plan
+        plan = replace(self.added.plan, config=self.options.config)
         entering: dict[int, Entering] = {}
         for position, sources in states.items():
             value = self.placeholders[position]
@@ -150,7 +150,7 @@ class PieceGraph:
         if variant is None or variant.compiled_for != self._signatures(variant):
             with unseen_by_checkpoints():
                 analysis = self.analyse(states)
-                variant = self._compiled(analysis, args, LevelDump(), compile_later)
+                variant = self._compiled(analysis, args, LevelDump(), compile_graph_later)
             self.variants[key] = variant
         piece = variant.rewritten
         if piece is None:
@@ -220,14 +220,14 @@ class PieceGraph:
         config, mode = self.options.config, self.options.mode
         if not analysis.pieces:
             closed = close_regions(self.gm, config.inner == "eager") if torch.is_grad_enabled() else self.gm
-            return _Variant(compiler(closed, list(inputs), config.inner, mode))
+            return _Variant(compiler(closed, list(inputs), config, mode))
         rewritten = rewrite_piece(self.gm, analysis)
         dump.only = set(analysis.depth_reads)
         levels = lower_rewritten(rewritten.gm, analysis.plan, dump, differentiates=torch.is_grad_enabled())
         placeholders = [example_value(node) for node in rewritten.gm.graph.nodes if node.op == "placeholder"]
         sources = placeholders[len(inputs) : len(inputs) + rewritten.num_sources]
         parameters = [self.added.parameter(parameter) for parameter in rewritten.parameters]
-        compiled = compiler(levels.closed, [*inputs, *sources, *parameters], config.inner, mode)
+        compiled = compiler(levels.closed, [*inputs, *sources, *parameters], config, mode)
         self.reads |= set(analysis.depth_reads)
         log.info(
             "attnres: %s, a part of its model: %d reads rewritten, %d sources in, %s, reads on %s (%s)",
@@ -294,6 +294,6 @@ def compile_piece(
     states = states_among(inputs, added)
     if not piece.first(inputs, states, dump):
         log.info("attnres: a part of a prepared model without its residual stream, compiled as it is")
-        return compile_inner(gm, list(inputs), options.config.inner, options.mode)
+        return compile_graph(gm, list(inputs), options.config, options.mode)
     added.calls.compiled += 1
     return piece

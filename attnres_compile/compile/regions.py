@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.split_at_reads import NotSplit, Part, split_at_reads
 from attnres_passes.torch_private.borders.part_examples import (
     Example,
@@ -26,21 +26,20 @@ from attnres_passes.torch_private.borders.part_examples import (
     results_of,
 )
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of, storage_id
-from attnres_passes.torch_private.inner_compilers import compile_examples, compile_inner
+from attnres_passes.torch_private.inner_compilers import compile_examples, compile_inner, compile_later
 
 log = logging.getLogger("attnres_compile")
 
 
-def compile_graph(gm: GraphModule, inputs: list[Any], plan: Plan, mode: str | None) -> Callable[..., Any]:
+def compile_graph(gm: GraphModule, inputs: list[Any], config: AttnResConfig, mode: str | None) -> Callable[..., Any]:
     """Hand a graph to the inner compiler, whole, or in parts where the config asks for it and the graph can be cut.
 
     Args:
         gm: lowered, its checkpoints closed.
         inputs: examples of its inputs, in order.
-        plan: its config says how.
+        config: says how.
         mode: one of Inductor's modes; None for none.
     """
-    config = plan.config
     if not config.regions:
         return compile_inner(gm, inputs, config.inner, mode)
     parts = split_at_reads(gm)
@@ -51,6 +50,17 @@ def compile_graph(gm: GraphModule, inputs: list[Any], plan: Plan, mode: str | No
         parts = compiled
     log.warning("attnres: regions=True, and yet this graph is compiled as one: %s", parts.message)
     return compile_inner(gm, inputs, config.inner, mode)
+
+
+def compile_graph_later(
+    gm: GraphModule, inputs: list[Any], config: AttnResConfig, mode: str | None
+) -> Callable[..., Any]:
+    """``compile_graph`` during a call of a graph, which can get no more guards: whole.
+
+    Args:
+        gm, inputs, config, mode: those of ``compile_graph``.
+    """
+    return compile_later(gm, inputs, config.inner, mode)
 
 
 class _Compiled(nn.Module):

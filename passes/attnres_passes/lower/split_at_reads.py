@@ -94,6 +94,8 @@ def _numbers(gm: GraphModule) -> dict[Node, int] | NotSplit:
     """The number of the part that each node is in, in the order of the nodes."""
     nodes = [node for node in gm.graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     reads = [node for node in nodes if _mark(node)]
+    if not reads:
+        return dict.fromkeys(nodes, 0)
     sources = {given for read in reads for given in read.all_input_nodes if not _mark(given) and not _is_added(given)}
     numbers: dict[Node, int] = {}
     number, open_modes, begins = 0, 0, False

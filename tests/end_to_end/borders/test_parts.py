@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -65,3 +67,33 @@ def test_more_layers_than_the_limit_of_recompiles() -> None:
         step(model)
         step(model)
     assert ac.status(model).rewritten_calls == 2
+
+
+def test_layers_in_regions(caplog: pytest.LogCaptureFixture) -> None:
+    """A compiled layer is cut at its reads, too."""
+    torch.compiler.reset()
+    caplog.set_level("INFO", "attnres_compile")
+    wanted = step(whole(prepared("gpt2", num_blocks=2)))
+    model = prepared("gpt2", num_blocks=2)
+    for layer in layers(model):
+        layer.compile(backend="attnres", options={"inner": "aot_eager", "regions": True})
+    assert_same(step(model), wanted)
+    assert caplog.text.count("each compiled once") >= 2
+
+
+@pytest.mark.parametrize("schedule", ["naive", "direct", "two_phase"])
+def test_layers_take_the_schedule_that_they_are_compiled_with(
+    schedule: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNRES_DUMP", str(tmp_path))
+    torch.compiler.reset()
+    model = prepared("gpt2", num_blocks=2)
+    layer = layers(model)[1]
+    for one in layers(model):
+        one.compile(backend="attnres", options={"inner": "eager", **({"schedule": schedule} if one is layer else {})})
+    step(model)
+    texts = [path.read_text() for path in sorted(tmp_path.rglob("*lowered*"))]
+    marks = {"naive": "naive.naive_read", "direct": "scheduled.direct_read", "two_phase": "two_phase.merge"}
+    assert any(marks[schedule] in text for text in texts)
+    if schedule != "two_phase":
+        assert not all(marks[schedule] in text for text in texts)
