@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from attnres_kernels import autograd
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.split_at_reads import NotSplit, Part, split_at_reads
 from attnres_passes.torch_private.borders.part_examples import (
@@ -74,6 +75,17 @@ class _Compiled(nn.Module):
         return self.compiled(*given)
 
 
+def _is_operators(gm: GraphModule) -> bool:
+    """Whether a graph calls functions on operators of ours alone, or adds once."""
+    called = [node.target for node in gm.graph.nodes if node.op.startswith("call")]
+    if called == [torch.add]:
+        return True
+    return all(
+        target is operator.getitem or getattr(target, "__module__", "").startswith(autograd.__name__)
+        for target in called
+    )
+
+
 @dataclass(frozen=True)
 class _Kind:
     """Parts that are alike. name: of the module that runs them; results: what they give; changed: the places of the
@@ -94,6 +106,7 @@ class _Compiler:
         self.fake_mode = fake_mode_of([*map(example_value, placeholders), *inputs])
         self.inputs = dict(zip(placeholders, inputs, strict=True))
         self.kinds: dict[Any, _Kind] = {}
+        self.compiled = 0
         self.calls, self.graph = GraphModule({}, Graph()), Graph()
         self.env: dict[Node, Node] = {}
 
@@ -120,7 +133,7 @@ class _Compiler:
                 self.env[node] = self.graph.node_copy(node)
                 setattr(self.calls, str(node.target), operator.attrgetter(str(node.target))(self.gm))
         self.graph.node_copy(output, self.env.__getitem__)
-        log.info("attnres: regions=True: %d parts, %d kinds, each compiled once", len(parts), len(self.kinds))
+        log.info("attnres: regions=True: %d parts, %d kinds of them compiled, each once", len(parts), self.compiled)
         return GraphModule(self.calls, self.graph).forward
 
     def _kind(self, part: Part, examples: tuple[Example, ...]) -> _Kind:
@@ -129,10 +142,11 @@ class _Compiler:
         if known is not None:
             return known
         results, changed = results_of(part.gm, examples, self.fake_mode)
-        if [node.target for node in part.gm.graph.nodes if node.op.startswith("call")] == [torch.add]:
-            # An addition to the partial sum: a compiler would only put calls around it.
+        if _is_operators(part.gm):
+            # Of reads that are operators, and of an addition to the partial sum, a compiler would make no more.
             compiled = part.gm.forward
         else:
+            self.compiled += 1
             compiled = compile_examples(part.gm, examples, self.fake_mode, self.inner, self.mode)
         kind = self.kinds[part.token, examples] = _Kind(f"attnres_part_{len(self.kinds)}", results, tuple(changed))
         self.calls.add_submodule(kind.name, _Compiled(compiled))

@@ -124,8 +124,9 @@ def lower_rewritten(
         rewritten = without_regions(rewritten)
     # The provider comes first, since a schedule for kernels weighs bytes and launches that torch calls do not have.
     choice = choose_provider(rewritten, plan, differentiates)
-    if plan.config.regions and plan.config.schedule == "auto" and choice.provider is Provider.TORCH:
-        # Reads that share nothing are alike; two-phase ones differ by their place in the block.
+    is_auto = plan.config.schedule == "auto" and choice.provider is Provider.TORCH
+    if plan.config.regions and is_auto and not differentiates:
+        # Reads by the definition are alike; direct ones, which would be compiled, differ by their place in the block.
         plan = replace(plan, config=replace(plan.config, schedule="naive"))
     scheduled = schedule(rewritten, plan, choice)
     after_pass(scheduled.gm, Level.SCHEDULED, plan)

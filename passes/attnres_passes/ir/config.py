@@ -48,8 +48,8 @@ class AttnResConfig:
     allow_unnormed: rewrite streams although reads that feed a write are not normed.
     streams: names of the streams to rewrite; None for all.
     eps: added to the mean square in the key norm (paper equation 3).
-    regions: compile what is alike in all layers once, and a read once for each number of sources, so that the time to
-        compile hardly grows with depth; Python then calls the parts one after the other.
+    regions: compile what is alike in all layers once, so that the time to compile hardly grows with depth; Python then
+        calls the parts of a graph one after the other.
     sequence_group: name of a process group, ``group.group_name``, over whose ranks the stored blocks are cut along the
         sequence (paper section 4.2); None keeps all of them on every rank. For inference.
 

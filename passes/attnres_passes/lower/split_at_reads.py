@@ -111,7 +111,7 @@ def _numbers(gm: GraphModule) -> dict[Node, int] | NotSplit:
         numbers[node] = number
         begins, previous = node in sources or _is_write(node), mark
     _with_their_tuples(numbers)
-    _before_the_first(gm, numbers, sources)
+    _before_the_first(numbers, sources)
     return numbers
 
 
@@ -141,13 +141,13 @@ def _with_their_tuples(numbers: dict[Node, int]) -> None:
             numbers[node] = numbers[made]
 
 
-def _before_the_first(gm: GraphModule, numbers: dict[Node, int], sources: set[Node]) -> None:
+def _before_the_first(numbers: dict[Node, int], sources: set[Node]) -> None:
     """Move what several parts need, or none, and no source goes into before all that a source goes into."""
     changed = {node.args[0] for node in numbers if is_in_place(node) and node.args}
     free: set[Node] = set()
     modes = list(_under_modes(numbers))
     for node in numbers:
-        fixed = node in sources or node in changed or node.is_impure() or is_in_place(node)
+        fixed = node in sources or node in changed or node.is_impure() or is_in_place(node) or _mark(node)
         given = node.all_input_nodes
         if not fixed and changed.isdisjoint(given) and all(one in free or one not in numbers for one in given):
             free.add(node)
@@ -155,7 +155,9 @@ def _before_the_first(gm: GraphModule, numbers: dict[Node, int], sources: set[No
         # What stands under a mode moves with it, or stays with it.
         inside = {node for node in unit if not begins_mode(node) and not ends_mode(node)}
         free = free | set(unit) if inside <= free else free - set(unit)
-    first = min((numbers[node] for node in sources if node in numbers), default=0) if _has_root(gm, numbers) else -1
+    first = (
+        min((numbers[node] for node in sources if node in numbers), default=0) if _has_root(numbers, sources) else -1
+    )
     needed = [node for node in free if not any(numbers.get(user) == numbers[node] for user in node.users)]
     needed += [node for node in free if any(numbers.get(user, numbers[node]) != numbers[node] for user in node.users)]
     moved: set[Node] = set()
@@ -170,12 +172,9 @@ def _before_the_first(gm: GraphModule, numbers: dict[Node, int], sources: set[No
         numbers[node] = first
 
 
-def _has_root(gm: GraphModule, numbers: Mapping[Node, int]) -> bool:
-    """Whether the graph makes the first source that a read takes, and is not given it."""
-    first_read = next((node for node in numbers if _mark(node)), None)
-    if first_read is None:
-        return False
-    return any(given in numbers and not _is_write(given) for given in first_read.all_input_nodes if not _mark(given))
+def _has_root(numbers: Mapping[Node, int], sources: set[Node]) -> bool:
+    """Whether the graph makes the root of a stream, and is not given it."""
+    return any(node in numbers and not _is_write(node) for node in sources)
 
 
 def _under_modes(nodes: Iterable[Node]) -> Iterator[list[Node]]:
