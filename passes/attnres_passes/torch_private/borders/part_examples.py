@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 
@@ -86,7 +87,7 @@ def results_of(
         examples: of its inputs.
         fake_mode: of all values of the graph, while Dynamo hands it over: what they decide, its guards hold.
     """
-    with fake_mode:
+    with fake_mode, enable_python_dispatcher():
         given = [example.fresh() for example in examples]
         versions = [value._version if isinstance(value, Tensor) else 0 for value in given]
         results = _WithoutCheckpoints(part).run(*given)
