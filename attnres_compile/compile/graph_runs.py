@@ -15,6 +15,7 @@ from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_compile.capture.capture import copied_input
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.torch_private.example_values import size_hint
 
 SEED = 0
 
@@ -51,7 +52,9 @@ def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId
         wanted: nodes whose values are kept, with the reads that they give.
         added: values of the parameters that the rewrite added, in the order of their placeholders.
     """
-    inputs = map(copied_input, graph.captured.inputs)
+    # Sizes that Dynamo has made dynamic, since an earlier call had others, are inputs of their own.
+    given = (size_hint(value) if isinstance(value, torch.SymInt) else value for value in graph.captured.inputs)
+    inputs = map(copied_input, given)
     torch.manual_seed(SEED)
     interpreter = _ValueKeeper(gm, wanted)
     result = interpreter.run(*inputs, *added)

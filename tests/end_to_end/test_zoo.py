@@ -78,3 +78,13 @@ def test_a_wrong_rewrite_is_found_and_the_read_named(monkeypatch: pytest.MonkeyP
     zero_queries = verification.checks[0]
     assert "read 0.3 of transformer.h" in zero_queries.wrong_read
     assert "NOT verified" in str(verification)
+
+
+def test_sizes_that_earlier_calls_have_made_dynamic() -> None:
+    """Dynamo remembers by code, so that another model of the class, compiled with anything, decides."""
+    model, _, _ = zoo.by_name("hf_gpt2").build()
+    compiled = torch.compile(model, backend="eager")
+    for rows, length in ((4, 9), (3, 7)):
+        compiled(input_ids=torch.zeros(rows, length, dtype=torch.long))
+    other, _, _ = zoo.by_name("hf_gpt2").build()
+    assert ac.verify(other, kwargs={"input_ids": torch.zeros(1, 7, dtype=torch.long)}).passed
