@@ -143,21 +143,9 @@ def _with_their_tuples(numbers: dict[Node, int]) -> None:
 
 def _before_the_first(numbers: dict[Node, int], sources: set[Node]) -> None:
     """Move what several parts need, or none, and no source goes into before all that a source goes into."""
-    changed = {node.args[0] for node in numbers if is_in_place(node) and node.args}
-    free: set[Node] = set()
     modes = list(_under_modes(numbers))
-    for node in numbers:
-        fixed = node in sources or node in changed or node.is_impure() or is_in_place(node) or _mark(node)
-        given = node.all_input_nodes
-        if not fixed and changed.isdisjoint(given) and all(one in free or one not in numbers for one in given):
-            free.add(node)
-    for unit in modes:
-        # What stands under a mode moves with it, or stays with it.
-        inside = {node for node in unit if not begins_mode(node) and not ends_mode(node)}
-        free = free | set(unit) if inside <= free else free - set(unit)
-    first = (
-        min((numbers[node] for node in sources if node in numbers), default=0) if _has_root(numbers, sources) else -1
-    )
+    free = _free(numbers, sources, modes)
+    first = min(numbers[node] for node in sources if node in numbers) if _has_root(numbers, sources) else -1
     needed = [node for node in free if not any(numbers.get(user) == numbers[node] for user in node.users)]
     needed += [node for node in free if any(numbers.get(user, numbers[node]) != numbers[node] for user in node.users)]
     moved: set[Node] = set()
@@ -170,6 +158,29 @@ def _before_the_first(numbers: dict[Node, int], sources: set[Node]) -> None:
         needed += [other for unit in modes if node in unit for other in unit]
     for node in moved:
         numbers[node] = first
+    _with_their_tuples(numbers)
+
+
+def _free(numbers: Mapping[Node, int], sources: set[Node], modes: Sequence[Sequence[Node]]) -> set[Node]:
+    """Nodes that no source goes into, and that read nothing that another one changes.
+
+    What stands under a mode moves with it: all of it is free, or none.
+    """
+    changed = {node.args[0] for node in numbers if is_in_place(node) and node.args}
+    switches = {node for unit in modes for node in unit if begins_mode(node) or ends_mode(node)}
+    held: set[Node] = set()
+    while True:
+        free = set(switches) - held
+        for node in numbers:
+            fixed = node in sources or node in changed or node in held or node in switches
+            fixed = fixed or bool(_mark(node)) or node.is_impure() or is_in_place(node)
+            given = node.all_input_nodes
+            if not fixed and changed.isdisjoint(given) and all(one in free or one not in numbers for one in given):
+                free.add(node)
+        new = {node for unit in modes if not free.issuperset(unit) for node in unit} - held
+        if not new:
+            return free
+        held |= new
 
 
 def _has_root(numbers: Mapping[Node, int], sources: set[Node]) -> bool:
