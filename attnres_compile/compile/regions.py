@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from attnres_kernels import autograd
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.split_at_reads import NotSplit, Part, split_at_reads
+from attnres_passes.torch_private import inner_compilers
 from attnres_passes.torch_private.borders.part_examples import (
     Example,
     example_of,
@@ -27,7 +28,6 @@ from attnres_passes.torch_private.borders.part_examples import (
     results_of,
 )
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of, storage_id
-from attnres_passes.torch_private.inner_compilers import compile_examples, compile_inner, compile_later
 
 log = logging.getLogger("attnres_compile")
 
@@ -42,7 +42,7 @@ def compile_graph(gm: GraphModule, inputs: list[Any], config: AttnResConfig, mod
         mode: one of Inductor's modes; None for none.
     """
     if not config.regions:
-        return compile_inner(gm, inputs, config.inner, mode)
+        return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
     parts = split_at_reads(gm)
     if not isinstance(parts, NotSplit):
         compiled = _Compiler(gm, inputs, config.inner, mode).run(parts)
@@ -50,7 +50,7 @@ def compile_graph(gm: GraphModule, inputs: list[Any], config: AttnResConfig, mod
             return compiled
         parts = compiled
     log.warning("attnres: regions=True, and yet this graph is compiled as one: %s", parts.message)
-    return compile_inner(gm, inputs, config.inner, mode)
+    return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
 
 
 def compile_graph_later(
@@ -61,7 +61,7 @@ def compile_graph_later(
     Args:
         gm, inputs, config, mode: those of ``compile_graph``.
     """
-    return compile_later(gm, inputs, config.inner, mode)
+    return inner_compilers.compile_later(gm, inputs, config.inner, mode)
 
 
 class _Compiled(nn.Module):
@@ -147,7 +147,7 @@ class _Compiler:
             compiled = part.gm.forward
         else:
             self.compiled += 1
-            compiled = compile_examples(part.gm, examples, self.fake_mode, self.inner, self.mode)
+            compiled = inner_compilers.compile_examples(part.gm, examples, self.fake_mode, self.inner, self.mode)
         kind = self.kinds[part.token, examples] = _Kind(f"attnres_part_{len(self.kinds)}", results, tuple(changed))
         self.calls.add_submodule(kind.name, _Compiled(compiled))
         return kind
