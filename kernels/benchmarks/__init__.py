@@ -6,5 +6,9 @@
     python -m kernels.benchmarks show       the table of a kept record
     python -m kernels.benchmarks plot       the picture of a kept record
 
+    python -m kernels.benchmarks.builds           steps of a model under this build and under another, in pairs
+    python -m kernels.benchmarks.cpu_schedules    the reads of a forward on the CPU, by schedule and by tokens
+    python -m kernels.benchmarks.optimizer_check  the check before every optimizer step, inside the step
+
 They use ``attnres_compile`` and nothing there uses them. Whole models are measured by ``attnres bench model``.
 """
