@@ -75,18 +75,21 @@ class Verification:
         return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
 
 
-def relative_error(expected: Tensor, found: Tensor) -> float:
+def relative_error(expected: Tensor, found: Tensor, at_least: float = 0.0) -> float:
     """Largest difference relative to the largest element; infinite if one is nan and the other is not.
 
     Args:
         expected, found: tensors of one shape.
+        at_least: what the difference is relative to where all elements are smaller.
     """
     left, right = expected.double().flatten(), found.double().flatten()
     if left.numel() == 0:
         return 0.0
     same = (left == right) | (left.isnan() & right.isnan())
     difference = torch.where(same, torch.zeros_like(left), (left - right).abs())
-    largest = left.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    largest = (
+        left.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp_min(max(at_least, torch.finfo(torch.float32).tiny))
+    )
     return float((difference.max() / largest).nan_to_num(nan=float("inf")))
 
 

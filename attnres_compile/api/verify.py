@@ -1,16 +1,16 @@
 """``verify``: prove on the user's own model that the rewrite computes what it should.
 
-Two checks that need no reference implementation. With zero queries and ``scale="sum"`` every read is the plain
-residual sum, so the rewritten model must equal the original. With random queries and key weights, every schedule
-must equal the definition. Reads are compared one by one, so that the first wrong one is named. A model of several
-graphs is compared with the plain one as a whole (``verify_parts``).
+Checks that need no reference implementation. With zero queries and ``scale="sum"`` every read is the plain residual
+sum, so the rewritten graph must equal the original one, read by read, and the compiled model must equal the plain
+module in eager, gradients included (``verify_eager``), which knows nothing of our capture. With random queries and key
+weights, every schedule must equal the definition. Reads are compared one by one, so that the first wrong one is named.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from attnres_compile.api.prepare import config_from
 from attnres_compile.api.verification import TOLERANCES, Check, Verification, dtype_name, relative_error
-from attnres_compile.api.verify_parts import check_in_parts
+from attnres_compile.api.verify_eager import PARTS, WHOLE, check_against_eager
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, one_graph, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
@@ -40,6 +40,8 @@ from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule.provider import Provider
 
 SCHEDULES = ("direct", "two_phase")
+LARGEST_COPY = 2 * 2**30
+"""Bytes of a model in fp64 up to which gradients are compared in fp64: there are two sets of them, and a copy."""
 
 
 def verify(
@@ -53,9 +55,9 @@ def verify(
     """Compare the rewritten model with the original one and with the definition, on example inputs.
 
     Runs graphs eagerly, in the model's dtype and, where the model computes in one dtype throughout, in fp64 on a
-    copy. The model, its buffers and the random state are not changed. A prepared model is verified with its plan's
-    config unless another is given; its trained queries play no part. A model that Dynamo makes several graphs of is
-    copied, and the copy compiled, run, and compared with the plain model in eager, gradients included.
+    copy. A copy is then compiled, run, and compared with the plain model in eager, gradients included; of a model that
+    Dynamo makes several graphs of, this is the one check. The model, its buffers and the random state are not changed.
+    A prepared model is verified with its plan's config unless another is given; its trained queries play no part.
 
     Args:
         model, args, kwargs, config, options: those of ``prepare``.
@@ -69,8 +71,9 @@ def verify(
         config = added.plan.config
     chosen = config_from(config, options)
     if isinstance(one_graph(model, args, kwargs), str):
-        return Verification((check_in_parts(model, args, kwargs, chosen),))
+        return Verification((check_against_eager(model, args, kwargs, chosen, PARTS),))
     checks: list[Check] = []
+    providers = set()
     with torch.no_grad(), buffers_restored(model), torch.random.fork_rng():
         graphs = analyse_model(model, args, kwargs, chosen)
         plan = plan_of(graphs, chosen)
@@ -79,11 +82,26 @@ def verify(
         for graph in graphs:
             if graph.analysis.plan.streams:
                 checks.append(_zero_query_check(graph, chosen))
-                checks.extend(_random_query_checks(graph, chosen))
-        if plan.streams:
-            stage("checking in float64")
-            checks.extend(_in_double(model, args, kwargs, chosen))
-    return Verification(tuple(checks))
+                provider, of_schedules = _random_query_checks(graph, chosen)
+                providers.add(provider)
+                checks.extend(of_schedules)
+        wide = list(_in_double(model, args, kwargs, chosen)) if plan.streams else []
+    if plan.streams and not _is_on_meta(model):
+        # Generated kernels compute in fp32, and would not be what runs on a copy in fp64.
+        dtypes = [_least_precise(graph.analysis) for graph in graphs if graph.analysis.plan.streams]
+        computed, given = _coarsest(dtypes), (args, kwargs)
+        if providers == {Provider.TORCH} and not any(check.skipped for check in wide) and _fits_in_double(model):
+            computed, given = torch.float64, _widened((tuple(args), dict(kwargs or {})))
+        checks.append(check_against_eager(model, *given, chosen, WHOLE, computed))
+    return Verification((*checks, *wide))
+
+
+def _fits_in_double(model: nn.Module) -> bool:
+    return sum(parameter.numel() * torch.float64.itemsize for parameter in model.parameters()) <= LARGEST_COPY
+
+
+def _is_on_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
@@ -95,17 +113,19 @@ def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     return _compare("zero queries, scale=sum = original", graph, expected, found)
 
 
-def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> Iterator[Check]:
-    """Every schedule with random queries and key weights equals the definition, read by read."""
+def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> tuple[Provider, list[Check]]:
+    """Every schedule with random queries and key weights equals the definition; what reads are bound to."""
+    checks = []
     for schedule in SCHEDULES:
         bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
         levels = run_passes_under(graph, bound, keeps_values=True)
-        yield _random_query_check(graph, levels, f"schedule={schedule}")
+        checks.append(_random_query_check(graph, levels, f"schedule={schedule}"))
     if levels.choice.provider is Provider.TRITON:
         # Without gradients, kernels have a form of their own: reads that make their own logits.
         bound = dataclasses.replace(config, schedule="auto")
         levels = run_passes_under(graph, bound, keeps_values=True, differentiates=False)
-        yield _random_query_check(graph, levels, "schedule=auto, no gradients")
+        checks.append(_random_query_check(graph, levels, "schedule=auto, no gradients"))
+    return levels.choice.provider, checks
 
 
 def _random_query_check(graph: AnalysedGraph, levels: GraphLevels, name: str) -> Check:
@@ -120,8 +140,9 @@ def _in_double(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
 ) -> Iterator[Check]:
     name = "zero queries, scale=sum = original"
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if _is_on_meta(model):
         return
+    stage("checking in float64")
     double = copy.deepcopy(model).double()
     wide_args, wide_kwargs = _widened((tuple(args), dict(kwargs or {})))
     for graph in analyse_model(double, wide_args, wide_kwargs, config):
@@ -168,5 +189,8 @@ def _least_precise(analysis: Analysis) -> torch.dtype:
     for op in analysis.trace.ops:
         if not reached.isdisjoint(op.inputs):
             reached.update(op.outputs)
-    dtypes = {value.dtype for number in reached if (value := analysis.trace.values[number]).is_floating}
+    return _coarsest({value.dtype for number in reached if (value := analysis.trace.values[number]).is_floating})
+
+
+def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)

@@ -1,0 +1,123 @@
+"""``verify`` against what is independent of capture: faults that no comparison of captured graphs can see."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attnres_compile as ac
+from attnres_compile.api.verification import Check
+from attnres_compile.api.verify_eager import WHOLE
+from tests.end_to_end.models import PreNorm, tokens
+
+
+def eager_check(model: nn.Module, *args: Any, **options: Any) -> Check:
+    found = ac.verify(model, args, **options)
+    (check,) = [check for check in found.checks if check.name == WHOLE]
+    assert found.passed == all(check.passed for check in found.checks)
+    return check
+
+
+def test_a_whole_graph_is_compared_in_fp64_with_gradients() -> None:
+    model, ids = PreNorm(layers=2), tokens()
+    before = copy.deepcopy(model.state_dict())
+    check = eager_check(model, ids)
+    assert check.passed
+    assert check.dtype == "float64"
+    assert check.wrong_read == "2 reads"
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not hasattr(model, "attnres")
+
+
+class OtherWhenCompiled(nn.Module):
+    """Takes another way while it is traced, so that the captured graph is not what the module computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.other = PreNorm(layers=2), 2.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.inner(ids)
+        return out * self.other if torch.compiler.is_compiling() else out
+
+
+def test_a_graph_that_is_not_the_module_is_found() -> None:
+    found = ac.verify(OtherWhenCompiled(), (tokens(),))
+    assert not found.passed
+    assert [check.name for check in found.checks if not check.passed] == [WHOLE]
+    assert "output 0 is off" in str(found)
+
+
+class DetachedWhenCompiled(nn.Module):
+    """Equal outputs, and no gradient for one parameter while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PreNorm(layers=2)
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scale = self.scale.detach() if torch.compiler.is_compiling() else self.scale
+        out: Tensor = self.inner(ids)
+        return out * scale.sum()
+
+
+def test_a_gradient_that_is_lost_is_found() -> None:
+    found = ac.verify(DetachedWhenCompiled(), (tokens(),))
+    assert [(check.name, check.wrong_read) for check in found.checks if not check.passed] == [
+        (WHOLE, "the gradient of scale is off")
+    ]
+
+
+class WithoutGradients(nn.Module):
+    """Writes over what its backward needs, so that it has no backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PreNorm(layers=2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out = self.inner(ids).exp()
+        result: Tensor = out * 2
+        out.zero_()
+        return result
+
+
+def test_a_model_without_a_backward_is_compared_by_its_outputs() -> None:
+    check = eager_check(WithoutGradients(), tokens())
+    assert check.passed
+    assert "no gradients to compare: one of the variables needed for gradient" in check.wrong_read
+
+
+def test_large_models_keep_their_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnres_compile.api.verify.LARGEST_COPY", 0)
+    check = eager_check(PreNorm(layers=2), tokens())
+    assert check.passed
+    assert check.dtype == "float32"
+
+
+def test_an_input_that_a_call_changes_is_copied() -> None:
+    """A cache that is no tensor, and no pytree that torch knows."""
+
+    class Cache:
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = PreNorm(layers=2)
+
+        def forward(self, ids: Tensor, cache: Cache) -> Tensor:
+            cache.seen.append(ids)
+            out: Tensor = self.inner(ids) * len(cache.seen)
+            return out
+
+    cache = Cache()
+    assert ac.verify(Cached(), (tokens(), cache)).passed
+    assert len(cache.seen) == 0
