@@ -82,6 +82,8 @@ def choose_provider(rewritten: GraphModule, plan: Plan, differentiates: bool = T
     if missing:
         return ProviderChoice.of(plan, Provider.TORCH, missing, differentiates)
     why = f"{KERNELS_VARIABLE}=triton" if asked else "the streams are on a GPU"
+    if not any(map(is_depth_attention, rewritten.graph.nodes)):
+        why = "no read is here to bind"
     return ProviderChoice.of(plan, Provider.TRITON, why, differentiates)
 
 
