@@ -79,8 +79,9 @@ def attnres(
         AttnResError, which is also torch's BackendCompilerFailed. The model is then as it was.
     """
     warn_if_untested()
-    owner = find_owner(gm)
+    owner: Owner | NoOwner | None = None
     try:
+        owner = find_owner(gm)
         with unseen_by_checkpoints():
             return _compile(gm, example_inputs, owner, mode, options or {})
     except AttnResError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnres_compile.model import left_out_weights, plan_tensor
-from attnres_compile.model.errors import NotPreparedError, RegistrationError
+from attnres_compile.model.errors import NotPreparedError, RegistrationError, StalePlanError
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.calls import Calls
 from attnres_passes.ir.plan import Plan, Stream
@@ -148,9 +148,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def parameters_of(model: nn.Module) -> AttnResParameters | None:
-    """The AttnRes parameters registered on ``model`` itself, if it is prepared."""
+    """The AttnRes parameters registered on ``model`` itself, if it is prepared.
+
+    Raises:
+        StalePlanError: a wrapper stands in their place.
+    """
     found = model._modules.get(NAME)
-    return found if isinstance(found, AttnResParameters) else None
+    if found is None or isinstance(found, AttnResParameters):
+        return found
+    if any(isinstance(inside, AttnResParameters) for inside in found.modules()):
+        streams = [f"{NAME}.streams.{index}" for index in range(_num_streams(found))]
+        raise StalePlanError(
+            f"a {type(found).__name__} stands where prepare put {type(model).__name__}.{NAME}, and has the AttnRes "
+            f"parameters inside. Wrap its streams and not the whole: for peft, modules_to_save={streams}."
+        )
+    return None
+
+
+def _num_streams(wrapper: nn.Module) -> int:
+    return next(len(inside.streams) for inside in wrapper.modules() if isinstance(inside, AttnResParameters))
 
 
 def find_prepared(model: nn.Module) -> nn.Module | None:
