@@ -103,7 +103,8 @@ def _tokens(shape: Any) -> torch.Tensor:
 
 def _token_ids(config: Any) -> list[torch.Tensor]:
     codebooks = getattr(config, "num_codebooks", None)
-    plain = _tokens((1, TOKENS))
+    known = _first([config.get_text_config()], ("vocab_size",)) or _HIGHEST_TOKEN
+    plain = _tokens((1, TOKENS)).clamp_max(known - 1)
     return [plain] if not codebooks else [plain, _tokens((1, TOKENS, codebooks)), _tokens((1, codebooks, TOKENS))]
 
 
