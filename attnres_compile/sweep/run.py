@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ def _answer(library: str, one: _Running) -> ModelRecord:
         record: ModelRecord = one.answer.recv()
     except EOFError:
         one.process.join()
-        return ModelRecord(one.name, library, Outcome.FAULT, reason=f"its process ended with {one.process.exitcode}")
+        code = one.process.exitcode
+        # That is how a system ends a process for want of memory.
+        outcome = Outcome.LIMIT if code == -signal.SIGKILL else Outcome.FAULT
+        return ModelRecord(one.name, library, outcome, reason=f"its process ended with {code}")
     one.process.join()
     return record
 

@@ -34,10 +34,12 @@ def test_the_limit_of_time_strikes_one_model_and_the_others_go_on(jobs: int) -> 
     assert found["a"].outcome is Outcome.DECLINED
 
 
-def test_a_process_that_dies_is_a_fault_that_says_how() -> None:
-    (record,) = sweep("transformers", ["dies"], 1, LIMITS, child)
-    assert record.outcome is Outcome.FAULT
-    assert record.reason == "its process ended with 7"
+@pytest.mark.parametrize(("name", "outcome", "code"), [("dies", Outcome.FAULT, 7), ("killed", Outcome.LIMIT, -9)])
+def test_a_process_that_ends_without_an_answer_says_how(name: str, outcome: Outcome, code: int) -> None:
+    """The system kills one for want of memory; nothing else that ends it is a limit."""
+    (record,) = sweep("transformers", [name], 1, LIMITS, child)
+    assert record.outcome is outcome
+    assert record.reason == f"its process ended with {code}"
 
 
 def test_the_bar_counts_the_models_and_names_those_that_run() -> None:
