@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from attnres_compile.sweep.making.errors import NotMadeError
+from attnres_kernels.errors import AttnResError
 
 MAX_PARAMETERS = 60_000_000
 _SECONDS_OF_TRIES = 60.0
@@ -98,7 +99,7 @@ def _require_small(build: Callable[[], nn.Module]) -> None:
 
 
 def _words(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join((error.message if isinstance(error, AttnResError) else str(error)).split())
     return f"{type(error).__name__}: {text[:200]}"
 
 
