@@ -38,7 +38,7 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
     pairs = [[*first, name] for name in together if name not in first]
     alone = [[name] for name in together]
     grid = [name for name in _GRIDS if name in parameters]
-    if grid and first:
+    if grid and main != "input_ids":
         yield from _patches(model.config, grid[0], first)
     seen: list[list[str]] = []
     sets: list[list[str]] = [first, *pairs, together, *alone]
