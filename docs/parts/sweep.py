@@ -39,6 +39,11 @@ def disagreements() -> str:
 
 
 @part
+def by_model() -> str:
+    return page.by_model(_records()) + "\n"
+
+
+@part
 def unlabelled() -> str:
     return page.unlabelled(_records()) + "\n"
 

@@ -97,6 +97,13 @@ def unlabelled(records: Sequence[ModelRecord]) -> str:
     return "\n".join(lines) or "None."
 
 
+def by_model(records: Sequence[ModelRecord]) -> str:
+    """A list: models whose label does not follow from the classes of their layers, with the reason."""
+    labelled = read_labels().models
+    found = [record.name for record in records if record.name in labelled]
+    return "\n".join(f"- `{name}`: {labelled[name][0]} writes; {labelled[name][1]}" for name in found) or "None."
+
+
 def not_made(records: Sequence[ModelRecord]) -> str:
     """A list: models that were not counted, with the reason."""
     found = [record for record in records if record.outcome not in DECIDED]
@@ -109,6 +116,7 @@ SECTIONS: dict[str, Callable[[Sequence[ModelRecord]], str]] = {
     "Agreement by label": by_kind,
     "Agreement by input": by_input,
     "Disagreements": disagreements,
+    "Labels of single models": by_model,
     "Not labelled": unlabelled,
     "Not counted": not_made,
 }
