@@ -1,9 +1,9 @@
 """The parts of sweep.md: what the record of the sweep says."""
 
-from attnres_compile.sweep.agreement import page
-from attnres_compile.sweep.record import ModelRecord, read_records
 from benchmark_records import BENCHMARKS
 
+from attnres_compile.sweep.agreement import page
+from attnres_compile.sweep.record import ModelRecord, read_records
 from parts import part
 
 RECORD = BENCHMARKS / "sweep.jsonl"
