@@ -42,7 +42,7 @@ DECLINED = {
     "wav2vec2": "post_norm",
     "xlnet": "post_norm",
 }
-TIMM = {"mixer_s16_224": 4}
+TIMM = {"deit_tiny_patch16_224": 4}
 
 
 @pytest.mark.parametrize(("name", "writes"), REWRITTEN.items())
