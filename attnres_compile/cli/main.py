@@ -1,4 +1,4 @@
-"""The ``attnres`` command: inspect, verify, report, plot, bench. Heavy imports wait until a verb runs."""
+"""The ``attnres`` command: inspect, verify, report, plot, bench, sweep. Heavy imports wait until a verb runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attnres_compile.cli import plot_verb, report_verb
+from attnres_compile.cli import plot_verb, report_verb, sweep_verb
 from attnres_compile.cli import verbs as cli_verbs
 from attnres_compile.cli.command import CommandParser, add_output, add_verb, run_command
 from attnres_compile.cli.options import (
@@ -24,7 +24,8 @@ _LEVELS = ("captured", "rewritten", "scheduled", "lowered")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0 done, 1 an error or a failed verification; ``inspect`` also 2 if some streams are rewritten and 3 if none is.
+    0 done, 1 an error or a failed verification; ``inspect`` also 2 if some streams are rewritten and 3 if none is;
+    ``sweep`` also 2 if a model was at fault.
     """
     return run_command(build_parser(), sys.argv[1:] if argv is None else argv, "attnres")
 
@@ -32,12 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
     parser = CommandParser(prog="attnres", description="Block Attention Residuals for any PreNorm transformer.")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{inspect,verify,report,plot,bench}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{inspect,verify,report,plot,bench,sweep}")
     _add_inspect(verbs)
     _add_verify(verbs)
     _add_report(verbs)
     _add_plot(verbs)
     bench = verbs.add_parser("bench", help="measure the plain against the AttnRes model, or the passes")
+    _add_sweep(verbs)
     _add_bench(bench.add_subparsers(title="benchmarks", required=True, metavar="{model,analysis,show}"))
     return parser
 
@@ -96,6 +98,16 @@ def _add_plot(verbs: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="a recording that w.save(FILE) wrote, or a record of --json FILE")
     ending = "the picture; its ending chooses the format (png, svg; of depth weights also pdf)"
     parser.add_argument("-o", "--output", metavar="PICTURE", required=True, help=ending)
+
+
+def _add_sweep(verbs: Any) -> None:
+    text = (
+        "make every model type of a library small, plan it, and verify what is rewritten; exit code 0 without a fault, "
+        "2 if a model raised an error that is none of ours or was not verified"
+    )
+    parser = add_verb(verbs, "sweep", sweep_verb.run_sweep, text)
+    sweep_verb.add_sweep_options(parser)
+    add_output(parser)
 
 
 def _add_bench(benchmarks: Any) -> None:
