@@ -100,12 +100,24 @@ def count_setting(graphs: ModelGraphs, counts: ModelCounts, parallel: Parallel) 
 
 
 def _places(graph: AnalysedGraph, branches: tuple[Branch, ...], parallel: Parallel) -> Places:
+    """The regions of a graph, and the marks of its norms and of what ranks sum."""
+    _check_not_empty(branches, parallel)
     regions: dict[Node, Region] = {}
     if parallel.checkpoint == "layer":
-        regions = dict(layer_regions(graph))
+        regions = layer_regions(graph)
     elif parallel.checkpoint == "branch":
-        regions = dict(branch_regions(branches))
+        regions = branch_regions(branches)
     places = Places(regions)
+    for norm, states in norms_of(graph).values():
+        if norm is not None and regions.keys().isdisjoint(norm.inner):
+            places.mark(Mark.INSIDE, *(node for node in norm.inner if node is not norm.output))
+            places.mark(Mark.STATE, *states)
+    if parallel.tp > 1:
+        places.mark(Mark.SUMMED, *(last_product(graph, branch) for branch in branches))
+    return places
+
+
+def _check_not_empty(branches: tuple[Branch, ...], parallel: Parallel) -> None:
     empty = next((branch for branch in branches if not branch.inner), None)
     if empty is not None and (parallel.checkpoint == "branch" or parallel.tp > 1):
         raise ParallelError(
@@ -113,17 +125,6 @@ def _places(graph: AnalysedGraph, branches: tuple[Branch, ...], parallel: Parall
             "has no branch that could be checkpointed or shared by tensor-parallel ranks: ask for checkpoint='layer' "
             "or for none, and for tp=1."
         )
-    for norm, states in norms_of(graph).values():
-        if norm is not None and not any(node in regions for node in norm.inner):
-            for node in norm.inner:
-                if node is not norm.output:
-                    places.mark(node, Mark.INSIDE)
-            for state in states:
-                places.mark(state, Mark.STATE)
-    if parallel.tp > 1:
-        for branch in branches:
-            places.mark(last_product(graph, branch), Mark.SUMMED)
-    return places
 
 
 def _plain(graph: AnalysedGraph, places: Places) -> Counted:

@@ -49,8 +49,10 @@ class Places:
     regions: dict[Node, Region] = field(default_factory=dict)
     marks: dict[Node, frozenset[Mark]] = field(default_factory=dict)
 
-    def mark(self, node: Node, mark: Mark) -> None:
-        self.marks[node] = self.marks.get(node, frozenset()) | {mark}
+    def mark(self, mark: Mark, *nodes: Node) -> None:
+        """Give a mark to some nodes."""
+        for node in nodes:
+            self.marks[node] = self.marks.get(node, frozenset()) | {mark}
 
     @contextlib.contextmanager
     def placed(self, graph: AnalysedGraph) -> Iterator[None]:
