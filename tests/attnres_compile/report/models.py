@@ -44,10 +44,11 @@ class Layer(nn.Module):
         self.branch = False
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, mlp in zip(self.norms, self.mlps, strict=True):
-            normed = norm(x)
-            x = x + (checkpoint(mlp, normed, use_reentrant=False) if self.branch else mlp(normed))
-        return x
+        x = x + self._branch(self.mlps[0], self.norms[0](x))
+        return x + self._branch(self.mlps[1], self.norms[1](x))
+
+    def _branch(self, mlp: nn.Module, normed: Tensor) -> Tensor:
+        return checkpoint(mlp, normed, use_reentrant=False) if self.branch else mlp(normed)
 
 
 class Layered(nn.Module):
