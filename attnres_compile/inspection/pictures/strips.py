@@ -130,7 +130,7 @@ class _Drawing:
             return
         at, middle = self.at, BORDER // 2
         lines = _line(SPINE, 0, SPINE, BORDER, "spine") + self._rails(0, BORDER)
-        line = f'<path class="border" d="M0 {middle}H{at.band_end}"/>'
+        line = f'<path class="wire border" stroke-dasharray="6 4" d="M0 {middle}H{at.band_end}"/>'
         words = _text(at.box, middle - 3, row.border, "small") + _text(at.info, middle - 3, row.crossing, "small")
         tip = f"{row.border}\n{row.crossing} cross it"
         yield Strip(_group("crossed", tip, lines + line + words), BORDER)

@@ -48,8 +48,8 @@ def setting_rows(graphs: ModelGraphs, counts: ModelCounts, model: nn.Module, par
     if parallel.fsdp > 1:
         layers, own = layers_of(counts.plan), list(model.named_parameters())
         added = added_parameters(counts.plan, model)
-        sides = (sharded(parameters, layers, parallel.fsdp) for parameters in (own, own + added))
-        communication += fsdp_rows(*sides, parallel.fsdp)
+        plain, attnres = (sharded(parameters, layers, parallel.fsdp) for parameters in (own, own + added))
+        communication += fsdp_rows(plain, attnres, parallel.fsdp)
     return SettingRows(tuple(checkpoint), tuple(communication))
 
 

@@ -109,9 +109,9 @@ def tensor_parallel_rows(found: SettingCounts) -> list[OverheadRow]:
         "every rank, so that nothing more is summed; all other rows are of a model that is not cut"
     )
     sums = [_sums(side, found.gradients) for side in (found.plain, found.attnres)]
-    sent = [2 * (ranks - 1) / ranks * one.bytes * found.lengths.ratio for one in sums]
+    plain, attnres = (2 * (ranks - 1) / ranks * one.bytes * found.lengths.ratio for one in sums)
     return [
-        OverheadRow(metrics[0], *sent, "B", "counted", scaled(note, found.lengths)),
+        OverheadRow(metrics[0], plain, attnres, "B", "counted", scaled(note, found.lengths)),
         OverheadRow(metrics[1], sums[0].calls, sums[1].calls, "", "counted", note),
     ]
 

@@ -63,7 +63,7 @@ def test_every_format_draws_them() -> None:
     assert "checkpoint ends, next begins: b0..b(0-2) (+ partial sum)" in folded
     svg = explanation.to_svg(expand=("all",))
     ElementTree.fromstring(svg)
-    assert svg.count('class="border"') == LAYERS + 1
+    assert svg.count('class="wire border"') == LAYERS + 1
     assert "b0..b1 + partial sum" in explanation.to_html()
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(
@@ -78,5 +78,5 @@ def test_a_model_without_borders_shows_none() -> None:
     explanation = explained("none")
     assert not borders(explanation)
     assert "border" not in explanation.report()
-    assert 'class="border"' not in explanation.to_svg()
+    assert 'class="wire border"' not in explanation.to_svg()
     assert all("border" not in site for site in explanation.to_dict()["streams"][0]["sites"])
