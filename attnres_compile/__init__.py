@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from attnres_compile.recording.live import Recording as Recording
     from attnres_compile.recording.live import depth_weights as depth_weights
     from attnres_compile.recording.weights import DepthWeights as DepthWeights
+    from attnres_compile.report.parallel import Parallel as Parallel
     from attnres_compile.report.table import OverheadReport as OverheadReport
     from attnres_kernels.errors import AttnResError as AttnResError
     from attnres_passes.ir.config import AttnResConfig as AttnResConfig
@@ -46,6 +47,7 @@ _HOMES = {
     "DepthWeights": "attnres_compile.recording.weights",
     "Explanation": "attnres_compile.api.explain",
     "OverheadReport": "attnres_compile.report.table",
+    "Parallel": "attnres_compile.report.parallel",
     "Pipeline": "attnres_compile.pipelines.rank",
     "Plan": "attnres_passes.ir.plan",
     "Recording": "attnres_compile.recording.live",

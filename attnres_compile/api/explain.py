@@ -154,6 +154,7 @@ def explain(
     Raises:
         ConfigError, CaptureError, GraphBreakError, NoStreamError.
     """
+    from attnres_compile.inspection.facts.borders import compiled_parts
     from attnres_compile.inspection.facts.build import breaks_of, inspection_of
 
     chosen = config_from(config, options)
@@ -179,4 +180,7 @@ def explain(
     )
     stage("describing what is rewritten")
     breaks = breaks_of(captured, "" if cut is None else cut.stream.name)
-    return Explanation(plan, inspection_of(plan, model_graphs, breaks), model_graphs, name or type(model).__name__)
+    parts = compiled_parts(model)
+    return Explanation(
+        plan, inspection_of(plan, model_graphs, breaks, parts), model_graphs, name or type(model).__name__
+    )

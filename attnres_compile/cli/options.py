@@ -88,6 +88,14 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", type=int, metavar="P", help="also what a pipeline of P ranks sends")
     parser.add_argument("--virtual", type=int, metavar="V", help="chunks of each of these ranks (default 1)")
     parser.add_argument(
+        "--checkpoint",
+        choices=("none", "layer", "branch"),
+        default="none",
+        help="what is under torch.utils.checkpoint: every layer, or the branch of every sublayer (default none)",
+    )
+    parser.add_argument("--fsdp", type=int, default=1, metavar="N", help="also what FSDP2 sends over N ranks")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="also what N tensor-parallel ranks sum")
+    parser.add_argument(
         "--sweep", choices=("blocks",), help="the trade-off over the number of blocks, as table or plot"
     )
     parser.add_argument(

@@ -20,6 +20,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     """Print the table, or the sweep, in the format that is asked for."""
     form = _format(arguments)
     pipeline = _pipeline(arguments)
+    parallel = _parallel(arguments)
     check_writable(arguments.output)
     options = report_load_options(arguments)
     from attnres_compile.models.source import load_model
@@ -35,6 +36,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         shown = _explained(loaded, lambda: _sweep(loaded, form, common))
     else:
         measured = {"measure": arguments.measure, "training_kwargs": loaded.training_kwargs, "pipeline": pipeline}
+        measured["parallel"] = parallel
         rounds = {} if arguments.rounds is None else {"rounds": arguments.rounds}
         keywords = common | measured | rounds | {"note": note}
         shown = _explained(loaded, lambda: _report(loaded, form, arguments.details, keywords))
@@ -62,6 +64,20 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[int, int] | None:
     if arguments.stages is None and arguments.virtual is not None:
         raise ConfigError("--virtual is of the ranks of a pipeline: give their number with --stages")
     return None if arguments.stages is None else (arguments.stages, arguments.virtual or 1)
+
+
+def _parallel(arguments: argparse.Namespace) -> Any:
+    """What is checkpointed and sharded. Raises ParallelError, and ConfigError for what cannot be together."""
+    from attnres_compile.report.parallel import Parallel
+
+    parallel = Parallel(arguments.checkpoint, arguments.fsdp, arguments.tp)
+    if not parallel.is_plain and arguments.sweep:
+        raise ConfigError("--sweep counts one rank without checkpoints: leave --checkpoint, --fsdp and --tp out")
+    if not parallel.is_plain and arguments.measure:
+        raise ConfigError(
+            "--measure times one process without checkpoints: leave it out, or --checkpoint, --fsdp and --tp"
+        )
+    return parallel
 
 
 def _lengths(loaded: Any) -> tuple[int, int] | None:

@@ -20,8 +20,9 @@ from attnres_compile.model.parameters import parameters_of
 from attnres_compile.progress import each
 from attnres_compile.report.comparison import Comparison, MeasureError
 from attnres_compile.report.counting.model_counts import Lengths, model_graphs
+from attnres_compile.report.parallel import Parallel
 from attnres_compile.report.records import describe_environment, device_name
-from attnres_compile.report.rows.overhead_rows import counted_rows, shape_lines, uncounted_calls
+from attnres_compile.report.rows.overhead_rows import counted_rows, setting_rows, shape_lines, uncounted_calls
 from attnres_compile.report.table import OverheadReport, OverheadRow
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ranks.layout import StageLayout
@@ -41,6 +42,7 @@ def overhead(
     note: str = "",
     lengths: tuple[int, int] | None = None,
     pipeline: tuple[int, int] | None = None,
+    parallel: Parallel | None = None,
     config: AttnResConfig | None = None,
     **options: Any,
 ) -> OverheadReport:
@@ -61,12 +63,14 @@ def overhead(
         lengths: tokens per row that ``args`` and ``kwargs`` have, and those that the report is to be scaled to, for
             models that cannot be captured at their full length.
         pipeline: ranks and chunks per rank of a pipeline to plan, for what it sends.
+        parallel: what is checkpointed and sharded; nothing by default.
         config: of the rewrite; that of a prepared model is its plan's.
         options: fields of the config in its place.
 
     Raises:
         AttnResError: the model cannot be rewritten.
         StageError: a pipeline with more chunks than sublayers.
+        ParallelError: the model cannot be checkpointed or sharded so.
         MeasureError: the model cannot be timed.
     """
     kwargs = dict(kwargs or {})
@@ -78,9 +82,12 @@ def overhead(
     if measure and is_weightless:
         raise MeasureError("a model without data cannot be timed: build it with its weights, or leave measure out")
     bare = model if prepared is None else plain_copy(model)
-    counts = model_graphs(bare, tuple(args), kwargs, chosen).count(Lengths(*(lengths or (1, 1))))
+    graphs = model_graphs(bare, tuple(args), kwargs, chosen)
+    counts = graphs.count(Lengths(*(lengths or (1, 1))))
     parameters = sum(parameter.numel() for parameter in bare.parameters())
-    rows = counted_rows(counts, parameters, None if pipeline is None else StageLayout(*pipeline))
+    parallel = parallel or Parallel()
+    setting = None if parallel.is_plain else setting_rows(graphs, counts, bare, parallel)
+    rows = counted_rows(counts, parameters, None if pipeline is None else StageLayout(*pipeline), setting)
     if measure:
         rows += _measured_rows(bare, tuple(args), kwargs, dict(training_kwargs or kwargs), chosen, rounds)
     else:
@@ -91,8 +98,9 @@ def overhead(
         tuple(rows),
         dataclasses.asdict(counts.plan.config),
         describe_environment(device if measure else "meta"),
-        (*shape_lines(counts), *([note] if note else [])),
+        (*shape_lines(counts), *filter(None, [parallel.line(), note])),
         uncounted_calls(counts),
+        {} if parallel.is_plain else parallel.to_dict(),
     )
 
 

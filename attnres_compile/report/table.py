@@ -97,6 +97,8 @@ class OverheadReport:
     """Of the model and of its call, in lines for people."""
     uncounted: dict[str, int] = field(default_factory=dict)
     """Calls of operators whose FLOPs nobody counts, on both sides."""
+    parallel: dict[str, Any] = field(default_factory=dict)
+    """What is checkpointed and sharded; {} where nothing is."""
 
     def __str__(self) -> str:
         return self.to_text()
@@ -113,7 +115,7 @@ class OverheadReport:
         """What a reader in a hurry wants to know; '' if nothing of it was counted."""
         parts = []
         for metric, text in _SUMMARY.items():
-            row = next((row for row in self.rows if row.metric == metric), None)
+            row = next((row for row in self.rows if row.metric.partition(", ")[0] == metric), None)
             if row is not None and row.delta_percent is not None:
                 parts.append(f"{percent(row.delta_percent)} {text}")
         return f"AttnRes: {', '.join(parts)}." if parts else ""
@@ -149,6 +151,7 @@ class OverheadReport:
             "environment": self.environment,
             "rows": [row.to_dict() for row in self.rows],
             "uncounted": self.uncounted,
+            **({"parallel": self.parallel} if self.parallel else {}),
         }
 
     @classmethod
@@ -161,7 +164,7 @@ class OverheadReport:
                 values["comparison"] = Comparison.from_dict(values["comparison"])
             rows.append(OverheadRow(**values))
         of_model = {name: data[name] for name in ("model", "config", "environment", "uncounted")}
-        return cls(rows=tuple(rows), shape=tuple(data["shape"]), **of_model)
+        return cls(rows=tuple(rows), shape=tuple(data["shape"]), parallel=data.get("parallel", {}), **of_model)
 
     def _table(self, style: str, details: bool) -> str:
         body, notes = numbered(self.shown(details))

@@ -9,7 +9,8 @@ from typing import Any
 
 import example_variants
 import torch
-from example_model import TinyGPT
+from example_model import TinyGPT, example
+from torch.utils.checkpoint import checkpoint
 
 import attnres_compile
 from attnres_compile.models.load_options import LoadOptions
@@ -30,6 +31,16 @@ def inspection_version() -> str:
 @part
 def inspection_text() -> str:
     return fenced(re.sub(r"^made with: .*$", "made with: ..", explained().report(), flags=re.MULTILINE))
+
+
+@part
+def inspection_borders() -> str:
+    model = TinyGPT(layers=3)
+    for block in model.h:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    _, args, kwargs = example()
+    report = attnres_compile.explain(model, args, kwargs, block_size=3).report()
+    return fenced(report.partition("\n\nparameters added")[0])
 
 
 @part

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from overhead_records import overhead_records, published
 from tabulate import tabulate
 
+from attnres_compile.measure.overhead import overhead
+from attnres_compile.models.load_options import LoadOptions
 from attnres_compile.models.presets import PRESETS
+from attnres_compile.models.source import load_model
+from attnres_compile.report.parallel import Parallel
 from attnres_compile.report.quantities import percent, quantity
 from attnres_compile.report.table import FORWARD_FLOPS, PARAMETERS, RESIDUAL_IO, SAVED, TRAINING_FLOPS
 from parts import part
@@ -28,6 +34,27 @@ def overhead_summary() -> str:
     if missing:
         lines += [f"Presets without a record yet: {', '.join(missing)}.", ""]
     return "\n".join(lines)
+
+
+_SETTING = "gpt2", LoadOptions(seq=1024, dtype="bfloat16", weightless=True)
+
+
+@part
+def overhead_setting() -> str:
+    """The rows of two settings that are not those of a report without one."""
+    name, options = _SETTING
+    loaded = load_model(name, options)
+    texts = []
+    for parallel in (Parallel("layer", fsdp=8, tp=4), Parallel("branch")):
+        report = overhead(loaded.model, loaded.args, loaded.kwargs, name=name, parallel=parallel)
+        rows = tuple(
+            row for row in report.shown(False) if row.metric.startswith(_OF_SETTING) or _IS_UNDER in row.metric
+        )
+        texts.append(f"{parallel.line()}:\n\n{dataclasses.replace(report, rows=rows).to_markdown()}\n")
+    return "\n".join(texts)
+
+
+_OF_SETTING, _IS_UNDER = ("FSDP2", "tensor parallelism"), "checkpointed"
 
 
 @part

@@ -7,11 +7,12 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_compile.capture.capture import Capture
 from attnres_compile.compile.levels import ModelGraph
+from attnres_compile.inspection.facts.borders import with_borders
 from attnres_compile.inspection.facts.facts import AddedParameter, GraphBreak, Inspection, Kernel, Site, StreamFacts
 from attnres_compile.inspection.facts.kernels import kernels_of
 from attnres_kernels.definition import scheduled
@@ -35,20 +36,23 @@ _DIRECT = (scheduled.direct_read, scheduled.fused_direct_read, *OWN_LOGITS_READS
 _PACKAGES = ("attnres-compile", "torch", "triton", "transformers")
 
 
-def inspection_of(plan: Plan, graphs: Sequence[ModelGraph], breaks: tuple[GraphBreak, ...]) -> Inspection:
+def inspection_of(
+    plan: Plan, graphs: Sequence[ModelGraph], breaks: tuple[GraphBreak, ...], parts: Sequence[str] = ()
+) -> Inspection:
     """The facts of a model.
 
     Args:
         plan: of all of it, with the streams in the order of the graphs.
         graphs: in the order they run.
         breaks: between them.
+        parts: paths of the modules that are compiled by themselves.
     """
     streams: list[StreamFacts] = []
     kernels: list[Kernel] = []
     for graph in graphs:
         if graph.levels is not None:
             of_graph = plan.streams[len(streams) : len(streams) + len(graph.analysed.analysis.plan.streams)]
-            found = tuple(_streams(of_graph, graph.analysed, graph.levels))
+            found = tuple(_streams(of_graph, graph.analysed, graph.levels, parts))
             kernels.extend(kernels_of(graph.levels, found))
             streams.extend(found)
     nodes: Counter[str] = Counter()
@@ -84,7 +88,9 @@ def breaks_of(captured: Capture, cuts: str = "") -> tuple[GraphBreak, ...]:
     )
 
 
-def _streams(planned: Sequence[Stream], graph: AnalysedGraph, levels: GraphLevels) -> Iterator[StreamFacts]:
+def _streams(
+    planned: Sequence[Stream], graph: AnalysedGraph, levels: GraphLevels, parts: Sequence[str]
+) -> Iterator[StreamFacts]:
     annotations = {
         annotation.read: (name, annotation)
         for name, annotation in _scheduled_reads(levels.scheduled.gm)
@@ -106,7 +112,14 @@ def _streams(planned: Sequence[Stream], graph: AnalysedGraph, levels: GraphLevel
             len(stream.reads),
             provenance.module_path(root) or str(root.name),
             provenance.source_line(root),
-            tuple(_sites(index, stream, nodes, graph, annotations, stages)),
+            tuple(
+                with_borders(
+                    tuple(_sites(index, stream, nodes, graph, annotations, stages)),
+                    tuple(_nodes_of_sites(stream, nodes, graph)),
+                    parts,
+                    stream.block_size,
+                )
+            ),
         )
 
 
@@ -161,6 +174,18 @@ def _sites(
                 annotation.group if annotation else None,
                 annotation.stage if annotation else None,
             )
+
+
+def _nodes_of_sites(stream: Stream, nodes: StreamNodes, graph: AnalysedGraph) -> Iterator[Node]:
+    """The node that reads or writes at each site."""
+    of_graph = graph.analysis.trace.nodes
+    writes = [step.node for step in nodes.steps if isinstance(step, WriteNode)]
+    for state in range(len(stream.writes) + 1):
+        if state:
+            yield of_graph[writes[state - 1]]
+        for read, group in zip(stream.reads, nodes.reads, strict=True):
+            if read.state == state:
+                yield of_graph[group.uses[0][1]]
 
 
 def _added(plan: Plan) -> Iterator[AddedParameter]:

@@ -23,6 +23,22 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True)
+class Border:
+    """A border that a stream crosses. what: begins or ends there; blocks: complete ones that cross, with the root;
+    has_partial: whether an open partial sum crosses with them.
+    """
+
+    what: str
+    blocks: int
+    has_partial: bool
+
+    @property
+    def sources(self) -> int:
+        """Tensors of the stream that cross."""
+        return self.blocks + self.has_partial
+
+
+@dataclass(frozen=True)
 class Site:
     """A place where a sublayer reads a stream, or writes to it, in the order of the graph.
 
@@ -30,7 +46,8 @@ class Site:
     summed into, or that is open or about to open, None behind the last one; state: writes that the stream holds here;
     shape: of the stream, with its dtype; sources: of a read; normed: whether a read's scale is lost behind it;
     schedule: of a read with two sources or more, "two_phase", "direct" or "naive"; group: reads that share a pass over
-    completed blocks, from 0 in each layout of the stream; stage: pipeline stage, if the plan has any.
+    completed blocks, from 0 in each layout of the stream; stage: pipeline stage, if the plan has any; border: that the
+    stream crosses right before.
     """
 
     kind: Literal["read", "write"]
@@ -44,6 +61,7 @@ class Site:
     schedule: str | None = None
     group: int | None = None
     stage: int | None = None
+    border: Border | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,7 @@ class Inspection:
             "exit_code": int(self.verdict),
             "headline": self.headline,
             "config": dataclasses.asdict(self.plan.config),
-            "streams": list(map(dataclasses.asdict, self.streams)),
+            "streams": list(map(_stream_data, self.streams)),
             "declined": [dataclasses.asdict(one) | {"reason": str(one.reason)} for one in self.plan.declined],
             "breaks": list(map(dataclasses.asdict, self.breaks)),
             "parameters": [dataclasses.asdict(added) | {"elements": added.elements} for added in self.parameters],
@@ -179,6 +197,15 @@ class Inspection:
             "nodes": dict(self.nodes),
             "environment": dict(self.environment),
         }
+
+
+def _stream_data(stream: StreamFacts) -> dict[str, Any]:
+    """Plain data; a site without a border has no such key."""
+    data = dataclasses.asdict(stream)
+    for site in data["sites"]:
+        if site["border"] is None:
+            del site["border"]
+    return data
 
 
 def _reasons(declined: tuple[Decline, ...]) -> str:

@@ -67,7 +67,7 @@ def fold(sites: Sequence[Site], expand: Collection[str] = ()) -> tuple[Layer, ..
     for single in _joined(_runs(sites, _is_one_layer, shortest=True)):
         rest = [row.first for row in single.rows]
         layers.extend([single] if single.is_folded else _joined(_runs(rest, _begins_with_a_read, shortest=False)))
-    found = (_container(row) for layer in layers if layer.is_folded for row in layer.rows)
+    found = (container_of(row) for layer in layers if layer.is_folded for row in layer.rows)
     containers = [one for one in dict.fromkeys(found) if one is not None]
     return tuple(
         part
@@ -91,7 +91,7 @@ def _named_layers(rows: Sequence[Row], containers: Sequence[tuple[str, ...]]) ->
     """Rows that do not repeat, by the layers they are in, such as a first one that differs from the others."""
     named: list[Layer] = []
     for row in rows:
-        label = next((label for one in containers if (label := _within(row.first.module, one))), "")
+        label = next((label for one in containers if (label := within(row.first.module, one))), "")
         if named and named[-1].label == label:
             named[-1] = Layer((*named[-1].rows, row), label=label)
         else:
@@ -198,12 +198,12 @@ def _key(site: Site) -> tuple[object, ...]:
     return site.kind, site.source, site.normed, _template(site.module)
 
 
-def _container(row: Row) -> tuple[str, ...] | None:
+def container_of(row: Row) -> tuple[str, ...] | None:
     """The path of a layer without its numbers: ``layers.#.blocks.#``."""
     return None if moving(row) is None else _template(prefixes(row)[0])
 
 
-def _within(module: str, container: tuple[str, ...]) -> str:
+def within(module: str, container: tuple[str, ...]) -> str:
     """The layer of a container that a path lies in; '' if it is in none."""
     path = module.split(".")[: len(container)]
     return ".".join(path) if _template(".".join(path)) == container else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from attnres_compile.inspection.facts.facts import Site
+from attnres_compile.inspection.facts.facts import Border, Site
 from attnres_passes.ir.provenance import common_prefix
 
 EXPAND_ALL = "all"
@@ -45,6 +45,24 @@ class Row:
     @property
     def shape(self) -> str:
         return ", ".join(dict.fromkeys(site.shape for site in self.sites))
+
+    @property
+    def borders(self) -> tuple[Border, ...]:
+        """Those that the stream crosses right before the sites."""
+        return tuple(site.border for site in self.sites if site.border is not None)
+
+    @property
+    def border(self) -> str:
+        """What begins or ends right before the sites; '' if nothing does."""
+        return " / ".join(dict.fromkeys(border.what for border in self.borders))
+
+    @property
+    def crossing(self) -> str:
+        """What crosses there: ``b0..b2``, the partial sum with them if one is open, or the least and the most."""
+        blocks = _span(border.blocks - 1 for border in self.borders)
+        partial = {border.has_partial for border in self.borders}
+        also = "" if partial == {False} else " + partial sum" if partial == {True} else " (+ partial sum)"
+        return f"b0..b{f'({blocks})' if '-' in blocks else blocks}{also}" if blocks != "0" else f"b0{also}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from attnres_compile.inspection.facts.facts import StreamFacts
 ROW = 26
 HEAD = 60
 LAYER_HEAD = 28
+BORDER = 30
 MOST_RAILS = 24
 SPINE = 26
 CHARACTER = 7.25

@@ -13,7 +13,7 @@ from html import escape
 from attnres_compile.inspection.facts.facts import Site, StreamFacts
 from attnres_compile.inspection.fold.folding import FoldedStream
 from attnres_compile.inspection.fold.layers import Layer, Row
-from attnres_compile.inspection.pictures.geometry import HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
+from attnres_compile.inspection.pictures.geometry import BORDER, HEAD, LAYER_HEAD, ROW, SPINE, Geometry, clipped
 from attnres_passes.ir.plan import short_source
 
 COLOURS = 6
@@ -107,7 +107,11 @@ class _Drawing:
             self.begun, self.block = begun, ""
         head = self._layer_head(layer) if layer.label else None
         return LayerStrips(
-            layer.label, layer.repeats, head, tuple(self._row(layer, row) for row in layer.rows), unfolded
+            layer.label,
+            layer.repeats,
+            head,
+            tuple(strip for row in layer.rows for strip in (*self._borders(row), self._row(layer, row))),
+            unfolded,
         )
 
     def _layer_head(self, layer: Layer) -> Strip:
@@ -119,6 +123,17 @@ class _Drawing:
         name = escape(clipped(layer.label))
         label = f'<text class="layer" x="{at.box - 4}" y="19">{name}{times}</text>'
         return Strip(f"{lines}{mark}{label}", LAYER_HEAD)
+
+    def _borders(self, row: Row) -> Iterator[Strip]:
+        """A line across both panels, with what begins or ends there, and what of the stream crosses it."""
+        if not row.borders:
+            return
+        at, middle = self.at, BORDER // 2
+        lines = _line(SPINE, 0, SPINE, BORDER, "spine") + self._rails(0, BORDER)
+        line = f'<path class="wire border" stroke-dasharray="6 4" d="M0 {middle}H{at.band_end}"/>'
+        words = _text(at.box, middle - 3, row.border, "small") + _text(at.info, middle - 3, row.crossing, "small")
+        tip = f"{row.border}\n{row.crossing} cross it"
+        yield Strip(_group("crossed", tip, lines + line + words), BORDER)
 
     def _row(self, layer: Layer, row: Row) -> Strip:
         at, site = self.at, row.first

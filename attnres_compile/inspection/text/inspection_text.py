@@ -58,7 +58,15 @@ def _layer_rows(layer: Layer) -> Iterator[list[str]]:
         site = row.first
         normed = "" if site.normed is None else "yes" if site.normed else "no"
         rest = [times, row.block, row.sources, normed, row.schedule, row.stage]
+        if row.borders:
+            crossing = _span_of([border.sources for border in row.borders])
+            many = f"x{len(row.borders)}" if len(row.borders) > 1 else ""
+            yield ["border", f"{row.border}: {row.crossing}", "", many, "", crossing, "", "", ""]
         yield [site.kind, row.module, short_source(site.source), *rest]
+
+
+def _span_of(numbers: list[int]) -> str:
+    return _extent((min(numbers), max(numbers)))
 
 
 def break_line(found: GraphBreak) -> str:

@@ -13,14 +13,27 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnres_compile.report.counting import attention
 from attnres_compile.report.counting.formulas import FORMULAS
+from attnres_compile.report.counting.places import MARK, Mark
 from attnres_kernels.operators.definition import definition_of, register_flop_formulas
 from attnres_passes.torch_private.example_values import example_value, storage_id
-from attnres_passes.torch_private.recompute import is_made_again
+from attnres_passes.torch_private.recompute import checkpoint_in_python, is_made_again
 from attnres_passes.torch_private.state import restored_torch_state
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Tensors that are summed over ranks, and their bytes."""
+
+    calls: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(self.calls + other.calls, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,12 @@ class Counted:
     """Calls of operators without a formula, in both directions."""
     launches: tuple[int, int]
     """Launches of our kernels, forward, and in both directions."""
+    again: Counter[str] = field(default_factory=Counter)
+    """FLOPs, among those of both directions, of what checkpoints run again in the backward."""
+    saved_fused_bytes: int = 0
+    """``saved_bytes`` if each norm behind a read, outside of checkpoints, were one kernel that keeps the state only."""
+    summed: tuple[Sum, Sum] = (Sum(), Sum())
+    """What tensor-parallel ranks sum, in the forward, and in what checkpoints run again."""
 
 
 def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) -> Counted:
@@ -64,7 +83,16 @@ def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) ->
         training = made + _by_operator(backward)
     counted = set(FORMULAS) | set(forward.flop_registry)
     uncounted = Counter({str(name): number for name, number in calls.numbers.items() if name not in counted})
-    return Counted(made, training, runner.saved_bytes(), uncounted, (launched, calls.launches))
+    return Counted(
+        made,
+        training,
+        runner.saved.bytes_without(runner.left_out()),
+        uncounted,
+        (launched, calls.launches),
+        runner.checkpoints.again,
+        runner.saved_fused_bytes(),
+        runner.checkpoints.summed(),
+    )
 
 
 def weightless(gm: GraphModule, dtype: torch.dtype, widths: dict[Node, int]) -> list[Tensor]:
@@ -128,33 +156,111 @@ class _Saved:
         self.alive.append(tensor)
         return tensor
 
+    def bytes_without(self, storages: set[int]) -> int:
+        return sum(size for storage, size in self.bytes_of.items() if storage not in storages)
 
-class _Runner(Interpreter):
-    """Runs the graph with attention as one operator, and notes what is made again in the backward."""
 
-    def __init__(self, gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool) -> None:
-        super().__init__(gm)
-        self.saved = _Saved()
-        given = [value for value in inputs if isinstance(value, Tensor) and not (keeps_inputs and value.ndim > 1)]
-        self.left_out = {storage_id(value) for value in given}
-        self.remade: list[Tensor] = []
+class _Checkpoints:
+    """Runs the checkpoints of a graph as Python does. again: FLOPs of what is run a second time; sums: of each run."""
 
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if is_made_again(n):
-            self.remade.extend(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        return result
+    def __init__(self) -> None:
+        self.again: Counter[str] = Counter()
+        self.sums = [Sum(), Sum()]
+        self.running = 0
+
+    def run(self, body: GraphModule, *operands: Any, **options: Any) -> Any:
+        """The checkpoint of a body.
+
+        Args:
+            body: the graph.
+            operands: what it is given.
+            options: keywords of ``torch.utils.checkpoint``.
+        """
+        runs: list[None] = []
+
+        def call(*args: Any) -> Any:
+            runs.append(None)
+            if len(runs) == 1:
+                return _Body(body, self).run(*args)
+            counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+            self.running = 1
+            try:
+                with counter:
+                    return _Body(body, self).run(*args)
+            finally:  # torch leaves the second run as soon as it has what the backward needs
+                self.running = 0
+                self.again += _by_operator(counter)
+
+        return checkpoint(call, *operands, **{**options, "use_reentrant": False})
+
+    def note(self, node: Node, result: Any) -> None:
+        """What a node gives, in the forward or in a second run."""
+        if Mark.SUMMED in node.meta.get(MARK, ()):
+            self.sums[self.running] += Sum(1, result.untyped_storage().nbytes())
+
+    def summed(self) -> tuple[Sum, Sum]:
+        return self.sums[0], self.sums[1]
+
+
+class _Attending(Interpreter):
+    """Runs a graph with attention as one operator, and checkpoints as Python does."""
+
+    checkpoints: _Checkpoints
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is torch.nn.functional.scaled_dot_product_attention:
             return attention.attend(*args, **kwargs)
+        if target is checkpoint_in_python:
+            return self.checkpoints.run(*args, **kwargs)
         return super().call_function(target, args, kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        self.checkpoints.note(n, result)
+        return result
+
+
+class _Body(_Attending):
+    def __init__(self, gm: GraphModule, checkpoints: _Checkpoints) -> None:
+        super().__init__(gm)
+        self.checkpoints = checkpoints
+
+
+class _Runner(_Attending):
+    """Runs the graph, and notes what is made again in the backward and what norms outside of checkpoints make."""
+
+    def __init__(self, gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool) -> None:
+        super().__init__(gm)
+        self.saved = _Saved()
+        self.checkpoints = _Checkpoints()
+        given = [value for value in inputs if isinstance(value, Tensor) and not (keeps_inputs and value.ndim > 1)]
+        self.given = {storage_id(value) for value in given}
+        self.remade: list[Tensor] = []
+        self.marked: dict[Mark, list[Tensor]] = {Mark.INSIDE: [], Mark.STATE: []}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if is_made_again(n):
+            self.remade.extend(tensors)
+        for mark, marked in self.marked.items():
+            if mark in n.meta.get(MARK, ()):
+                marked.extend(tensors)
+        return result
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         with torch.autograd.graph.saved_tensors_hooks(self.saved.keep, lambda tensor: tensor):
             yield
 
-    def saved_bytes(self) -> int:
-        left_out = self.left_out | {storage_id(tensor) for tensor in self.remade}
-        return sum(size for storage, size in self.saved.bytes_of.items() if storage not in left_out)
+    def left_out(self) -> set[int]:
+        """Storages that are not counted."""
+        return self.given | {storage_id(tensor) for tensor in self.remade}
+
+    def saved_fused_bytes(self) -> int:
+        """With the states that norms read kept, and nothing else from inside of these norms."""
+        inside = {storage_id(tensor) for tensor in self.marked[Mark.INSIDE]}
+        states = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in self.marked[Mark.STATE]}
+        left_out = self.left_out()
+        kept = sum(size for storage, size in states.items() if storage not in left_out)
+        return kept + self.saved.bytes_without(left_out | inside | states.keys())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, plan_of
@@ -103,6 +103,13 @@ class ModelCounts:
         total = sum(one.total * shape.row_bytes for one, shape in zip(traffic, self.shapes, strict=True))
         return total / sum(len(stream.writes) for stream in self.plan.streams)
 
+    def states_bytes(self) -> int:
+        """The states that norms read, which a norm keeps for its backward."""
+        return sum(
+            len({read.state for read in stream.reads}) * shape.rows * shape.row_bytes
+            for stream, shape in zip(self.plan.streams, self.shapes, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class ModelGraphs:
@@ -118,9 +125,9 @@ class ModelGraphs:
         graphs = [AnalysedGraph(one.captured, find_streams(one.analysis.trace, config)) for one in self.graphs]
         return dataclasses.replace(self, graphs=graphs, config=config)
 
-    def paths(self) -> list[_ResidualPath]:
+    def paths(self) -> list[ResidualPath]:
         """The residual paths of the graphs that have streams."""
-        return [_ResidualPath(graph) for graph in self.graphs if graph.analysis.plan.streams]
+        return [ResidualPath(graph) for graph in self.graphs if graph.analysis.plan.streams]
 
     def count(self, lengths: Lengths, with_model: bool = True) -> ModelCounts:
         """Execute and schedule the graphs.
@@ -191,14 +198,15 @@ def model_graphs(
     return ModelGraphs(graphs, config, reason)
 
 
-class _ResidualPath:
+class ResidualPath:
     """What the rewrite put into one graph, scheduled in several ways."""
 
     def __init__(self, graph: AnalysedGraph) -> None:
         self.plan = graph.analysis.plan
         self.trace: AtenTrace = graph.analysis.trace
         self.stream_nodes = graph.analysis.stream_nodes
-        self.gm = residual_path_of(rewrite(graph.captured.gm, graph.analysis).gm, self.plan)
+        self.rewritten = rewrite(graph.captured.gm, graph.analysis).gm
+        self.gm = residual_path_of(self.rewritten, self.plan)
 
     def _root_value(self, index: int) -> Any:
         number = self.trace.node_output[self.stream_nodes[index].root]
@@ -225,27 +233,37 @@ class _ResidualPath:
             return "schedule='naive' is the definition in torch"
         return ""
 
-    def scheduled(self, name: str) -> GraphModule:
-        """The residual path under a schedule, fused as for kernels."""
+    @property
+    def is_fused(self) -> bool:
+        """Whether the norm behind a read is part of its kernel."""
+        return not self.without_kernels()
+
+    def scheduled(self, gm: GraphModule, name: str) -> GraphModule:
+        """The residual path, or the rewritten graph, under a schedule, fused as for kernels."""
         config = dataclasses.replace(self.plan.config, schedule=name)  # type: ignore[arg-type]
         plan = dataclasses.replace(self.plan, config=config)
-        gm = schedule(self.gm, plan, ProviderChoice.of(plan, Provider.TRITON)).gm
+        gm = schedule(gm, plan, ProviderChoice.of(plan, Provider.TRITON)).gm
         return gm if name == "naive" else fuse(gm, plan).gm
 
     def traffic(self, name: str) -> tuple[Traffic, ...]:
-        return traffic(self.scheduled(name), self.plan)
+        return traffic(self.scheduled(self.gm, name), self.plan)
+
+    def lowered(self, gm: GraphModule) -> GraphModule:
+        """The path, or the rewritten graph, as it would be on a GPU, or torch calls where kernels cannot hold it."""
+        if self.is_fused:
+            return lower(self.scheduled(gm, self.plan.config.schedule), self.plan, Provider.TRITON)
+        # None in place: those would be plain torch, which tensors without data cannot run under autocast.
+        on_torch = dataclasses.replace(ProviderChoice.of(self.plan, Provider.TORCH), most_in_place=0)
+        return lower(schedule(gm, self.plan, on_torch).gm, self.plan, Provider.TORCH)
+
+    def inputs(self, lowered: GraphModule) -> list[Tensor]:
+        """On the meta device, for a graph that was lowered."""
+        return weightless(lowered, self._root_value(0).dtype, _added_widths(lowered, self.plan))
 
     def counted(self) -> Counted:
-        """Counts of the path, lowered as it would be on a GPU, or to torch calls where kernels cannot hold it."""
-        on_kernels = not self.without_kernels()
-        if on_kernels:
-            lowered = lower(self.scheduled(self.plan.config.schedule), self.plan, Provider.TRITON)
-        else:
-            # None in place: those would be plain torch, which tensors without data cannot run under autocast.
-            on_torch = dataclasses.replace(ProviderChoice.of(self.plan, Provider.TORCH), most_in_place=0)
-            lowered = lower(schedule(self.gm, self.plan, on_torch).gm, self.plan, Provider.TORCH)
-        widths = _added_widths(lowered, self.plan)
-        return count(lowered, weightless(lowered, self._root_value(0).dtype, widths), keeps_inputs=True)
+        """Counts of the path by itself."""
+        lowered = self.lowered(self.gm)
+        return count(lowered, self.inputs(lowered), keeps_inputs=True)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

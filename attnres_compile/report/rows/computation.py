@@ -26,12 +26,12 @@ def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
 def flop_rows(counts: ModelCounts) -> list[OverheadRow]:
     """FLOPs of a forward, and of both directions: of the executed graph, and with the executed residual path added."""
     if counts.plain is None or counts.residual_path is None:
-        return [_missing(metric, "FLOP", counts.not_counted) for metric in (FORWARD_FLOPS, TRAINING_FLOPS)]
+        return [missing(metric, "FLOP", counts.not_counted) for metric in (FORWARD_FLOPS, TRAINING_FLOPS)]
     rows = [
         _flop_row(FORWARD_FLOPS, total(counts.plain, "forward"), total(counts.residual_path, "forward"), counts.lengths)
     ]
     if any(one.training is None for one in counts.plain):
-        return [*rows, _missing(TRAINING_FLOPS, "FLOP", "no parameter or no output of the model wants a gradient")]
+        return [*rows, missing(TRAINING_FLOPS, "FLOP", "no parameter or no output of the model wants a gradient")]
     both = total(counts.plain, "training"), total(counts.residual_path, "training")
     return [*rows, _flop_row(TRAINING_FLOPS, *both, counts.lengths)]
 
@@ -39,13 +39,13 @@ def flop_rows(counts: ModelCounts) -> list[OverheadRow]:
 def _flop_row(metric: str, plain: Counter[str], added: Counter[str], lengths: Lengths) -> OverheadRow:
     before, more = lengths.flops(plain), lengths.flops(added)
     note = "by torch.utils.flop_counter, a multiplication and an addition being 2; additions and norms count as 0"
-    return OverheadRow(metric, before, before + more, "FLOP", "counted", _scaled(note, lengths, pairs=True))
+    return OverheadRow(metric, before, before + more, "FLOP", "counted", scaled(note, lengths, pairs=True))
 
 
 def saved_rows(counts: ModelCounts) -> list[OverheadRow]:
     """What autograd keeps; and what is kept where every sublayer is made again in the backward."""
     if counts.plain is None or counts.residual_path is None:
-        return [_missing(metric, "B", counts.not_counted) for metric in (SAVED, RECOMPUTED)]
+        return [missing(metric, "B", counts.not_counted) for metric in (SAVED, RECOMPUTED)]
     note = (
         "distinct storages in saved-tensor hooks over the graphs, parameters and inputs left out; attention as "
         "FlashAttention keeps it; AttnRes: the plain number less the states, plus what the reads keep, with phase 1 "
@@ -53,22 +53,14 @@ def saved_rows(counts: ModelCounts) -> list[OverheadRow]:
     )
     ratio = counts.lengths.ratio
     plain = sum(one.saved_bytes for one in counts.plain) * ratio
-    states = sum(_states_bytes(counts)) * ratio
+    states = counts.states_bytes() * ratio
     reads = sum(one.saved_bytes for one in counts.residual_path) * ratio
     if any(one.training is None for one in counts.plain):
-        kept = _missing(SAVED, "B", "no parameter or no output of the model wants a gradient")
+        kept = missing(SAVED, "B", "no parameter or no output of the model wants a gradient")
     else:
-        note = _scaled(note, counts.lengths)
+        note = scaled(note, counts.lengths)
         kept = OverheadRow(SAVED, plain, plain - states + reads, "B", "counted", note)
     return [kept, _recomputed_row(counts)]
-
-
-def _states_bytes(counts: ModelCounts) -> list[int]:
-    """Of each stream, the states that norms read, which a norm keeps for its backward."""
-    return [
-        len({read.state for read in stream.reads}) * shape.rows * shape.row_bytes
-        for stream, shape in zip(counts.plan.streams, counts.shapes, strict=True)
-    ]
 
 
 def _recomputed_row(counts: ModelCounts) -> OverheadRow:
@@ -78,7 +70,7 @@ def _recomputed_row(counts: ModelCounts) -> OverheadRow:
         for stream, shape in zip(counts.plan.streams, counts.shapes, strict=True)
     )
     kept_at_length = kept * counts.lengths.ratio
-    note = _scaled(
+    note = scaled(
         "only the stream is kept: the root and one tensor per sublayer, its state or its open partial sum; the last "
         "partial sum of a block is the block",
         counts.lengths,
@@ -90,7 +82,7 @@ def launch_rows(counts: ModelCounts) -> list[OverheadRow]:
     """Kernels that the residual path launches: one per addition and norm, against those of the reads."""
     reason = counts.not_counted or (counts.without_kernels and f"no generated kernels: {counts.without_kernels}")
     if reason or counts.residual_path is None:
-        return [_missing(LAUNCHES, "", reason)]
+        return [missing(LAUNCHES, "", reason)]
     plain = sum(max(1, len({read.state for read in stream.reads})) for stream in counts.plan.streams)
     forward = sum(one.launches[0] for one in counts.residual_path)
     both = sum(one.launches[1] for one in counts.residual_path)
@@ -109,12 +101,25 @@ def launch_rows(counts: ModelCounts) -> list[OverheadRow]:
     ]
 
 
-def _missing(metric: str, unit: str, reason: str) -> OverheadRow:
+def missing(metric: str, unit: str, reason: str) -> OverheadRow:
+    """A row without numbers.
+
+    Args:
+        metric: its name.
+        unit: of the numbers.
+        reason: why there are none.
+    """
     return OverheadRow(metric, None, None, unit, "n/a", reason)
 
 
-def _scaled(note: str, lengths: Lengths, pairs: bool = False) -> str:
-    """The note, with how numbers were scaled if they were."""
+def scaled(note: str, lengths: Lengths, pairs: bool = False) -> str:
+    """The note, with how numbers were scaled if they were.
+
+    Args:
+        note: of the row.
+        lengths: that its numbers are scaled by.
+        pairs: whether some of them grow with the square of the length.
+    """
     if lengths.ratio == 1:
         return note
     rule = "attention by the square of the length, all else by the length" if pairs else "by the length"

@@ -20,7 +20,7 @@ nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,17 @@ def norm_behind(read: Node, plan: Plan) -> Norm | NotFused:
     return _Finder(read.graph, plan).find(read)
 
 
+def norm_of_readers(value: Node, readers: Collection[Node], plan: Plan) -> Norm | NotFused:
+    """The norm that some readers of a value begin, in a captured graph, where a state of the stream is read by others.
+
+    Args:
+        value: a state of a stream, or any other value.
+        readers: those of its users that the norm may begin with.
+        plan: of the graph.
+    """
+    return _Finder(value.graph, plan).find_from(value, readers)
+
+
 def norms_behind(
     gm: GraphModule, plan: Plan, is_read: Callable[[Node], bool] = is_depth_attention
 ) -> dict[Node, Norm | NotFused]:
@@ -135,9 +146,11 @@ class _Finder:
 
     def find(self, read: Node) -> Norm | NotFused:
         refusal = self._refusal(read)
-        if refusal is not None:
-            return NotFused(refusal)
-        reach = self._reach(read)
+        return self.find_from(read, read.users) if refusal is None else NotFused(refusal)
+
+    def find_from(self, read: Node, readers: Collection[Node]) -> Norm | NotFused:
+        """The norm behind a value that begins with one of some readers, whatever the value is."""
+        reach = self._reach(read, readers)
         best: Norm | None = None
         reason = NO_NORM
         for node in reach.nodes:
@@ -165,18 +178,18 @@ class _Finder:
             return f"{name} has no generated kernel"
         return None
 
-    def _reach(self, read: Node) -> _Reach:
+    def _reach(self, read: Node, readers: Collection[Node]) -> _Reach:
         reach = _Reach()
         seen: set[Node] = set()
         pending: list[tuple[int, Node]] = []
 
-        def queue_users(node: Node) -> None:
-            for user in node.users:
+        def queue(users: Collection[Node]) -> None:
+            for user in users:
                 if user not in seen:
                     seen.add(user)
                     heapq.heappush(pending, (self.order[user], user))
 
-        queue_users(read)
+        queue(readers)
         while pending and len(reach.nodes) < MOST_NODES:
             _, node = heapq.heappop(pending)
             others = [other for other in node.all_input_nodes if other is not read and other not in reach.nodes]
@@ -187,7 +200,7 @@ class _Finder:
                 reach.nodes[node] = None
                 reach.vectors.update(dict.fromkeys(vectors))
                 reach.templates.update(dict.fromkeys(templates))
-                queue_users(node)
+                queue(node.users)
         return reach
 
     def _is_vector_beside(self, node: Node, read: Node) -> bool:
