@@ -139,6 +139,16 @@ def hyper_connected(self: Function, x: Tensor) -> Tensor:
     return self.norm[-1](lanes.sum(2))
 
 
+def hyper_connected_without_mixing(self: Function, x: Tensor) -> Tensor:
+    lanes = x.unsqueeze(2).expand(-1, -1, 2, -1)
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        weights = torch.sigmoid(linear(norm(lanes))[..., :1])
+        branch = linear(norm((weights * lanes).sum(2)))
+        written = weights * branch.unsqueeze(2)  # here
+        lanes = written + lanes
+    return self.norm[-1](lanes.sum(2))
+
+
 def alternating_updates(self: Function, x: Tensor) -> Tensor:
     lanes = torch.stack([x, 2 * x])
     for norm, linear in zip(self.norm, self.linear, strict=False):
@@ -192,6 +202,7 @@ DECLINED: list[tuple[Callable[..., Any], Reason, str]] = [
     (lerped, Reason.OTHER_SUM, "x + f"),
     (alternating_updates, Reason.LANES, "2 lanes"),
     (hyper_connected, Reason.LANES, "hyper-connections"),
+    (hyper_connected_without_mixing, Reason.LANES, "hyper-connections"),
     (reversible, Reason.REVERSIBLE, "reversible"),
     (attends_over_depth, Reason.DEPTH_ATTENTION, "already"),
 ]

@@ -10,6 +10,7 @@ from attnres_passes.analyses.chains import Candidate, Chains
 from attnres_passes.analyses.degrees.degree import functional_name
 from attnres_passes.analyses.exclusions.depth_attention import attends_over_depth
 from attnres_passes.analyses.exclusions.interruptions import interruption
+from attnres_passes.analyses.exclusions.lanes import written_in_lanes
 from attnres_passes.analyses.exclusions.layout import features_elsewhere
 from attnres_passes.analyses.exclusions.recurrence import is_recurrence
 from attnres_passes.analyses.exclusions.reversible import is_reversible
@@ -94,6 +95,14 @@ def _where_features_are(trace: AtenTrace, shown_by: int | None) -> Verdict | Non
 
 
 def _how_it_goes_on(trace: AtenTrace, candidate: Candidate, reads: StreamReads) -> Verdict | None:
+    if (outer := written_in_lanes(trace, candidate)) is not None:
+        return (
+            Reason.LANES,
+            "every sublayer writes its output to several lanes of the running sum, each by a weight of its own "
+            "(hyper-connections), and reads a learned mixture of them; leave it as it is, or use the model without "
+            "lanes.",
+            trace.ops[outer].node,
+        )
     if not _has_depth(reads, len(candidate.additions)):
         return (
             Reason.INSIDE_SUBLAYER,
