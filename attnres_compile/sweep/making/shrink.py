@@ -116,7 +116,10 @@ def _is_depth(name: str, value: Any) -> bool:
 
 
 def _named(kind: str, name: str) -> bool:
-    return bool(_PATTERNS[kind].fullmatch(name)) and not _PATTERNS[f"not_{kind}"].fullmatch(name)
+    # Some fields are tables by number, whose names are no words.
+    return (
+        isinstance(name, str) and bool(_PATTERNS[kind].fullmatch(name)) and not _PATTERNS[f"not_{kind}"].fullmatch(name)
+    )
 
 
 def _small(name: str, value: Any, size: Size, tokens: _Tokens, kept: dict[int, list[int]]) -> Any:
@@ -124,7 +127,7 @@ def _small(name: str, value: Any, size: Size, tokens: _Tokens, kept: dict[int, l
         return _small_list(name, value, size, tokens, kept)
     if not isinstance(value, int):
         return value
-    if _is_depth(name, value):
+    if _is_depth(name, value) and value in kept:
         return len(kept[value])
     if _named("token", name):
         return tokens.small(value)

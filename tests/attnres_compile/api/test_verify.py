@@ -50,7 +50,23 @@ def test_a_graph_that_is_not_the_module_is_found() -> None:
     found = ac.verify(OtherWhenCompiled(), (tokens(),))
     assert not found.passed
     assert [check.name for check in found.checks if not check.passed] == [WHOLE]
-    assert "output 0 is off" in str(found)
+    assert "output 0 is off, as it is where torch.compile traces the plain model" in str(found)
+
+
+def test_a_fault_of_the_rewrite_is_not_said_to_be_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with another model than the one that is rewritten."""
+    monkeypatch.setattr("attnres_compile.api.verify_eager.prepare", _prepared_with_a_fault)
+    found = ac.verify(PreNorm(layers=2), (tokens(),))
+    assert [(check.name, check.wrong_read) for check in found.checks if not check.passed] == [
+        (WHOLE, "output 0 is off")
+    ]
+
+
+def _prepared_with_a_fault(model: nn.Module, *args: Any, **options: Any) -> ac.Plan:
+    plan = ac.prepare(model, *args, **options)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    return plan
 
 
 class DetachedWhenCompiled(nn.Module):
@@ -70,7 +86,7 @@ class DetachedWhenCompiled(nn.Module):
 def test_a_gradient_that_is_lost_is_found() -> None:
     found = ac.verify(DetachedWhenCompiled(), (tokens(),))
     assert [(check.name, check.wrong_read) for check in found.checks if not check.passed] == [
-        (WHOLE, "the gradient of scale is off")
+        (WHOLE, "the gradient of scale is off, as it is where torch.compile traces the plain model")
     ]
 
 
