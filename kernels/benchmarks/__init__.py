@@ -5,6 +5,7 @@
     python -m kernels.benchmarks goals      how far the project's goals are, from kept records
     python -m kernels.benchmarks show       the table of a kept record
     python -m kernels.benchmarks plot       the picture of a kept record
+    python -m kernels.benchmarks.gpu        all that a GPU is to tell, by worth, within a budget (make gpu)
 
 They use ``attnres_compile`` and nothing there uses them. Whole models are measured by ``attnres bench model``.
 """
