@@ -2,6 +2,7 @@
 
     python -m kernels.benchmarks peers      reads and blocks of reads against torch code and other people's kernels
     python -m kernels.benchmarks offline    every generated kernel compiled for GPUs that are not there
+    python -m kernels.benchmarks static     launches and bytes of a read, ours and other people's, without a GPU
     python -m kernels.benchmarks goals      how far the project's goals are, from kept records
     python -m kernels.benchmarks show       the table of a kept record
     python -m kernels.benchmarks plot       the picture of a kept record

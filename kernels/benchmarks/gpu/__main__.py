@@ -17,7 +17,7 @@ from attnres_compile.cli.output import check_writable
 from attnres_compile.report.comparison import MeasureError
 
 from .budget import Budget, WallClock
-from .plan import CLASSES, MORE_PEERS, PEERS, WARM_UPS, Cell, make_plan
+from .plan import CLASSES, MORE_PEERS, PEERS, Cell, make_plan
 from .processes import Hand, Worker
 from .record import RunRecord, source_digest
 from .run import Run
@@ -66,23 +66,20 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.minutes <= 0:
         raise MeasureError(f"minutes is {arguments.minutes:g}: pass more than 0")
-    plan = [cell for cell in make_plan() if not arguments.only or cell.group in (*arguments.only, WARM_UPS)]
-    if arguments.only:
-        names = {f"warm-up of {cell.name}" for cell in plan}
-        plan = [cell for cell in plan if cell.group != WARM_UPS or cell.name in names]
+    groups = tuple(arguments.only or CLASSES)
     if arguments.plan:
-        print("\n".join(f"{cell.group:<11}{cell.seconds:4.0f} s  {cell.name}" for cell in plan))
+        print("\n".join(f"{cell.group:<11}{cell.seconds:4.0f} s  {cell.name}" for cell in make_plan(groups)))
         return PASSED
     signal.signal(signal.SIGTERM, _interrupted)  # so that workers are ended with us
     with tempfile.TemporaryDirectory() as folder:
-        return (_rehearse if arguments.rehearse else _measure)(arguments, plan, Path(folder))
+        return (_rehearse if arguments.rehearse else _measure)(arguments, groups, Path(folder))
 
 
 def _interrupted(_signal: int, _frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _measure(arguments: argparse.Namespace, plan: list[Cell], folder: Path) -> int:
+def _measure(arguments: argparse.Namespace, groups: Sequence[str], folder: Path) -> int:
     """On a GPU, by the clock on the wall, which runs from here on."""
     from .surroundings import make_surroundings
 
@@ -104,8 +101,8 @@ def _measure(arguments: argparse.Namespace, plan: list[Cell], folder: Path) -> i
     peers = around.peers()
     run.log(f"other people's kernels: {', '.join(peers) or 'none is installed, so that their cells are left out'}")
     if not peers:
-        plan = [cell for cell in plan if cell.group not in (PEERS, MORE_PEERS)]
-    return _finish(arguments, run, plan, lanes)
+        groups = [group for group in groups if group not in (PEERS, MORE_PEERS)]
+    return _finish(arguments, run, make_plan(groups, record.answered()), lanes)
 
 
 def _described(budget: Budget, start: Any) -> dict[str, Any]:
@@ -124,7 +121,7 @@ def _described(budget: Budget, start: Any) -> dict[str, Any]:
     return environment
 
 
-def _rehearse(arguments: argparse.Namespace, plan: list[Cell], folder: Path) -> int:
+def _rehearse(arguments: argparse.Namespace, groups: Sequence[str], folder: Path) -> int:
     """Without a GPU; keeps nothing."""
     from . import rehearsal
     from .surroundings import make_surroundings
@@ -137,6 +134,7 @@ def _rehearse(arguments: argparse.Namespace, plan: list[Cell], folder: Path) -> 
     record = RunRecord(None, described, "", arguments.command)
     budget = Budget(stage.clock, 60 * arguments.minutes)
     run = Run(budget, record, lambda _cell, _beside: rehearsal.RehearsedWorker(stage), _Lines(arguments.quiet))
+    plan = make_plan(groups)
     records = functools.partial(rehearsal.pretended, record, plan)
     try:
         return _finish(arguments, run, rehearsal.rehearsed(plan), arguments.lanes or MOST_LANES, records)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +34,12 @@ FIRST_PEERS = 6
 """Shapes of a block that are compared with peers before the other models are measured."""
 PEER_ARMS = ("fla-core", "liger", "flash-attn-res", "fast-attnres")
 WORKLOADS = ("training", "prefill", "decode")
-_COLD = 3
-"""Times what a cell takes with compiled code, its warm-up takes."""
+_COLD, _COLD_PEERS = 3, 6
+"""Times what a cell takes with compiled code, its warm-up takes; peers tune themselves, by up to 58 choices a read."""
 ODD = ((1000, 7168, 2), (17, 33, 3), (1, 2048, 2))
 """Numbers of tokens and widths that no tile divides."""
+FEW = 8
+"""Up to so many tokens are checked in fp32: in bf16 the rounding of each token shows in the gradients of parameters."""
 JSON = "{json}"
 """Stands for the file of its record in the words of a command."""
 
@@ -68,14 +70,17 @@ class Cell:
         return self.group not in (CHECKS, WARM_UPS)
 
 
-def make_plan(device: str = "cuda") -> list[Cell]:
-    """All cells, in order.
+def make_plan(groups: Collection[str] = CLASSES, known: Collection[str] = (), device: str = "cuda") -> list[Cell]:
+    """All cells, in order, with warm-ups of those that are still to be timed.
 
     Args:
+        groups: classes that are wanted.
+        known: names of cells that need no measurement.
         device: of every cell.
     """
-    timed = list(_timed(device))
-    return [*_checks(device), *_warm_ups(timed), *timed]
+    timed = [cell for cell in _timed(device) if cell.group in groups]
+    checks = _checks(device) if CHECKS in groups else ()
+    return [*checks, *_warm_ups([cell for cell in timed if cell.name not in known]), *timed]
 
 
 def _checks(device: str) -> Iterator[Cell]:
@@ -89,7 +94,8 @@ def _checks(device: str) -> Iterator[Cell]:
 
 
 def _check(level: str, direction: str, place: Place, device: str) -> Cell:
-    work = {"do": "check", "shape": _shape(level, place), "direction": direction, "device": device}
+    shape = _shape(level, place) | ({"dtype": "float32"} if place[0] <= FEW else {})
+    work = {"do": "check", "shape": shape, "direction": direction, "device": device}
     return Cell(
         f"check {_title(level, direction, place)}", CHECKS, work, 20 + _weight(place), 180, 6 + _gigabytes(place)
     )
@@ -134,21 +140,11 @@ def _of_model(group: str, model: str, device: str) -> Iterator[Cell]:
 
 
 def _warm_ups(timed: Sequence[Cell]) -> Iterator[Cell]:
-    """One for each shape and direction, and one for each workload of a model."""
-    of_code: dict[str, Cell] = {}
+    """One for each cell that is timed, in the same order."""
     for cell in timed:
-        # A cell with peers takes the place of that of the same shape without them, if it is to come soon.
-        of_code[f"{cell.group == MORE_PEERS} {_code(cell)}"] = cell
-    for cell in of_code.values():
         changed = {"do": "warm-up"} if "job" in cell.work else {"words": [*cell.work["words"], "--rounds", "1"]}
-        seconds = _COLD * cell.seconds
+        seconds = (_COLD_PEERS if cell.group in (PEERS, MORE_PEERS) else _COLD) * cell.seconds
         yield Cell(f"warm-up of {cell.name}", WARM_UPS, cell.work | changed, seconds, 4 * seconds, cell.gigabytes)
-
-
-def _code(cell: Cell) -> str:
-    """What a cell compiles, but for the arms."""
-    words: list[str] | None = cell.work.get("words")
-    return str(words or {name: value for name, value in cell.work["job"].items() if name not in ("arms", "peers")})
 
 
 def _shape(level: str, place: Place) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,13 @@ class RunRecord:
         """Whether a cell needs no measurement."""
         return self.cells.get(cell.name, {}).get("status") in ANSWERED
 
-    def still_to_do(self, plan: list[Cell]) -> list[Cell]:
-        """What is left of a plan, in its order, what failed before at the end of its kind; with the warm-ups of what
-        is left. Of warm-ups nothing is known: caches may be gone.
-        """
+    def answered(self) -> set[str]:
+        """Names of cells that need no measurement."""
+        return {name for name, cell in self.cells.items() if cell["status"] in ANSWERED}
+
+    def still_to_do(self, plan: Sequence[Cell]) -> list[Cell]:
+        """What is left of a plan, in its order: what is not timed first, in both what failed before last."""
         left = [cell for cell in plan if not self.stands(cell)]
-        names = {f"warm-up of {cell.name}" for cell in left}
-        left = [cell for cell in left if cell.group != WARM_UPS or cell.name in names]
         return sorted(left, key=lambda cell: (cell.is_timed, self.cells.get(cell.name, {}).get("status") in FAULTS))
 
     def add(self, cell: Cell, answer: dict[str, Any], seconds: float) -> None:

@@ -29,7 +29,7 @@ RAISES, HANGS, ENDS, PERTURBS = "raises", "hangs", "ends its process", "gives wr
 LONGEST = 1800.0
 """Real seconds that a cell of a rehearsal may take."""
 
-_TOKENS, _WIDTHS, _SOURCES = {8192: 2, 32768: 3}, {2048: 8, 4096: 12, 7168: 20}, {2: 2, 4: 3, 8: 4}
+_TOKENS, _WIDTHS, _SOURCES = {8192: 1, 32768: 2}, {2048: 8, 4096: 12, 7168: 20}, {2: 2, 4: 3, 8: 3}
 _TINY_MODELS = {"gpt2-2048": "gpt2-tiny", "llama-3.2-1b": "llama-tiny", "qwen3-1.7b": "qwen3-tiny"}
 
 

@@ -57,7 +57,7 @@ class Run:
             plan: its cells in order.
             lanes: workers beside each other while nothing is timed.
         """
-        left = self.record.still_to_do(list(plan))
+        left = self.record.still_to_do(plan)
         untimed, timed = ([cell for cell in left if cell.is_timed is wanted] for wanted in (False, True))
         try:
             self.log(f"beside each other, on {lanes} workers: {_counted(untimed)}")

@@ -15,11 +15,11 @@ from ..goals.goal import NOT_MEASURED, PARTLY, REACHED, Goal
 from ..goals.merged_records import merged_kernels, merged_models
 from ..goals.project_goals import MODELS, project_goals
 from .plan import WARM_UPS, Cell
-from .record import ANSWERED, FAULTS, RunRecord
+from .record import FAULTS, RunRecord
 from .run import clock_text
 
 WIDTH = 80
-FAULTS_SHOWN = 4
+FAULTS_SHOWN = 3
 _SHORT = {
     "share of the copy bandwidth": "of copy",
     "geometric mean of the speed over the fastest peer": "mean speed",
@@ -122,17 +122,6 @@ def _short(name: str) -> str:
 def has_faults(record: RunRecord) -> bool:
     """Whether a cell is wrong, failed or was killed."""
     return any(cell["status"] in FAULTS for cell in record.cells.values())
-
-
-def is_complete(record: RunRecord, plan: Sequence[Cell]) -> bool:
-    """Whether every cell of a plan was answered.
-
-    Args:
-        record: of the run.
-        plan: all of its cells.
-    """
-    answered = {name for name, cell in record.cells.items() if cell["status"] in ANSWERED}
-    return all(cell.name in answered for cell in plan if cell.group != WARM_UPS)
 
 
 def split(record: RunRecord, folder: str) -> list[str]:

@@ -117,20 +117,6 @@ def test_the_record_is_whole_after_every_cell_and_the_next_run_begins_where_it_e
     assert third.names == []
 
 
-def test_a_warm_up_is_for_what_is_still_to_do(tmp_path):
-    path = tmp_path / "run.json"
-    cells = [
-        made("warm-up of one", WARM_UPS),
-        made("warm-up of two", WARM_UPS),
-        made("one"),
-        made("two", takes=math.inf),
-    ]
-    Crew(5, path).run.go(cells, 2)
-    again = Crew(5, path)
-    again.run.go(cells, 2)
-    assert again.names == ["warm-up of two", "two"]
-
-
 def test_what_failed_is_not_forgotten_if_the_next_run_has_no_time_for_it(tmp_path):
     path = tmp_path / "run.json"
     Crew(5, path).run.go([made("bad", answer={"status": "failed", "reason": "no luck"})], 1)
