@@ -70,9 +70,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         print("\n".join(f"{cell.group:<11}{cell.seconds:4.0f} s  {cell.name}" for cell in make_plan(groups)))
         return PASSED
-    signal.signal(signal.SIGTERM, _interrupted)  # so that workers are ended with us
-    with tempfile.TemporaryDirectory() as folder:
-        return (_rehearse if arguments.rehearse else _measure)(arguments, groups, Path(folder))
+    before = signal.signal(signal.SIGTERM, _interrupted)  # so that workers are ended with us
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return (_rehearse if arguments.rehearse else _measure)(arguments, groups, Path(folder))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupted(_signal: int, _frame: Any) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def _head(record: RunRecord, plan: Sequence[Cell], budget: tuple[float, float]) 
     names = [cell.name for cell in plan if cell.group != WARM_UPS]
     counts = Counter(record.cells.get(name, {}).get("status", "not begun") for name in names)
     shown = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    yield f"{clock_text(budget[0])} of {clock_text(budget[1])} min; {len(names)} cells: {shown}"
+    spent = f"{clock_text(budget[0])} of {clock_text(budget[1])} min; {len(names)} cells: {shown}"
+    yield from textwrap.wrap(spent, WIDTH)
 
 
 def _fault_lines(record: RunRecord) -> Iterator[str]:
