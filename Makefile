@@ -6,6 +6,10 @@ PYTEST_ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 
+# Measured is the torch that is there, which a machine with a GPU may have had before this project.
+GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))
+GPU_ARGS ?= --minutes 12
+
 CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
@@ -13,7 +17,7 @@ pin = "$$(grep '^$(1)==' $(CONSTRAINTS))"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-full test versions check format clean
+.PHONY: help demo demo-full test versions gpu check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +33,9 @@ test: $(VENV)/.installed-dev  ## run the test suite (JOBS=n processes, PYTEST_AR
 
 versions: $(VENV)/.created  ## run the suite under each torch, 2.11 to 2.15; goes on where it ended (hours; VERSIONS_ARGS=..)
 	$(BIN)/python .ci/versions.py $(VERSIONS_ARGS)
+
+gpu:  ## measure on the GPU here, by worth, within 12 minutes; goes on where it ended (GPU_ARGS=..; docs/gpu.md)
+	PYTHONPATH=.:passes:kernels:$$PYTHONPATH $(GPU_PYTHON) -m kernels.benchmarks.gpu $(GPU_ARGS)
 
 check: $(VENV)/.installed-dev  ## formatting, lint, types, import rules, and that the tests can be collected
 	$(BIN)/ruff format --check .

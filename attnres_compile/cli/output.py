@@ -12,7 +12,7 @@ from typing import Any
 
 from attnres_kernels.errors import AttnResError
 
-KERNEL_KINDS = ("bench kernels", "bench offline")
+KERNEL_KINDS = ("bench kernels", "bench offline", "bench static")
 """Kinds of the records that ``python -m kernels.benchmarks`` keeps, which is no part of what is installed."""
 
 

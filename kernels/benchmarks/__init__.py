@@ -2,9 +2,11 @@
 
     python -m kernels.benchmarks peers      reads and blocks of reads against torch code and other people's kernels
     python -m kernels.benchmarks offline    every generated kernel compiled for GPUs that are not there
+    python -m kernels.benchmarks static     launches and bytes of a read, ours and other people's, without a GPU
     python -m kernels.benchmarks goals      how far the project's goals are, from kept records
     python -m kernels.benchmarks show       the table of a kept record
     python -m kernels.benchmarks plot       the picture of a kept record
+    python -m kernels.benchmarks.gpu        all that a GPU is to tell, by worth, within a budget (make gpu)
 
     python -m kernels.benchmarks.builds           steps of a model under this build and under another, in pairs
     python -m kernels.benchmarks.cpu_schedules    the reads of a forward on the CPU, by schedule and by tokens

@@ -23,7 +23,7 @@ from attnres_compile.cli.output import (
 from attnres_passes.ir.config import CHOICES
 
 NAME = "python -m kernels.benchmarks"
-KERNELS, OFFLINE = KERNEL_KINDS
+KERNELS, OFFLINE, STATIC = KERNEL_KINDS
 
 # The grid that the project's goals are set on; 6 reads a block as in Kimi Linear 48B.
 _GRID = (
@@ -42,15 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
     parser = CommandParser(prog=NAME, description="Benchmarks of the generated kernels.")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{peers,offline,goals,show,plot}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="{peers,offline,static,goals,show,plot}")
     _add_peers(verbs)
     _add_offline(verbs)
+    _add_static(verbs)
     goals = add_verb(verbs, "goals", _run_goals, "how far each of the project's goals on a GPU is")
     goals.add_argument("files", metavar="FILE", nargs="+", help="a record of kernels or of `attnres bench model`")
     goals.add_argument("--format", choices=("table", "md"), default="table", help="of what is printed")
     add_output(goals)
     show = add_verb(verbs, "show", _run_show, "print the table of a kept record")
-    show.add_argument("file", metavar="FILE", help="a record that peers --json or offline -o wrote")
+    show.add_argument("file", metavar="FILE", help="a record that peers --json, offline -o or static -o wrote")
     plot = add_verb(verbs, "plot", _run_plot, "draw a kept record of peers, with the project's goals")
     plot.add_argument("file", metavar="FILE", help="a record that peers --json wrote")
     ending = "the picture; its ending chooses the format (png, svg)"
@@ -89,6 +90,15 @@ def _add_offline(verbs: Any) -> None:
     parser.add_argument("--widths", type=int, nargs="+", metavar="D", help="of the stream (default 768 to 7168)")
     parser.add_argument(
         "--earlier", metavar="FILE", help="a record of the same Triton: kernels that are in it are not compiled again"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="keep the record")
+
+
+def _add_static(verbs: Any) -> None:
+    text = "launches and bytes of one read, ours and other people's, recorded without a GPU; exit code 1 without peers"
+    parser = add_verb(verbs, "static", _run_static, text)
+    parser.add_argument(
+        "--wheels", metavar="DIR", help="other people's kernels as wheels, else those that are installed"
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="keep the record")
 
@@ -142,6 +152,18 @@ def _run_offline(arguments: argparse.Namespace) -> int:
     return FAILED if offline.failures(record) else PASSED
 
 
+def _run_static(arguments: argparse.Namespace) -> int:
+    """Record the launches; print the table and keep the record."""
+    check_writable(arguments.output)
+    from .static.record_apart import recorded_apart
+    from .static.table import static_table, verdict
+
+    record = recorded_apart(arguments.wheels, arguments.command)
+    keep_record(record, arguments.output)
+    write_text(static_table(record), None)
+    return PASSED if verdict(record) else FAILED
+
+
 def _run_goals(arguments: argparse.Namespace) -> int:
     """Print the goals of every GPU that the records know."""
     check_writable(arguments.output)
@@ -158,9 +180,14 @@ def _run_show(arguments: argparse.Namespace) -> int:
     """Print the table of a kept record."""
     from .against_peers.table import kernels_table
     from .offline.record import offline_table
+    from .static.table import static_table
 
     record = _known(arguments.file, *KERNEL_KINDS)
-    tables: dict[str, Callable[[dict[str, Any]], str]] = {KERNELS: kernels_table, OFFLINE: offline_table}
+    tables: dict[str, Callable[[dict[str, Any]], str]] = {
+        KERNELS: kernels_table,
+        OFFLINE: offline_table,
+        STATIC: static_table,
+    }
     write_text(tables[record["kind"]](record), None)
     return PASSED
 
@@ -183,7 +210,8 @@ def _known(path: str, *kinds: str) -> dict[str, Any]:
     kind = record_kind(record)
     if kind is None or (kinds and kind not in kinds):
         raise OutputError(
-            f"{path} cannot be read here (its kind is {kind!r}): pass what `{NAME} peers --json FILE` or "
-            f"`{NAME} offline -o FILE` wrote, and a record of models to `attnres bench show` or `attnres plot`"
+            f"{path} cannot be read here (its kind is {kind!r}): pass what `{NAME} peers --json FILE`, "
+            f"`{NAME} offline -o FILE` or `{NAME} static -o FILE` wrote, and a record of models to `attnres bench "
+            "show` or `attnres plot`"
         )
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -16,7 +17,7 @@ from attnres_compile.progress import each
 from attnres_compile.report.comparison import MeasureError, paired_ratio
 
 from .arms.arm import KERNELS, PEER, TORCH, Arm
-from .gate import TOLERANCES, Reference, errors, reference
+from .gate import Reference, beyond, errors, reference, results
 from .timing import CpuClock, CudaClock, Taken, Timed, copy_call, first_line, time_in_turn
 from .traffic import ideal_traffic
 from .work import Inputs, Shape, make_inputs
@@ -97,7 +98,8 @@ class Cell:
             return result | {"status": SAME, "reason": f"the same calls as {arm.same_as}"}, None
         reason = ""
         try:
-            found = errors(wanted, self.shape, inputs, lambda: self._outputs(arm, inputs), self.training)
+            outputs_of = functools.partial(self._outputs, arm, inputs)
+            found = errors(wanted, results(wanted.output_grads, self.shape, inputs, outputs_of, self.training))
             call = self._call(arm, inputs, wanted.output_grads)
         except Exception as error:
             reason = first_line(error)
@@ -105,10 +107,7 @@ class Cell:
             _free_memory()
             return result | {"status": FAILED, "reason": reason}, None
         result["errors"] = found
-        bound = TOLERANCES[self.shape.dtype]
-        wrong = [f"{name} {value:.3g}" for name, value in found.items() if not value <= bound]
-        if wrong:
-            reason = f"largest relative error of {', '.join(wrong)}: more than {bound:g}"
+        if reason := beyond(found, self.shape.dtype):
             return result | {"status": WRONG, "reason": reason}, None
         return result | {"status": MEASURED}, call
 

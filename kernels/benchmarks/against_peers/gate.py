@@ -71,30 +71,66 @@ def reference(shape: Shape, inputs: Inputs, training: bool) -> Reference:
     return Reference(tokens, {name: torch.cat(of) for name, of in parts.items()}, gradients, grads)
 
 
-def errors(
-    wanted: Reference, shape: Shape, inputs: Inputs, call: Callable[[], list[Tensor]], training: bool
-) -> dict[str, float]:
-    """The largest errors of an arm, of outputs and of gradients, infinite for what is not finite or not there.
+@dataclass(frozen=True)
+class Results:
+    """What one run of an arm gives."""
+
+    outputs: list[Tensor]
+    """Those that every arm has."""
+    gradients: dict[str, Tensor | None]
+    """By name, None for what gets none; empty without training."""
+
+    def same_bits(self, other: Results) -> bool:
+        """Whether another run of the same arm gives the same bits."""
+        pairs = zip([*self.outputs, *self.gradients.values()], [*other.outputs, *other.gradients.values()], strict=True)
+        return all(one is two or (one is not None and two is not None and torch.equal(one, two)) for one, two in pairs)
+
+
+def results(
+    output_grads: list[Tensor], shape: Shape, inputs: Inputs, call: Callable[[], list[Tensor]], training: bool
+) -> Results:
+    """Run an arm once.
 
     Args:
-        wanted: of the definition.
+        output_grads: what the gradients are of.
         shape: of the work.
         inputs: that the arm gets.
         call: gives the arm's outputs, under the grad mode that ``training`` asks for.
         training: gradients too.
     """
-    outputs = call()[: len(wanted.outputs)]
-    of_outputs = [
-        _error(output, expected, wanted.tokens)
-        for output, expected in zip(outputs, wanted.outputs.values(), strict=True)
-    ]
-    found = {"outputs": max(of_outputs)}
-    if training:
-        leaves = inputs.leaves(shape.reads)
-        grads = torch.autograd.grad(outputs, list(leaves.values()), wanted.output_grads, allow_unused=True)
-        pairs = zip(grads, (wanted.gradients[name] for name in leaves), strict=True)
-        found["gradients"] = max(_error(grad, expected, wanted.tokens) for grad, expected in pairs)
-    return found
+    outputs = call()[: len(output_names(shape))]
+    if not training:
+        return Results(outputs, {})
+    leaves = inputs.leaves(shape.reads)
+    grads = torch.autograd.grad(outputs, list(leaves.values()), output_grads, allow_unused=True)
+    return Results(outputs, dict(zip(leaves, grads, strict=True)))
+
+
+def errors(wanted: Reference, found: Results) -> dict[str, float]:
+    """The largest errors of an arm, of outputs and of gradients, infinite for what is not finite or not there.
+
+    Args:
+        wanted: of the definition.
+        found: of the arm.
+    """
+    pairs = zip(found.outputs, wanted.outputs.values(), strict=True)
+    largest = {"outputs": max(_error(output, expected, wanted.tokens) for output, expected in pairs)}
+    if found.gradients:
+        of_gradients = [_error(grad, wanted.gradients[name], wanted.tokens) for name, grad in found.gradients.items()]
+        largest["gradients"] = max(of_gradients)
+    return largest
+
+
+def beyond(found: dict[str, float], dtype: str) -> str:
+    """Which errors are more than is tolerated, in words; '' if none is.
+
+    Args:
+        found: the largest errors of an arm.
+        dtype: of the work, a name of ``TOLERANCES``.
+    """
+    bound = TOLERANCES[dtype]
+    wrong = [f"{name} {value:.3g}" for name, value in found.items() if not value <= bound]
+    return f"largest relative error of {', '.join(wrong)}: more than {bound:g}" if wrong else ""
 
 
 def _error(actual: Tensor | None, expected: Tensor, tokens: Tensor) -> float:

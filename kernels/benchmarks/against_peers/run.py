@@ -63,6 +63,8 @@ class KernelJob:
     """The compiler around kernels and of torch code; None for Inductor on a GPU and eager elsewhere."""
     budget: float | None = None
     """Seconds after which no cell is begun."""
+    copied: int | None = None
+    """Bytes of the tensor that the copy copies; None for what the largest cell's forward moves."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -109,7 +111,7 @@ def measure_kernels(
         TuningError: ATTNRES_AUTOTUNE is neither 0 nor 1.
     """
     device, start = job.torch_device(), time.monotonic()
-    of_shape = arms or _all_arms(job)
+    of_shape = arms or all_arms(job)
     record: dict[str, Any] = {
         **record_head(KIND, SCHEMA_VERSION, command, device),
         "job": dataclasses.asdict(job) | {"inner": job.compiler()},
@@ -123,13 +125,13 @@ def measure_kernels(
     cells = list(job.cells())
     _check_names(job, cells, of_shape, device)
     clock = make_clock(device)
-    largest = max(round(ideal_traffic(shape).forward * shape.row_bytes) for shape, _ in cells)
+    largest = job.copied or max(round(ideal_traffic(shape).forward * shape.row_bytes) for shape, _ in cells)
     for shape, direction in each(cells, "cell"):
         cell: dict[str, Any] = dataclasses.asdict(shape) | {"direction": direction}
         if job.budget is not None and time.monotonic() - start > job.budget:
             cell["skipped"] = f"the budget of {job.budget:g} s was spent"
         else:
-            chosen = [arm for arm in of_shape(shape, device) if _is_chosen(arm, job.arms)]
+            chosen = [arm for arm in of_shape(shape, device) if is_chosen(arm, job.arms)]
             with traced_anew(tuning.is_on()):
                 cell |= measured_cell(Cell(job.rounds, shape, direction == TRAINING, device, clock, largest), chosen)
         record["cells"].append(cell)
@@ -145,18 +147,24 @@ def has_failures(record: dict[str, Any]) -> bool:
     return any(arm["kind"] == KERNELS and arm["status"] in (FAILED, WRONG) for arm in arms)
 
 
-def _all_arms(job: KernelJob) -> Arms:
+def all_arms(job: KernelJob) -> Arms:
+    """Every arm of a shape on a device: generated kernels, torch code and, if the job asks for them, peers."""
     inner = job.compiler()
 
     def arms(shape: Shape, device: torch.device) -> list[Arm]:
-        own = kernel_arms(shape, inner, _kernels_missing(shape, device))
+        own = kernel_arms(shape, inner, kernels_missing(shape, device))
         return [*own, *torch_arms(shape, inner), *(peer_arms(shape, device, inner, PEERS) if job.peers else [])]
 
     return arms
 
 
-def _kernels_missing(shape: Shape, device: torch.device) -> str:
-    """What the generated kernels need and do not have; '' if nothing."""
+def kernels_missing(shape: Shape, device: torch.device) -> str:
+    """What the generated kernels need and do not have; '' if nothing.
+
+    Args:
+        shape: of the work.
+        device: that it runs on.
+    """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if shape.width > tiling.WIDEST:
@@ -166,7 +174,13 @@ def _kernels_missing(shape: Shape, device: torch.device) -> str:
     return f"Triton runs on {device.type} in its interpreter only: set TRITON_INTERPRET=1"
 
 
-def _is_chosen(arm: Arm, names: tuple[str, ...]) -> bool:
+def is_chosen(arm: Arm, names: tuple[str, ...]) -> bool:
+    """Whether an arm is among those that are asked for.
+
+    Args:
+        arm: of a shape.
+        names: parts of names; all arms are chosen without any.
+    """
     return not names or any(name in arm.name for name in names)
 
 

@@ -76,7 +76,9 @@ def test_counted_bytes_are_those_that_the_kernels_of_a_compiled_block_are_given(
     wanted = kernel_gate.reference(shape, inputs, True)
     state = arm.prepare(inputs)
     launches = Launches(monkeypatch, shape)
-    found = kernel_gate.errors(wanted, shape, inputs, lambda: arm.call(inputs, state), True)
+    found = kernel_gate.errors(
+        wanted, kernel_gate.results(wanted.output_grads, shape, inputs, lambda: arm.call(inputs, state), True)
+    )
     assert max(found.values()) < 1e-5
     # The two gradients of the second read's partial sum are added by the graph, and not by a kernel of ours.
     assert launches.wide == arm.traffic.forward + arm.traffic.backward - 3
@@ -92,7 +94,9 @@ def test_reads_with_own_logits_are_given_the_counted_bytes_in_one_launch_each_wa
     inputs = make_inputs(shape, CPU, True)
     wanted = kernel_gate.reference(shape, inputs, True)
     launches = Launches(monkeypatch, shape)
-    found = kernel_gate.errors(wanted, shape, inputs, lambda: arm.call(inputs, []), True)
+    found = kernel_gate.errors(
+        wanted, kernel_gate.results(wanted.output_grads, shape, inputs, lambda: arm.call(inputs, []), True)
+    )
     assert max(found.values()) < 1e-5
     assert len(launches.names) == 2 * reads
     # Additions of the graph's are not of our kernels: the last one, and those of gradients.
