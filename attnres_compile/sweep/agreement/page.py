@@ -163,7 +163,8 @@ def _found(record: ModelRecord) -> str:
         return f"{record.outcome}: {_short(record.reason)}"
     streams = "; ".join(f"{one.name} with {one.writes}" for one in record.streams[:6])
     more = f" and {len(record.streams) - 6} more" if len(record.streams) > 6 else ""
-    return f"{record.outcome}, {record.writes} writes in {len(record.streams)} streams: {streams}{more}"
+    why = f"; {_short(record.reason)}" if record.outcome is Outcome.WRONG else ""
+    return f"{record.outcome}, {record.writes} writes in {len(record.streams)} streams: {streams}{more}{why}"
 
 
 def _places(label: ModelLabel) -> str:
