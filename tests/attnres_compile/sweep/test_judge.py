@@ -55,7 +55,7 @@ def test_a_whole_stream_is_rewritten_and_verified() -> None:
     assert (stream.writes, stream.reads, stream.unnormed, stream.left_out) == (4, 5, 0, 0)
     assert list(stream.at.values()) == [4]
     assert record.layers == {f"{Layer.__module__}.Layer": 4}
-    assert record.verified["checks"] == 4
+    assert record.verified["checks"] == 5
     assert record.verified["max_error"] < 1e-5
     assert set(record.seconds) == {"make", "plan", "verify"}
 
