@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attnres_compile.api.prepare import prepare, unprepare
 from attnres_compile.api.verification import TOLERANCES, Check, dtype_name, relative_error
@@ -117,7 +117,7 @@ def _run(
         args, kwargs: its inputs, which are copied.
         needs_gradients: a model that cannot be differentiated fails.
     """
-    given, named = tree_map(_copied, (tuple(args), dict(kwargs or {})))
+    given, named = tree_map_only(object, _copied, (tuple(args), dict(kwargs or {})))
     failure = ""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from attnres_passes.torch_private.example_values import fake_mode_of
+
 CAPABILITY = (9, 0)
 
 
@@ -79,9 +81,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = len(self._recorded.launches)
         result = func(*args, **(kwargs or {}))
         is_view = func.is_view or any(one.alias_info is not None for one in func._schema.returns)
-        makes_nothing = func.overloadpacket in _MOVE_NOTHING or func.namespace not in ("aten",)
+        makes_nothing = str(func.overloadpacket) in _MOVE_NOTHING or func.namespace not in ("aten",)
         if not is_view and not makes_nothing and len(self._recorded.launches) == before:
-            read = () if func.overloadpacket in _READ_NOTHING else (args, kwargs)
+            read = () if str(func.overloadpacket) in _READ_NOTHING else (args, kwargs)
             moved = sum(x.nbytes for x in tree_leaves((read, result)) if isinstance(x, Tensor))
             self._recorded.launches.append(Launch(f"torch.{func.overloadpacket.__name__}", moved, 0))
         return result
@@ -96,26 +98,27 @@ def _yes(_tensor: Any) -> bool:
 
 
 _MOVE_NOTHING = {
-    torch.ops.aten.empty,
-    torch.ops.aten.empty_like,
-    torch.ops.aten.new_empty,
-    torch.ops.aten.empty_strided,
-    torch.ops.aten.detach,
-    torch.ops.aten._local_scalar_dense,
+    "aten.empty",
+    "aten.empty_like",
+    "aten.new_empty",
+    "aten.empty_strided",
+    "aten.detach",
+    "aten._local_scalar_dense",
 }
 
 
-_READ_NOTHING = {torch.ops.aten.new_zeros, torch.ops.aten.zeros_like, torch.ops.aten.ones_like}
+_READ_NOTHING = {"aten.new_zeros", "aten.zeros_like", "aten.ones_like"}
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorded]:
     """Launches inside are taken down and not run; what they would write stays as it was made."""
     import triton
-    from torch._subclasses.fake_tensor import FakeTensor
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
+    with fake_mode_of([]):
+        fake = type(torch.empty(0))
     recorded = Recorded()
 
     def take(kernel: Any, choices: int, given: Any) -> None:
@@ -142,7 +145,7 @@ def recording() -> Iterator[Recorded]:
         stack.enter_context(mock.patch.object(JITFunction, "run", run))
         stack.enter_context(mock.patch.object(Autotuner, "run", tuned_run))
         stack.enter_context(mock.patch.object(torch.library, "wrap_triton", _same))
-        stack.enter_context(mock.patch.object(FakeTensor, "is_cuda", property(_yes), create=True))
+        stack.enter_context(mock.patch.object(fake, "is_cuda", property(_yes), create=True))
         for name, value in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, return_value=value))
         triton.runtime.driver.set_active(_Driver())

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attnres_compile.progress import each
 from attnres_compile.report.records import check_record, package_version, record_head
+from attnres_passes.torch_private.example_values import fake_mode_of
 
 from ..against_peers.arms.arm import EAGER, KERNELS, Arm
 from ..against_peers.arms.generated import kernel_arms
@@ -81,7 +81,7 @@ def _recorded(arm: Arm, shape: Shape, recorded: Recorded) -> dict[str, Any]:
         # Operators of ours have shapes of their own for fake tensors, which launch nothing.
         if arm.kind == KERNELS:
             return told | _parts(arm, shape, recorded)
-        with FakeTensorMode():
+        with fake_mode_of([]):
             return told | _parts(arm, shape, recorded)
     except Exception as error:  # of other people's code, of any class
         recorded.taken()
