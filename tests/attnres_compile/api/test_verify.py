@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import attnres_compile as ac
+from attnres_compile.api import verify_eager
 from attnres_compile.api.verification import Check
 from attnres_compile.api.verify_eager import WHOLE
 from tests.end_to_end.models import PreNorm, tokens
@@ -88,6 +89,45 @@ def test_a_gradient_that_is_lost_is_found() -> None:
     assert [(check.name, check.wrong_read) for check in found.checks if not check.passed] == [
         (WHOLE, "the gradient of scale is off, as it is where torch.compile traces the plain model")
     ]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_hides_no_other(value: float) -> None:
+    """What is held against the largest gradient would be nothing beside an infinite one."""
+    right, wrong = torch.ones(3), torch.ones(3) * 2
+    odd = torch.tensor([1.0, value])
+    expected = verify_eager._Result([right], {"odd": odd, "other": right})
+    same = verify_eager._errors(expected, verify_eager._Result([right], {"odd": odd, "other": right}))
+    assert set(same.values()) == {0.0}
+    errors = verify_eager._errors(expected, verify_eager._Result([right], {"odd": odd, "other": wrong}))
+    assert errors["the gradient of other"] == 1.0 / verify_eager.GRADIENTS_OFF
+
+
+def test_another_number_of_outputs_is_off() -> None:
+    one, two = (verify_eager._Result([torch.ones(3)] * count, {}) for count in (1, 2))
+    assert set(verify_eager._errors(one, two).values()) == {float("inf")}
+
+
+class NoBackwardWhenCompiled(nn.Module):
+    """Has a backward, but not while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PreNorm(layers=2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out = self.inner(ids).exp()
+        result: Tensor = out * 2
+        if torch.compiler.is_compiling():
+            out.zero_()
+        return result
+
+
+def test_a_backward_that_fails_fails_the_check() -> None:
+    found = ac.verify(NoBackwardWhenCompiled(), (tokens(),))
+    (wrong,) = [check for check in found.checks if not check.passed]
+    assert wrong.name == WHOLE
+    assert "no gradients to compare: one of the variables" in wrong.wrong_read
 
 
 class WithoutGradients(nn.Module):
