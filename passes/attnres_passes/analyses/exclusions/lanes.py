@@ -31,6 +31,8 @@ def _outer_product(trace: AtenTrace, branch: int) -> int | None:
     operands = [one.value for one in trace.ops[producer].args[:2] if isinstance(one, Ref)]
     if len(operands) != 2:
         return None
+    if len(trace.values[branch].shape) < 4:
+        return None  # an axis of batch, of tokens and of features: what is weighed is tokens
     left, right = (tuple(trace.values[one].shape[-2:]) for one in operands)
     return producer if _is_outer(left, right) or _is_outer(right, left) else None
 

@@ -246,6 +246,20 @@ def test_features_that_are_normed_over_time_stay_features() -> None:
 # Models that have something else in place of a stream.
 
 
+def test_one_output_weighed_by_token_is_no_write_to_lanes() -> None:
+    """A pooled vector, added to each token by a gate of its own: an outer product over tokens."""
+
+    def gated_pool(self: Any, x: Tensor) -> Tensor:
+        for norm, linear in zip(self.norm, self.linear, strict=False):
+            normed = norm(x)
+            x = x + torch.sigmoid(linear(normed)[..., :1]) * linear(normed.mean(1, keepdim=True))
+        return self.norm[-1](x)
+
+    plan = plan_of(gated_pool)
+    assert not plan.declined
+    assert len(plan.streams) == 1
+
+
 def test_hyper_connections_are_named() -> None:
     from tests.passes.analyses.test_declines import hyper_connected
 
