@@ -2,7 +2,7 @@
 
 It is started as a file, with the folders of a build first on the path, so it takes nothing from this repository but
 what both builds have. Each line of its input is a number of steps to make; it answers with the seconds of processor
-time and of the clock for each of them.
+time and of the clock for each of them. To ``count`` it answers with what one step does, counted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -63,6 +64,29 @@ def training_step(name: str, tokens: int) -> Callable[[], Any]:
     return step
 
 
+def counts(step: Callable[[], Any]) -> dict[str, int]:
+    """What a step does, counted: operators of torch, and calls of Python and C functions by the interpreter.
+
+    Args:
+        step: warm.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    found = {"operators": sum(event.name.startswith("aten::") for event in profile.events()), "call": 0, "c_call": 0}
+
+    def note(_: FrameType, event: str, __: Any) -> None:
+        if event in found:
+            found[event] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        step()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
 def main() -> None:
     """``build_steps.py WORKLOAD MODEL TOKENS THREADS``: names its package, gets warm, and serves its input."""
     workload, name, tokens, threads = sys.argv[1:]
@@ -76,6 +100,9 @@ def main() -> None:
         step()
     print("ready", flush=True)
     for line in sys.stdin:
+        if line.strip() == "count":
+            print(json.dumps(counts(step)), flush=True)
+            continue
         found = []
         for _ in range(int(line)):
             wall, processor = time.perf_counter(), time.process_time()

@@ -8,6 +8,9 @@ step. Where a process happens to lie in memory changes its speed by a percent or
 workers of ONE build differs by that much. Workers are therefore started anew several times, the ratio of each start is
 the median of its pairs, and the interval is over starts, not over pairs. With the same folder as the other build the
 command shows what it can tell apart.
+
+Besides, one step of each build is counted: operators of torch, calls by the Python interpreter. Counts have no noise,
+and are what is left to compare where two builds differ by less than a machine can tell.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ KIND, SCHEMA_VERSION = "builds", 1
 THIS_BUILD = Path(__file__).resolve().parents[2]
 CLOCKS = ("processor", "wall")
 BURN_IN = 3
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_TOP_PAD_": str(1 << 28)}
+"""For glibc: a worker keeps the memory that it has had. Else each step of a large model is given hundreds of MB of new
+pages, whose zeroing takes a fifth of its time, one more, one less."""
 
 
 class Worker:
@@ -43,7 +49,7 @@ class Worker:
         self.build = build
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("build_steps.py")), *words],
-            env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"} | KEPT_MEMORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -65,13 +71,20 @@ class Worker:
 
     def steps(self, count: int) -> list[tuple[float, float]]:
         """Seconds of processor time and of the clock of so many steps."""
+        return [(processor, wall) for processor, wall in self._answer(str(count))]
+
+    def counts(self) -> dict[str, int]:
+        """What one step does, counted."""
+        return dict(self._answer("count"))
+
+    def _answer(self, line: str) -> Any:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        line = self._output().readline()
-        if not line:
+        answer = self._output().readline()
+        if not answer:
             raise SystemExit("a worker ended between two steps; its error is above")
-        return [(processor, wall) for processor, wall in json.loads(line)]
+        return json.loads(answer)
 
     def end(self) -> None:
         """Ends the process."""
@@ -79,8 +92,11 @@ class Worker:
         self.process.wait()
 
 
-def paired_samples(builds: Sequence[Path], words: Sequence[str], pairs: int) -> list[list[tuple[float, float]]]:
-    """The samples of one start: for each build, one step a pair. Who goes first changes from pair to pair.
+Samples = list[tuple[float, float]]
+
+
+def one_start(builds: Sequence[Path], words: Sequence[str], pairs: int) -> tuple[list[Samples], list[dict[str, int]]]:
+    """The samples of one start, for each build one step a pair, and the counts. Who goes first changes with each pair.
 
     Args:
         builds: roots of their checkouts.
@@ -88,7 +104,7 @@ def paired_samples(builds: Sequence[Path], words: Sequence[str], pairs: int) -> 
         pairs: of steps that are kept.
     """
     workers = [Worker(build, words) for build in builds]
-    found: list[list[tuple[float, float]]] = [[] for _ in builds]
+    found: list[Samples] = [[] for _ in builds]
     try:
         for worker in workers:
             worker.wait_until_warm()
@@ -97,10 +113,10 @@ def paired_samples(builds: Sequence[Path], words: Sequence[str], pairs: int) -> 
             for index in order:
                 sample = workers[index].steps(1)
                 found[index] += sample if turn >= BURN_IN else []
+        return found, [worker.counts() for worker in workers]
     finally:
         for worker in workers:
             worker.end()
-    return found
 
 
 def ratio_of_starts(starts: Sequence[dict[str, Any]], clock: str) -> tuple[float, float, float]:
@@ -144,9 +160,9 @@ def main(words: Sequence[str]) -> None:
     for start in tqdm(range(given.starts), desc=f"{given.workload} of {given.model}", disable=None):
         # The side of a build changes too: the worker that starts second may lie otherwise in memory.
         swapped = start % 2 == 1
-        samples = paired_samples(builds[::-1] if swapped else builds, worker, given.pairs)
-        this, other = samples[::-1] if swapped else samples
-        starts.append({"this": this, "other": other})
+        samples, counted = one_start(builds[::-1] if swapped else builds, worker, given.pairs)
+        sides = ("other", "this") if swapped else ("this", "other")
+        starts.append(dict(zip(sides, samples, strict=True)) | {"counts": dict(zip(sides, counted, strict=True))})
         if given.json is not None:
             given.json.write_text(json.dumps(record, indent=1) + "\n")
     for which, clock in enumerate(CLOCKS):
@@ -157,6 +173,8 @@ def main(words: Sequence[str]) -> None:
             f"{1e3 * of_each[1]:.2f} ms; ratio {middle:.4f} [{low:.4f}, {high:.4f}], 95 % over {given.starts} starts "
             f"of {given.pairs} pairs"
         )
+    this, other = (starts[-1]["counts"][side] for side in ("this", "other"))
+    print("counted in a step: " + ", ".join(f"{name} {this[name]} over {other[name]}" for name in this))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ graph, the rewrite has seen to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,25 @@ def plain_path(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
-def install(module: nn.Module, path: str, plan: Plan) -> None:
+class Installed:
+    """Where the modules that read a stream were found below one, so that a call need not look for them again.
+
+    plan: that was installed; places: of each module on the way to one that reads, in the ``_modules`` of its parent.
+    """
+
+    def __init__(self, plan: Plan, places: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module]]) -> None:
+        self.plan, self.places = plan, places
+
+    def is_current(self, plan: Plan) -> bool:
+        """Whether nothing was replaced since."""
+        return plan is self.plan and all(modules.get(name) is part for modules, name, part in self.places)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of the model finds its own."""
+        return type(None), ()
+
+
+def install(module: nn.Module, path: str, plan: Plan) -> Installed:
     """Let the modules below one make the reads of the plan that are theirs, if Python runs them.
 
     A module with a write in it passes the stream on, and takes the state itself.
@@ -46,11 +64,21 @@ def install(module: nn.Module, path: str, plan: Plan) -> None:
     writes = [write.module for stream in plan.streams for write in stream.writes]
     readers = {read.module for read in plan.depth_reads.values()}
     readers = {reader for reader in readers if not any(f"{write}.".startswith(f"{reader}.") for write in writes)}
+    places: dict[str, tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
     for name, part in module.named_modules():
         place = plain_path(f"{path}.{name}" if path and name else path or name)
-        if place in readers and PATH not in part.__dict__:
+        if place not in readers:
+            continue
+        if PATH not in part.__dict__:
             part.__dict__[PATH] = place
             part.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        parent, way = module, ""
+        for step in name.split(".") if name else ():
+            way, child = f"{way}.{step}", parent._modules[step]
+            assert child is not None
+            places[way] = parent._modules, step, child
+            parent = child
+    return Installed(plan, tuple(places.values()))
 
 
 def uninstall(model: nn.Module) -> None:

@@ -46,7 +46,8 @@ class Guard:
     """What a guarded module knows.
 
     calls: of the model; plan: of the model; path: of the module in the model; streams: of the plan, whose writes are
-    all inside the module; forward: what the module had as ``forward`` on itself, not on its class.
+    all inside the module; forward: what the module had as ``forward`` on itself, not on its class; installed: what a
+    call that Python ran has put below the module.
     """
 
     calls: Calls
@@ -54,6 +55,7 @@ class Guard:
     path: str
     streams: tuple[int, ...]
     forward: Callable[..., Any] | None = None
+    installed: python_reads.Installed | None = None
 
 
 def guard_of(module: nn.Module) -> Guard | None:
@@ -212,7 +214,8 @@ def _refused_before(module: nn.Module, guard: Guard, around: Around) -> bool:
 @never_traced
 def _begin(module: nn.Module, guard: Guard) -> CallReads:
     """What Python runs of a model may read its streams, and every read of the plan is to be made by the end."""
-    python_reads.install(module, guard.path, guard.plan)
+    if guard.installed is None or not guard.installed.is_current(guard.plan):
+        guard.installed = python_reads.install(module, guard.path, guard.plan)
     return call_reads.begin_call(guard.calls)
 
 
@@ -226,7 +229,9 @@ def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int], of_call:
         of_call: the reads that its pieces made.
     """
     ran = {stream for stream, before in enumerate(runs) if guard.calls.runs[stream] > before}
-    missing = [read for read in call_reads.missing_reads(of_call, guard.plan, guard.path) if read.stream not in ran]
+    left = len(ran) < len(runs)  # most models run whole, and this is on the way of every step
+    missing = call_reads.missing_reads(of_call, guard.plan, guard.path) if left else []
+    missing = [read for read in missing if read.stream not in ran]
     in_pieces = {read.stream for read in of_call.reads} - ran
     unfinished = [read for read in missing if read.stream in in_pieces]
     due = set(guard.streams) or set(range(len(runs)))

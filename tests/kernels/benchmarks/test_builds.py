@@ -35,6 +35,9 @@ def test_a_build_is_paired_with_itself(tmp_path: Path, capsys: pytest.CaptureFix
     record = json.loads(kept.read_text())
     assert [len(record["starts"][0][side]) for side in ("this", "other")] == [2, 2]
     assert record["kind"] == builds.KIND
+    this, other = (record["starts"][0]["counts"][side] for side in ("this", "other"))
+    assert this["operators"] == other["operators"] > 100
+    assert this["call"] > 100
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
