@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import weakref
@@ -241,3 +242,22 @@ def test_parts_of_an_earlier_preparation_do_not_run() -> None:
         for number, one in enumerate(model.attnres.parameters()):
             one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(number)))
     assert_by_hand(model, example())
+
+
+@pytest.mark.parametrize("place", ["norm", "body"])
+def test_a_module_that_was_replaced_after_a_call_is_read_by(place: str) -> None:
+    """By itself, and with its parent: what was found below the model is looked for again."""
+    model = per_block(prepared(example()))
+    model(example())
+    if place == "norm":
+        model.body.norm = nn.LayerNorm(WIDTH, dtype=torch.float64)
+    else:
+        body = type(model.body).__new__(type(model.body))
+        nn.Module.__init__(body)
+        body.__dict__.update(model.body.__dict__ | {"_modules": dict(model.body._modules)})
+        body.norm = nn.LayerNorm(WIDTH, dtype=torch.float64)
+        model.body = body
+    with torch.no_grad():
+        model.body.norm.weight.normal_()
+    assert_by_hand(model, example())
+    assert_by_hand(per_block(copy.deepcopy(model)), example())
