@@ -27,7 +27,8 @@ from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
 from attnres_compile.model.in_force.guarded_forward import guard_of
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
-from attnres_compile.model.parameters import NAME, PART_OF, AttnResParameters, is_part_of_prepared
+from attnres_compile.model.parameters import NAME, AttnResParameters
+from attnres_compile.model.part_of import PART_OF, is_part_of_prepared
 from attnres_compile.model.plan_tensor import check_plan_tensor
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads

@@ -10,12 +10,11 @@ from torch.fx import GraphModule
 from attnres_compile.model.errors import AttnResError, PartOfPreparedModelError, RegistrationError
 from attnres_compile.model.parameters import (
     AttnResParameters,
-    is_part_of_prepared,
     note_prepared,
     parameters_of,
-    prepared_root_of,
     prepared_within,
 )
+from attnres_compile.model.part_of import is_part_of_prepared, prepared_root_of
 from attnres_passes.torch_private.dynamo import FrameModule, frame_modules
 
 
@@ -75,4 +74,5 @@ def _owner_of_part(frame: FrameModule) -> Owner | NoOwner:
                 "prepared model as a whole, or call attnres_compile.unprepare on it first."
             )
         )
+    note_prepared(root)
     return Owner(root, frame, parameters_of(root))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
@@ -14,18 +13,15 @@ from attnres_compile.model import left_out_weights, plan_tensor
 from attnres_compile.model.errors import NotPreparedError, RegistrationError, StalePlanError
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.calls import Calls
+from attnres_compile.model.part_of import mark_parts, unmark_parts
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId, ReadParameter
 
 NAME = "attnres"
 """Name of the submodule that holds the parameters."""
 
-PART_OF = "_attnres_part_of"
-"""Name of the attribute by which every module of a prepared model says whose part it is."""
-
 _prepared: set[weakref.ref[nn.Module]] = set()
 """No WeakSet: to go through one takes longer than all else that an optimizer's step is checked for."""
-_roots: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 
 
 class KeyNorm(nn.Module):
@@ -71,7 +67,6 @@ class AttnResParameters(nn.Module):
     def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.plan = plan
-        self.uid = uuid.uuid4().hex
         self.calls = Calls(len(plan.streams))
         self.streams = nn.ModuleList(
             StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
@@ -231,11 +226,8 @@ def register(model: nn.Module, plan: Plan, compiled_already: bool = False) -> At
     # The number and not the handle, which would make a copy of the parameters alone one of the whole model.
     handle = model.register_load_state_dict_pre_hook(_compare_models_plan)  # type: ignore[no-untyped-call]
     parameters.load_check = handle.id
-    for module in model.modules():
-        # A plain string survives deepcopy and pickling, and lets a module say whose part it is.
-        module.__dict__[PART_OF] = parameters.uid
+    mark_parts(model)
     guard.install(model, plan, parameters.calls, compiled_already)
-    _roots[parameters.uid] = model
     note_prepared(model)
     return parameters
 
@@ -263,26 +255,7 @@ def remove(model: nn.Module) -> None:
     model._load_state_dict_pre_hooks.pop(added.load_check, None)
     _prepared.discard(weakref.ref(model))
     delattr(model, NAME)
-    for module in model.modules():
-        module.__dict__.pop(PART_OF, None)
-
-
-def is_part_of_prepared(module: nn.Module) -> bool:
-    """Whether ``module`` was inside a model when that model was prepared."""
-    return PART_OF in module.__dict__
-
-
-def prepared_root_of(module: nn.Module) -> nn.Module | None:
-    """The prepared model that ``module`` is a part of, if it is still there and still holds it.
-
-    Args:
-        module: a part, or what was put around one since (a checkpoint wrapper).
-    """
-    part = next((part for part in module.modules() if is_part_of_prepared(part)), module)
-    root = _roots.get(part.__dict__.get(PART_OF, ""))
-    if root is None or not any(part is module for part in root.modules()):
-        return None
-    return root
+    unmark_parts(model)
 
 
 def is_in_use(added: AttnResParameters) -> bool:

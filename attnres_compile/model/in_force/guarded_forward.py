@@ -20,6 +20,7 @@ from attnres_compile.model.border import call_reads, python_reads
 from attnres_compile.model.border.call_reads import CallReads
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.in_force.causes import before_call, behind_call, left_out, refuse, traced_by
+from attnres_compile.model.part_of import mark_parts_of_copy
 from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.dynamo import as_backend_failure
 from attnres_passes.torch_private.frames import (
@@ -214,6 +215,8 @@ def _refused_before(module: nn.Module, guard: Guard, around: Around) -> bool:
 @never_traced
 def _begin(module: nn.Module, guard: Guard) -> CallReads:
     """What Python runs of a model may read its streams, and every read of the plan is to be made by the end."""
+    if not guard.path:
+        mark_parts_of_copy(module)
     if guard.installed is None or not guard.installed.is_current(guard.plan):
         guard.installed = python_reads.install(module, guard.path, guard.plan)
     return call_reads.begin_call(guard.calls)
