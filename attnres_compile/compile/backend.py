@@ -22,6 +22,7 @@ from attnres_compile.compile.pieces import check_not_a_piece
 from attnres_compile.compile.regions import compile_graph
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
+from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
 from attnres_compile.model.in_force.guarded_forward import guard_of
@@ -137,7 +138,8 @@ def _compile(
     # Last, change the model: it gets its parameters if it was not prepared.
     planned = tuple(map(matched.parameter, levels.rewrite.parameters))
     with _registered(owner, analysis.plan) as added:
-        new_inputs = [added.parameter(parameter) for parameter in planned]
+        held = [added.parameter(parameter) for parameter in planned]
+        new_inputs = own_values(levels.rewrite.parameters, held, levels.rewrite.groups)
         stage(f"{config.inner} compiles the rewritten graph")
         compiled = compile_graph(levels.closed, [*inputs, *new_inputs], config, mode)
         _guard_graph(owner)

@@ -22,6 +22,7 @@ from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.regions import compile_graph, compile_graph_later
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, note_state, sources_of
+from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import BorderError, StalePlanError
 from attnres_compile.model.parameters import AttnResParameters, is_in_use
 from attnres_compile.recording.live import open_recording
@@ -38,6 +39,7 @@ from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, S
 from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied
+from attnres_passes.torch_private.ranks.dtensors import like_state
 from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 log = logging.getLogger("attnres_compile")
@@ -130,7 +132,7 @@ class PieceGraph:
         for position, sources in states.items():
             value = self.placeholders[position]
             if value is not None:
-                entering[value] = Entering(sources.stream, sources.state)
+                entering[value] = Entering(sources.stream, sources.state, sources.groups)
         found = find_pieces(self.trace, plan, entering, self.options.within)
         if isinstance(found, Obstacle):
             raise BorderError(_text(found, plan))
@@ -162,10 +164,10 @@ class PieceGraph:
             )
         given = []
         for position, sources in states.items():
-            first, *others = (source.contiguous() for source in sources.tensors)
+            first, *others = (like_state(source, args[position]) for source in sources.tensors)
             # A state that does not go on has no gradient of its own.
             given += [first if (sources.stream, position) in variant.going_on else tied(first, args[position]), *others]
-        parameters = [self.added.parameter(parameter) for parameter in piece.parameters]
+        parameters = own_values(piece.parameters, list(map(self.added.parameter, piece.parameters)), piece.groups)
         results = variant.compiled(*args, *given, *parameters)
         own = len(results) - _number_new(piece)
         note_reads(self.added.calls, {parameter.read for parameter in piece.parameters})
@@ -202,16 +204,10 @@ class PieceGraph:
             return found
 
         partial = None if leaving.partial is None else source(leaving.partial)
+        completed, recorded = tuple(map(source, leaving.completed)), torch.is_grad_enabled()
         note_state(
             state,
-            Sources(
-                self.added,
-                leaving.stream,
-                leaving.state,
-                tuple(map(source, leaving.completed)),
-                partial,
-                torch.is_grad_enabled(),
-            ),
+            Sources(self.added, leaving.stream, leaving.state, completed, partial, recorded, leaving.groups),
         )
 
     def _compiled(
@@ -226,7 +222,8 @@ class PieceGraph:
         levels = lower_rewritten(rewritten.gm, analysis.plan, dump, differentiates=torch.is_grad_enabled())
         placeholders = [example_value(node) for node in rewritten.gm.graph.nodes if node.op == "placeholder"]
         sources = placeholders[len(inputs) : len(inputs) + rewritten.num_sources]
-        parameters = [self.added.parameter(parameter) for parameter in rewritten.parameters]
+        held = list(map(self.added.parameter, rewritten.parameters))
+        parameters = own_values(rewritten.parameters, held, rewritten.groups)
         compiled = compiler(levels.closed, [*inputs, *sources, *parameters], config, mode)
         self.reads |= set(analysis.depth_reads)
         log.info(

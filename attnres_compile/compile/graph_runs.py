@@ -16,6 +16,7 @@ from attnres_compile.capture.capture import copied_input
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.torch_private.example_values import size_hint
+from attnres_passes.torch_private.ranks.dtensors import everywhere, spread_like
 
 SEED = 0
 
@@ -39,7 +40,7 @@ class _ValueKeeper(Interpreter):
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         for read in self.wanted.get(n, ()):
-            self.kept[read] = result.detach().clone()
+            self.kept[read] = everywhere(result.detach()).clone()
         return result
 
 
@@ -58,7 +59,8 @@ def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId
     torch.manual_seed(SEED)
     interpreter = _ValueKeeper(gm, wanted)
     result = interpreter.run(*inputs, *added)
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    outputs = list(map(everywhere, leaves))
     return Run(outputs, interpreter.kept)
 
 
@@ -77,12 +79,14 @@ def stream_values(graph: AnalysedGraph) -> dict[Node, list[ReadId]]:
 
 
 def read_nodes(gm: GraphModule) -> dict[Node, list[ReadId]]:
-    """For each node of a rewritten or lowered graph that gives a read, which one."""
+    """For each node of a rewritten or lowered graph that gives a read, which one; of a DTensor, what gives that."""
     wanted: dict[Node, list[ReadId]] = {}
     for node in gm.graph.nodes:
         annotation = annotation_of(node)
         if annotation is not None and annotation.kind == "read" and annotation.read is not None:
             wanted.setdefault(node, []).append(annotation.read)
+        if node.target is spread_like and node.args[0] in wanted:
+            wanted[node] = wanted.pop(node.args[0])
     return wanted
 
 

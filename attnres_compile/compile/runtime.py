@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import StalePlanError
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.parameters import NAME, AttnResParameters
@@ -64,6 +65,7 @@ class CompiledGraph:
         added = self._look_up()
         if _signatures(added) != self.compiled_for:
             self._refuse(added)
+        added = own_values(self.recorder.rewritten.parameters, added, self.recorder.rewritten.groups)
         self.parameters.calls.note_run(self.streams)
         recording = open_recording(self.parameters)
         if recording is not None:

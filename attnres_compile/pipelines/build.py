@@ -20,7 +20,7 @@ from attnres_compile.compile.matching import match
 from attnres_compile.model.errors import GraphBreakError
 from attnres_compile.model.parameters import require_parameters
 from attnres_compile.pipelines.checkpoints import check_checkpoints
-from attnres_compile.pipelines.chunk_module import ChunkBody, ModelInput, ModelTensor
+from attnres_compile.pipelines.chunk_module import ChunkBody, ModelConstant, ModelInput, ModelTensor, Origin
 from attnres_compile.pipelines.errors import StageError
 from attnres_passes.ir.config import AttnResConfig, Inner
 from attnres_passes.ir.levels import Level, check_level
@@ -141,6 +141,10 @@ def _captured(
     graphs = split(staged, cut.device)
     parameters = [added.parameter(matched.parameter(parameter)) for parameter in rewritten.parameters]
     origins = _origins(model, [*graph.captured.inputs, *parameters], leaves_by_name(args, kwargs))
+    for place, parameter in enumerate(rewritten.parameters, start=len(graph.captured.inputs)):
+        origin = origins[place]
+        assert isinstance(origin, ModelTensor)
+        origins[place] = dataclasses.replace(origin, groups=rewritten.groups.get(parameter.read, ()))
     config = dataclasses.replace(analysis.plan.config, inner=cut.inner)
     if cut.splits_backward:
         config = dataclasses.replace(config, schedule="naive")
@@ -196,7 +200,7 @@ def _whole(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], con
     return graphs[0]
 
 
-def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any]) -> dict[int, ModelTensor | ModelInput]:
+def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any]) -> dict[int, Origin]:
     """What each placeholder of the rewritten graph stands for, found by the identity of its value."""
     arguments = {id(leaf): ModelInput(name) for name, leaf in leaves.items()}
     names: dict[int, list[str]] = {}
@@ -206,7 +210,7 @@ def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any])
     ):
         names.setdefault(id(tensor), []).append(name)
     saved = set(model.state_dict())
-    origins: dict[int, ModelTensor | ModelInput] = {}
+    origins: dict[int, Origin] = {}
     for index, value in enumerate(values):
         if id(value) in arguments:
             origins[index] = arguments[id(value)]
@@ -216,6 +220,8 @@ def _origins(model: nn.Module, values: Sequence[Any], leaves: Mapping[str, Any])
         elif isinstance(value, Tensor):
             # A tensor that is no part of the module tree, such as one in a plain list.
             origins[index] = ModelTensor((f"attnres_constant_{index}",), value, persistent=False)
+        else:
+            origins[index] = ModelConstant(value)
     return origins
 
 

@@ -15,6 +15,7 @@ from attnres_compile.model.parameters import NAME as PARAMETERS
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ranks.split_stages import ChunkGraph
 from attnres_passes.ranks.transfers import ChunkPlan
+from attnres_passes.torch_private.ranks.dtensors import on_own_tokens
 
 PLAN_TENSOR = f"{PARAMETERS}.{plan_tensor.NAME}"
 """In every chunk, so that each part of the state dict says what its parameters mean."""
@@ -25,11 +26,16 @@ CACHED = "cached"
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of the model. names: its paths there; persistent: of buffers, whether the state dict has it."""
+    """A tensor of the model.
+
+    names: its paths there; persistent: of buffers, whether the state dict has it; groups: of ranks that have other
+    tokens of what this one is used on, for a parameter of a read.
+    """
 
     names: tuple[str, ...]
     value: Tensor
     persistent: bool = True
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,16 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
+class ModelConstant:
+    """What is no tensor, and the same in every call, such as a mesh of ranks."""
+
+    value: Any
+
+
+Origin = ModelTensor | ModelInput | ModelConstant
+
+
+@dataclass(frozen=True)
 class ChunkBody:
     """A chunk as it was captured in one mode.
 
@@ -47,7 +63,7 @@ class ChunkBody:
     """
 
     graph: ChunkGraph
-    origins: Mapping[int, ModelTensor | ModelInput]
+    origins: Mapping[int, Origin]
     prepared_plan: Plan
 
 
@@ -55,11 +71,27 @@ class ChunkBody:
 class _Callable:
     """A chunk in one mode.
 
-    lookups: for each placeholder behind the sources, the module that holds its tensor and the name there, or its input.
+    lookups: for each placeholder behind the sources, the module that holds its tensor and the name there, or its input;
+    groups: of ranks that have other tokens, with the places of the parameters that are used on tokens.
     """
 
     call: Callable[..., Any]
-    lookups: list[tuple[nn.Module, str] | ModelInput]
+    lookups: list[tuple[nn.Module, str] | ModelInput | ModelConstant]
+    groups: dict[tuple[str, ...], list[int]]
+
+    def given(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Values of the placeholders behind the sources, for the inputs of a call."""
+        values = [self._value(one, inputs) for one in self.lookups]
+        for groups, places in self.groups.items():
+            own = on_own_tokens([values[place] for place in places], groups)
+            for place, value in zip(places, own, strict=True):
+                values[place] = value
+        return values
+
+    def _value(self, one: tuple[nn.Module, str] | ModelInput | ModelConstant, inputs: Mapping[str, Any]) -> Any:
+        if isinstance(one, ModelInput):
+            return inputs[one.name]
+        return one.value if isinstance(one, ModelConstant) else getattr(*one)
 
 
 @dataclass(frozen=True)
@@ -90,7 +122,11 @@ class ChunkModule(nn.Module):
         for mode, body in bodies.items():
             given = [body.origins[index] for index in body.graph.given]
             lookups = [_register(self, origin) if isinstance(origin, ModelTensor) else origin for origin in given]
-            callables[mode] = _Callable(_compiled(body.graph.gm, inner), lookups)
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for place, origin in enumerate(given):
+                if isinstance(origin, ModelTensor) and (origin.groups or is_of_read(origin)):
+                    groups.setdefault(origin.groups, []).append(place)
+            callables[mode] = _Callable(_compiled(body.graph.gm, inner), lookups, groups)
         first = next(iter(bodies.values()))
         self._content = _Content(first.graph.chunk, callables, first.prepared_plan)
         like = next(self.parameters(), torch.empty(0))
@@ -100,13 +136,17 @@ class ChunkModule(nn.Module):
     def forward(self, *arrives: Tensor, cached: tuple[Tensor, ...] = (), **inputs: Any) -> Any:
         callables = self._content.callables
         chunk = callables[self.training if self.training in callables else not self.training]
-        given = [inputs[one.name] if isinstance(one, ModelInput) else getattr(*one) for one in chunk.lookups]
-        outputs = chunk.call(*arrives, *cached, *given)
+        outputs = chunk.call(*arrives, *cached, *chunk.given(inputs))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def extra_repr(self) -> str:
         plan = self._content.plan
         return f"chunk {plan.index}, sublayers {plan.begin + 1}-{plan.end}"
+
+
+def is_of_read(tensor: ModelTensor) -> bool:
+    """Whether a tensor of the model is a parameter of a read."""
+    return isinstance(tensor.value, nn.Parameter) and tensor.names[0].startswith(f"{PARAMETERS}.")
 
 
 def inputs_of(module: ChunkModule) -> set[str]:

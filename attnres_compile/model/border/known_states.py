@@ -34,7 +34,8 @@ class Sources:
     """What a state is the sum of: completed blocks, and the open partial sum if a block is open.
 
     added: the AttnRes parameters of the model; stream: of its plan; state: how many writes it holds; recorded: whether
-    gradients were recorded when it was made; versions: of the memory of the state and of its sources then.
+    gradients were recorded when it was made; groups: of ranks over which its tokens are cut; versions: of the memory of
+    the state and of its sources then.
     """
 
     added: AttnResParameters
@@ -43,6 +44,7 @@ class Sources:
     completed: tuple[Tensor, ...]
     partial: Tensor | None
     recorded: bool
+    groups: tuple[str, ...] = ()
     versions: tuple[int, ...] = ()
 
     @property

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, sources_of
+from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import BorderError
 from attnres_kernels.definition.naive import key_vector
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
 from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.frames import leave_to_python, never_traced
+from attnres_passes.torch_private.ranks.dtensors import cut_over, local_part, read_parts, spread_like
 
 PATH = "_attnres_reads_in"
 """Name of the attribute by which a module that reads a stream knows its path in the plan."""
@@ -71,7 +73,8 @@ def install(module: nn.Module, path: str, plan: Plan) -> Installed:
             continue
         if PATH not in part.__dict__:
             part.__dict__[PATH] = place
-            part.register_forward_pre_hook(_before_forward, with_kwargs=True)
+            # Before what turns a tensor into a DTensor, which is no state any more.
+            part.register_forward_pre_hook(_before_forward, with_kwargs=True, prepend=True)
         parent, way = module, ""
         for step in name.split(".") if name else ():
             way, child = f"{way}.{step}", parent._modules[step]
@@ -129,21 +132,24 @@ def _read(path: str, value: Any) -> Any:
             f"{path} reads the state after {sources.state} writes {len(reads)} times, and runs outside of any compiled "
             "part of the model: which of them its input is for cannot be told. Compile it."
         )
-    return tied(depth_read(sources, reads[0]), value) if reads else value
+    return tied(depth_read(value, sources, reads[0]), value) if reads else value
 
 
-def depth_read(sources: Sources, read_id: ReadId) -> Tensor:
+def depth_read(state: Tensor, sources: Sources, read_id: ReadId) -> Tensor:
     """A read of the plan, made now, by the operator that graphs hold (paper equations 2 to 4).
 
     Args:
-        sources: of the state that is read.
+        state: that is read.
+        sources: of the state.
         read_id: of the read in the plan.
     """
     added = sources.added
-    query, weight = (added.parameter(ReadParameter(read_id, name)) for name in ("query", "key_weight"))
+    own = [ReadParameter(read_id, name) for name in ("query", "key_weight")]
+    groups = (*sources.groups, *cut_over(state))
+    query, weight = own_values(own, list(map(added.parameter, own)), {read_id: groups})
     config = added.plan.config
     note_reads(added.calls, [read_id])
-    value: Tensor = torch.ops.attnres.depth_attention(
-        sources.tensors, key_vector(query, weight), config.eps, config.scale
-    )
-    return value
+    parts = read_parts(state)
+    given = [local_part(source, parts) for source in sources.tensors]
+    value: Tensor = torch.ops.attnres.depth_attention(given, key_vector(query, weight), config.eps, config.scale)
+    return spread_like(value, state, parts)

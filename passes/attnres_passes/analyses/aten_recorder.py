@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Op, Ref, Value
+from attnres_passes.analyses.aten_trace import LOCAL_PART, OPAQUE, SPREAD, STALE_ALIAS, AtenTrace, Op, Ref, Value
 from attnres_passes.torch_private.example_values import (
     example_value,
     fake_mode_of,
@@ -27,6 +27,7 @@ from attnres_passes.torch_private.example_values import (
     without_new_guards,
 )
 from attnres_passes.torch_private.operators import is_composite, is_operator
+from attnres_passes.torch_private.ranks.dtensors import held, is_spread, placed
 from attnres_passes.torch_private.state import restored_torch_state
 
 
@@ -65,7 +66,8 @@ def keep_live(trace: AtenTrace) -> None:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors and adds each dispatched operation to the trace.
 
-    inside: values that the node at work was given, if a tensor subclass that holds others is among them.
+    inside: values that the node at work was given, if a tensor subclass that holds others is among them; held_by: by
+    identity of what a rank holds of a DTensor, the number of that.
     """
 
     supports_higher_order_operators = True
@@ -78,6 +80,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.storage_version: dict[int, tuple[int, int]] = {}
         self.alive: list[torch.Tensor] = []
         self.inside: tuple[int, ...] = ()
+        self.held_by: dict[int, int] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -100,8 +103,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lookup(self, tensor: torch.Tensor) -> int:
         """The number of ``tensor`` now: a new one if its storage was written through another tensor meanwhile."""
-        known = self.number_of.get(id(tensor))
+        known, holder = self.number_of.get(id(tensor)), self.held_by.get(id(tensor))
+        if holder is not None and (known is None or holder in self.inside):
+            return self.append_derived(LOCAL_PART, holder, tensor)
         if known is None:
+            if is_spread(tensor) and (id(held(tensor)) in self.number_of or id(held(tensor)) in self.held_by):
+                return self.append_derived(SPREAD, self.lookup(held(tensor)), tensor)
             if self.inside:
                 # What a tensor subclass holds (the local part of a DTensor), which nothing gave to the node by itself.
                 return self.append(OPAQUE, tuple(map(Ref, self.inside)), {}, self.inside, [tensor])[0]
@@ -112,6 +119,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return value
         return self.append(STALE_ALIAS, (Ref(value), Ref(writer)), {}, (value, writer), [tensor])[0]
 
+    def append_derived(self, target: str, source: int, tensor: torch.Tensor) -> int:
+        """Number a DTensor made of what a rank holds of it, or what a rank holds of a DTensor.
+
+        Args:
+            target: SPREAD or LOCAL_PART.
+            source: number of the other one.
+            tensor: to number.
+        """
+        return self.append(target, (Ref(source),), {}, (source,), [tensor])[0]
+
     def number_given(self, tensor: torch.Tensor) -> int:
         """The number of a tensor that no operation of the trace made."""
         return self.number(tensor, producer=-1)
@@ -119,6 +136,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def number_unseen(self, result: Any, inputs: tuple[int, ...]) -> None:
         """Number results that no dispatched operation made: they depend in an unknown way on all ``inputs``."""
         unseen = [leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf) and id(leaf) not in self.number_of]
+        for tensor in filter(is_spread, unseen):
+            self.lookup(tensor)
+        unseen = [leaf for leaf in unseen if id(leaf) not in self.number_of]
         if not unseen:
             return
         if inputs:
@@ -130,10 +150,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def number(self, tensor: torch.Tensor, producer: int) -> int:
         value = len(self.trace.values)
         shape = tuple(size_token(size) for size in tensor.shape)
-        self.trace.values.append(Value(shape, tensor.dtype, producer, storage_id(tensor)))
+        self.trace.values.append(Value(shape, tensor.dtype, producer, storage_id(tensor), placed(tensor)))
         self.trace.users.append([])
         version, _ = self.storage_version.get(storage_id(tensor), (0, -1))
         self.number_of[id(tensor)] = (value, version)
+        if is_spread(tensor):
+            self.held_by[id(held(tensor))] = value
         self.keep(tensor)
         return value
 

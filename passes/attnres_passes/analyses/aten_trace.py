@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from attnres_passes.torch_private.ranks.dtensors import Placed
+
 OPAQUE = "opaque"
 """Target of an operation that dispatch could not see into: its outputs depend on its inputs in an unknown way."""
 
 STALE_ALIAS = "stale_alias"
 """Target of the pseudo-operation that reads a tensor whose storage was changed through another tensor."""
+
+LOCAL_PART = "local_part"
+"""Target of the pseudo-operation that takes out of a DTensor what this rank holds of it."""
+
+SPREAD = "spread"
+"""Target of the pseudo-operation that makes a DTensor of what this rank holds of it."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +41,15 @@ class Value:
     """One tensor at one moment.
 
     shape: ints, and sympy expressions for dynamic sizes; producer: index of the operation, or -1 for an input of
-    the graph; storage: which memory holds it; values of one storage share it.
+    the graph; storage: which memory holds it; values of one storage share it; placed: how it is spread over ranks, if
+    it is a DTensor, whose shape is that of the whole.
     """
 
     shape: tuple[Any, ...]
     dtype: torch.dtype
     producer: int
     storage: int
+    placed: Placed | None = None
 
     @property
     def is_floating(self) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace, Op, Ref
+from attnres_passes.analyses.aten_trace import LOCAL_PART, SPREAD, STALE_ALIAS, AtenTrace, Op, Ref
 from attnres_passes.analyses.carries.carry import Carry, CarryStep, carry_step
 from attnres_passes.analyses.carries.mixing import Mixing, behind_views, mixed_from
 from attnres_passes.analyses.carries.sums import newest_additions, sums_of
@@ -24,6 +24,7 @@ from attnres_passes.analyses.degrees.degree import functional_name, is_shape_onl
 LONGEST_CARRY = 16
 """Carrying operations looked through between two additions; a bound that keeps the search linear."""
 
+_HIDE_NONE = frozenset({STALE_ALIAS, LOCAL_PART, SPREAD})
 _MATRIX_PRODUCTS = ("mm", "mv", "convolution", "scaled_dot_product", "rnn")
 
 
@@ -169,7 +170,7 @@ class _Search:
         live = frozenset(value for value in live | starts if self.live_until[value] >= op.index)
         if not live:
             return
-        hides_product = op.name != STALE_ALIAS and not op.name.startswith(("aten.", "prims."))
+        hides_product = op.name not in _HIDE_NONE and not op.name.startswith(("aten.", "prims."))
         is_product = is_matrix_product(op) or hides_product
         product = frozenset().union(*(self.product_of.get(value, frozenset()) for value in op.inputs)) & live
         for value in op.outputs:

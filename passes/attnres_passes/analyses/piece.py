@@ -18,6 +18,7 @@ from torch.fx import Node
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import Addition, Candidate, find_chains
 from attnres_passes.analyses.reads import ReadGroup, find_reads
+from attnres_passes.analyses.sharding.token_groups import TokenGroups, token_groups
 from attnres_passes.analyses.shared_reads import join_shared_reads
 from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, locate_stream
 from attnres_passes.ir import provenance
@@ -28,10 +29,14 @@ from attnres_passes.torch_private.example_values import example_value
 
 @dataclass(frozen=True)
 class Entering:
-    """A value given to a graph that is a state of a planned stream. state: how many writes it holds."""
+    """A value given to a graph that is a state of a planned stream.
+
+    state: how many writes it holds; groups: of ranks over which its tokens are known to be cut.
+    """
 
     stream: int
     state: int
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class PieceOfStream:
     stream: its index in the plan; first: writes that its first value here holds; enters: whether that value is given to
     the graph as a state of an earlier one; nodes: where it is in the graph, with planned reads alone; reads: which they
     are; plain: uses of its values that are no planned reads; leaving: its values that the graph gives, with the number
-    of writes that each holds.
+    of writes that each holds; groups: of ranks over which its tokens are cut.
     """
 
     stream: int
@@ -51,6 +56,7 @@ class PieceOfStream:
     reads: tuple[ReadId, ...]
     plain: frozenset[tuple[int, int]]
     leaving: Mapping[int, int]
+    groups: TokenGroups
 
     @property
     def is_idle(self) -> bool:
@@ -236,7 +242,8 @@ def _piece(
         value: one.state + nodes.trunk.state_of[value] for value in trace.graph_outputs if value in nodes.trunk.state_of
     }
     reads = tuple(ReadId(one.stream, planned) for _, planned in taken)
-    return PieceOfStream(one.stream, one.state, enters, nodes, reads, frozenset(plain), leaving)
+    of_ranks = token_groups(trace, nodes, one.groups)
+    return PieceOfStream(one.stream, one.state, enters, nodes, reads, frozenset(plain), leaving, of_ranks)
 
 
 def _planned_read(

@@ -126,7 +126,7 @@ class _Recorder:
             )
             for stream in self.rewritten.streams
         )
-        result = Rewritten(gm, self.rewritten.parameters, streams)
+        result = Rewritten(gm, self.rewritten.parameters, streams, self.rewritten.groups)
         return Recorded(result, tuple(self.entries), len(self.probed))
 
     def _record_at(self, node: Node) -> None:

@@ -21,12 +21,13 @@ the parameters arrive as placeholders appended to its own. What the plan decline
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.sharding.token_groups import token_groups
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.plan import Plan
@@ -43,12 +44,14 @@ class Rewritten:
     """The rewritten level.
 
     parameters: what the appended placeholders stand for, in their order; streams: where the root and the writes of each
-    stream are in ``gm``.
+    stream are in ``gm``; groups: for reads of tokens that only this rank has, the names of the groups of ranks that
+    have the others.
     """
 
     gm: GraphModule
     parameters: tuple[ReadParameter, ...]
     streams: tuple[RewrittenStream, ...]
+    groups: Mapping[ReadId, tuple[str, ...]] = field(default_factory=dict)
 
 
 def rewrite(gm: GraphModule, analysis: Analysis) -> Rewritten:
@@ -166,7 +169,15 @@ class _Rewriter(GraphRewriter):
             RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
             for stream in self.streams
         )
-        return Rewritten(rewritten, tuple(parameters), streams)
+        groups = {
+            read_id: of_read
+            for stream in self.streams
+            for read_id, of_read in zip(
+                stream.read_ids, token_groups(self.trace, stream.stream_nodes).reads, strict=True
+            )
+            if of_read
+        }
+        return Rewritten(rewritten, tuple(parameters), streams, groups)
 
 
 def _following(node: Node) -> Iterator[Node]:

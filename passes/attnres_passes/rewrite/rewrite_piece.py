@@ -24,7 +24,8 @@ way they would. The next graph takes the sources, those that came in and those t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from attnres_passes.analyses.carries.carry import Carry
 from attnres_passes.analyses.piece import PieceAnalysis, PieceOfStream
 from attnres_passes.analyses.stream_nodes import CarryNode, WriteNode
 from attnres_passes.ir.annotations import Annotation, annotate
-from attnres_passes.ir.read_id import ReadParameter
+from attnres_passes.ir.read_id import ReadId, ReadParameter
 from attnres_passes.rewrite.places import RewrittenStream
 from attnres_passes.rewrite.rewrite import GraphRewriter
 from attnres_passes.rewrite.rewrite_stream import StreamRewriter
@@ -61,7 +62,8 @@ class SourceAt:
 class LeavingState:
     """A state that a graph gives, or finds to be the root of a stream.
 
-    output: its place among the tensors that the graph gives; None for an argument, which is its own source.
+    output: its place among the tensors that the graph gives; None for an argument, which is its own source; groups: of
+    ranks over which its tokens are cut.
     """
 
     output: int | None
@@ -69,6 +71,7 @@ class LeavingState:
     state: int
     completed: tuple[SourceAt, ...]
     partial: SourceAt | None
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class RewrittenPiece:
     """The rewritten level of a piece.
 
     gm: takes the graph's own arguments, the sources that come in, and the parameters of the reads; gives its own
-    outputs and, behind them, new sources. parameters: in order; num_sources: that come in; leaving: what goes out.
+    outputs and, behind them, new sources. parameters: in order; num_sources: that come in; leaving: what goes out;
+    groups: that of ``Rewritten``.
     """
 
     gm: GraphModule
@@ -84,6 +88,7 @@ class RewrittenPiece:
     num_sources: int
     leaving: tuple[LeavingState, ...]
     streams: tuple[RewrittenStream, ...] = ()
+    groups: Mapping[ReadId, tuple[str, ...]] = field(default_factory=dict)
 
 
 def rewrite_piece(gm: GraphModule, analysis: PieceAnalysis) -> RewrittenPiece:
@@ -111,7 +116,9 @@ class _PieceRewriter(GraphRewriter):
         parameters = self.copy_nodes()
         gm = GraphModule(self.gm, self.graph)
         copy_dynamo_attributes(self.gm, gm)
-        return RewrittenPiece(gm, tuple(parameters), len(self.given), tuple(self.leaving))
+        of_reads = [zip(one.piece.reads, one.piece.groups.reads, strict=True) for one in self.pieces]
+        groups = {read_id: of_read for pairs in of_reads for read_id, of_read in pairs if of_read}
+        return RewrittenPiece(gm, tuple(parameters), len(self.given), tuple(self.leaving), groups=groups)
 
     def add_placeholders(self) -> list[ReadParameter]:
         """Sources that come in stand before the parameters of the reads."""
@@ -139,7 +146,8 @@ class _PieceRewriter(GraphRewriter):
             root = self.trace.nodes[piece.piece.nodes.root]
             if not piece.piece.enters and root.op == "placeholder":
                 at = SourceAt("argument", arguments.index(self.env[root]))
-                self.leaving.append(LeavingState(None, piece.piece.stream, 0, (at,), None))
+                found = piece.piece.groups.stream
+                self.leaving.append(LeavingState(None, piece.piece.stream, 0, (at,), None, found))
         for place, value in enumerate(outputs):
             for piece in self.pieces:
                 if value in piece.piece.leaving:
@@ -251,7 +259,8 @@ class _PieceOfStream(StreamRewriter):
             places.append(_place(shown, arguments, given, new))
         is_open = state % self.stream.block_size != 0
         completed, partial = (places[:-1], places[-1]) if is_open else (places, None)
-        return LeavingState(output, self.piece.stream, state, tuple(completed), partial)
+        groups = self.piece.groups.stream
+        return LeavingState(output, self.piece.stream, state, tuple(completed), partial, groups)
 
 
 def _place(source: Node, arguments: list[Node], given: list[Node], new: list[Node]) -> SourceAt:

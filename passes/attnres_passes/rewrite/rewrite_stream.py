@@ -20,6 +20,7 @@ from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Stream
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.regions import region_of
+from attnres_passes.rewrite.own_parts import OwnParts
 from attnres_passes.rewrite.places import RewrittenWrite
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import set_grad_enabled
@@ -64,6 +65,7 @@ class StreamRewriter:
         self.graph, self.trace, self.index, self.stream, self.stream_nodes = graph, trace, index, stream, stream_nodes
         self.config, self.resolve = config, resolve
         self.read_ids = [ReadId(index, k) for k in range(len(stream.reads))] if read_ids is None else read_ids
+        self.own_parts = OwnParts(graph, index)
         self.completed: list[Node] = []
         self.partial: Node | None = None
         self.written = 0
@@ -159,22 +161,23 @@ class StreamRewriter:
 
     def _read(self, k: int, value: int, is_cut: bool) -> Node:
         """The read ``k``, of the sources at ``value``. is_cut: the next node is under ``torch.no_grad``."""
-        sources = self.snapshots[value].sources
+        sources, example = self.snapshots[value].sources, self.snapshots[value].example
         if len(sources) == 1:
             return sources[0]
         read_id = self.read_ids[k]
         read = self.stream.reads[read_id.index]
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
-        arguments = (list(sources), self.keys[read_id], self.config.eps, self.config.scale)
-        operator = torch.ops.attnres.depth_attention.default
+        given, parts = self.own_parts.of(sources, example)
+        arguments = (given, self.keys[read_id], self.config.eps, self.config.scale)
         if is_cut:
             self.graph.call_function(set_grad_enabled, (True,))
-        node = self._new(operator, arguments, reader, "read", name=read_id.named("read"))
-        if self.snapshots[value].example is not None:
-            node.meta["example_value"] = self.snapshots[value].example
+        node = self._new(torch.ops.attnres.depth_attention.default, arguments, reader, "read", read_id.named("read"))
+        if example is not None:
+            node.meta["example_value"] = example
+        annotate(node, Annotation("read", self.index, read.block, read.state, read_id))
         if is_cut:
             self.graph.call_function(set_grad_enabled, (False,))
-        return annotate(node, Annotation("read", self.index, block=read.block, sublayer=read.state, read=read_id))
+        return node if parts is None else self.own_parts.spread(node, sources[0], parts, example)
 
     def replacement(self, value: int, user: int) -> Node:
         """What a node gets in place of a value of the stream.

@@ -52,6 +52,17 @@ def reduce_scatter(whole: torch.Tensor, size: int, group: str) -> torch.Tensor:
     return cast(torch.Tensor, operators.wait_tensor(operators.reduce_scatter_tensor(whole, "sum", size, group)))
 
 
+def all_reduce(own: torch.Tensor, group: str) -> torch.Tensor:
+    """The sum over all ranks.
+
+    Args:
+        own: what this rank adds.
+        group: name of the process group.
+    """
+    operators = torch.ops._c10d_functional
+    return cast(torch.Tensor, operators.wait_tensor(operators.all_reduce(own, "sum", group)))
+
+
 @dataclass(frozen=True)
 class AllReduced:
     """A sum over ranks in a graph. given: what is summed; nodes: what does so, from the first one on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from attnres_passes.analyses.aten_trace import STALE_ALIAS, Ref
+from attnres_passes.analyses.aten_trace import LOCAL_PART, SPREAD, STALE_ALIAS, Ref
 from attnres_passes.analyses.degrees.degree import LARGEST_EPS, RULES, UNKNOWN, ZERO, Call, Degree, common, rule
 
 
@@ -104,3 +104,6 @@ def _stale_alias(call: Call) -> Degree:
 
 
 RULES[STALE_ALIAS] = _stale_alias
+RULES[LOCAL_PART] = RULES[SPREAD] = homogeneous
+for _name in ("all_gather_into_tensor", "all_reduce", "all_to_all_single", "reduce_scatter_tensor", "wait_tensor"):
+    RULES[f"_c10d_functional.{_name}"] = homogeneous  # what is sent, or a sum of it

@@ -12,7 +12,6 @@ import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -25,22 +24,19 @@ from torch.utils._pytree import tree_leaves
 from attnres_passes.analyses import aten_recorder
 from attnres_passes.analyses.aten_recorder import Recorder, keep_live
 from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace, Ref
+from attnres_passes.analyses.eager.calls import Call, made_outside_of_torch
 from attnres_passes.analyses.eager.holders import attributes_of, tensors_in
 from attnres_passes.analyses.eager.module_paths import ModulePaths
 from attnres_passes.torch_private.captures.python_calls import lines_until, watched_calls
-from attnres_passes.torch_private.example_values import is_plain_tensor, storage_id, storage_number_kept
+from attnres_passes.torch_private.example_values import is_plain_tensor, is_wrapper, storage_id, storage_number_kept
 from attnres_passes.torch_private.operators import set_grad_enabled
+from attnres_passes.torch_private.ranks.dtensors import held, is_spread
 from attnres_passes.torch_private.state import restored_torch_state
 
 _RECORDERS = frozenset({__file__, aten_recorder.__file__})
 _LEAVES_TORCH = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
 
 _SETS_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
-
-
-def made_outside_of_torch(*values: Tensor) -> Any:
-    """Stands in a trace for Python code that takes values out of torch and brings a tensor back. Never called."""
-    raise NotImplementedError
 
 
 def trace_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AtenTrace:
@@ -57,15 +53,6 @@ def trace_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     return recorder.trace
 
 
-@dataclass
-class _Call:
-    """A call of a function that may become a node. first_op: of the node, once it has begun."""
-
-    target: Any
-    args: Any
-    first_op: int | None = None
-
-
 class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
     """Adds a node to the trace for each outermost call of a torch function that makes or changes a tensor."""
 
@@ -74,7 +61,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.paths = ModulePaths(model)
         self.grad_enabled = torch.is_grad_enabled()
-        self.call: _Call | None = None
+        self.call: Call | None = None
         self.entry: FrameType | None = None
         # By identity of a tensor: the node that last gave it.
         self.node_of: dict[int, Node] = {}
@@ -123,7 +110,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         """Call a function; what it does is one node, unless it is a part of one."""
         if self.call is not None:
             return function(*args, **kwargs)
-        self.call = call = _Call(function, (args, kwargs))
+        self.call = call = Call(function, (args, kwargs))
         try:
             result = function(*args, **kwargs)
             self._end_call(call, result)
@@ -136,7 +123,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         if self.call is not None:
             return run(func, types, args, kwargs)
         # Called by no torch function, as when autograd makes a view.
-        self.call = call = _Call(func, (args, kwargs))
+        self.call = call = Call(func, (args, kwargs))
         try:
             result = run(func, types, args, kwargs)
             self._end_call(call, result)
@@ -149,7 +136,9 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         if self.call.first_op is not None:
             return
         self.node = len(self.trace.nodes)
-        inputs = self._look_up(leaf for leaf in tree_leaves(self.call.args) if is_plain_tensor(leaf))
+        leaves, self.inside = tree_leaves(self.call.args), ()
+        inputs = self._look_up(leaf for leaf in leaves if is_plain_tensor(leaf))
+        self.inside = tuple(inputs.values()) if any(map(is_wrapper, leaves)) else ()
         self._append(self._new_node(self.call.target, tuple(inputs)), inputs)
         self.call.first_op = len(self.trace.ops)
 
@@ -179,6 +168,8 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         identity, forget = id(tensor), self.forget
         if identity not in self.seen:
             self.seen[identity] = weakref.ref(tensor, lambda _: forget(identity))
+        if is_spread(tensor):
+            self.keep(held(tensor))
 
     def _keep_storage(self, tensor: Tensor) -> bool:
         """Keep the number of a tensor's memory for it; False if it has no such memory."""
@@ -189,17 +180,20 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
 
     def forget(self, identity: int) -> None:
         """Have a tensor of some identity be one that was not seen before."""
-        for known in (self.seen, self.number_of, self.node_of):
+        for known in (self.seen, self.number_of, self.node_of, self.held_by):
             known.pop(identity, None)
 
     def _is_made(self, tensor: Tensor) -> bool:
         return id(tensor) in self.number_of and storage_id(tensor) not in self.given
 
-    def _append_return(self, tensor: Tensor, sources: tuple[int, ...]) -> int:
+    def append_derived(self, target: str, source: int, tensor: Tensor) -> int:
+        return self._append_return(tensor, (source,), target)
+
+    def _append_return(self, tensor: Tensor, sources: tuple[int, ...], target: str = OPAQUE) -> int:
         """The number of a tensor that Python made of some values outside of torch, at a node of its own."""
         is_inside = self.call is not None and self.call.first_op is not None
         self.node = self.node if is_inside else len(self.trace.nodes)
-        (value,) = self.append(OPAQUE, tuple(map(Ref, sources)), {}, sources, [tensor])
+        (value,) = self.append(target, tuple(map(Ref, sources)), {}, sources, [tensor])
         if not is_inside:
             inputs = {self._giver(source): source for source in sources}
             self.node_of[id(tensor)] = node = self._new_node(made_outside_of_torch, tuple(inputs))
@@ -252,7 +246,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         trace.node_output.append(output)
         trace.grad_enabled.append(self.grad_enabled and not torch.is_inference_mode_enabled())
 
-    def _end_call(self, call: _Call, result: Any) -> None:
+    def _end_call(self, call: Call, result: Any) -> None:
         leaves = [leaf for leaf in tree_leaves(result) if is_plain_tensor(leaf)]
         args = [leaf for leaf in tree_leaves(call.args) if is_plain_tensor(leaf)]
         if call.target in _LEAVES_TORCH:
@@ -261,6 +255,7 @@ class EagerRecorder(Recorder):  # type: ignore[no-untyped-call]
         if any(id(leaf) not in self.number_of and not any(leaf is one for one in args) for leaf in leaves):
             self.begin_operation()
             self.number_unseen(leaves, tuple(dict.fromkeys(self.trace.node_inputs[self.node].values())))
+        self.inside = ()
         if call.first_op is None:
             return
         index = self.node

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from attnres_passes.torch_private.ranks.dtensors import held, is_spread, placed
+
 V = TypeVar("V")
 
 # Autograd functions that give what they are given, memory and gradient, in another object: plain aliases, and what
@@ -56,16 +58,24 @@ class TensorTable(Generic[V]):
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Of a DTensor, that of what this rank holds: the DTensor itself has no memory."""
+    tensor = held(tensor) if is_spread(tensor) else tensor
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def version_of(tensor: Tensor) -> int:
     """How often the memory of a tensor was changed in place; tensors of inference mode do not count."""
+    if is_spread(tensor):
+        return version_of(held(tensor)) + (0 if tensor.is_inference() else int(tensor._version))
     return -1 if tensor.is_inference() else int(tensor._version)
 
 
 def is_alias_of(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one in all but the object: memory, place in it, shape and dtype."""
+    if is_spread(one) and is_spread(other):
+        return placed(one) == placed(other) and one.shape == other.shape and is_alias_of(held(one), held(other))
+    if is_spread(one) or is_spread(other):
+        return False
     return (
         one.shape == other.shape
         and one.stride() == other.stride()
@@ -94,11 +104,13 @@ class _Tied(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, other: Tensor) -> Tensor:
-        ctx.shape, ctx.dtype, ctx.device = other.shape, other.dtype, other.device
+        ctx.shape, ctx.dtype, ctx.device, ctx.is_spread = other.shape, other.dtype, other.device, is_spread(other)
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        if ctx.is_spread:
+            return gradient, torch.zeros_like(gradient)
         zeros = torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
         return gradient, zeros
 

@@ -1,0 +1,1 @@
+"""Which ranks hold which tokens of a residual stream."""

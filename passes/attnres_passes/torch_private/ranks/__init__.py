@@ -1,0 +1,1 @@
+"""Tensors that several ranks hold together."""
