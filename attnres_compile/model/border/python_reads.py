@@ -16,8 +16,11 @@ from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, sources_of
 from attnres_compile.model.errors import BorderError
 from attnres_kernels.definition.naive import key_vector
+from attnres_kernels.definition.variants import effective_weight
+from attnres_passes.analyses.blocks import attended
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
+from attnres_passes.ir.read_parameters import forms_of_read
 from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.frames import leave_to_python, never_traced
 
@@ -112,10 +115,20 @@ def depth_read(sources: Sources, read_id: ReadId) -> Tensor:
         read_id: of the read in the plan.
     """
     added = sources.added
-    query, weight = (added.parameter(ReadParameter(read_id, name)) for name in ("query", "key_weight"))
-    config = added.plan.config
+    stream, config = added.plan.streams[read_id.stream], added.plan.config
+    forms = forms_of_read(config.mechanism, stream.width)
+    parameters = {form.name: added.parameter(ReadParameter(read_id, form.name)) for form in forms}
+    tensors = attended(sources.tensors, sources.state, stream.block_size, config.window)
     note_reads(added.calls, [read_id])
-    value: Tensor = torch.ops.attnres.depth_attention(
-        sources.tensors, key_vector(query, weight), config.eps, config.scale
-    )
+    value: Tensor
+    if config.mechanism.by_definition:
+        value = torch.ops.attnres.variant_attention(
+            tensors, list(parameters.values()), config.eps, config.scale, *config.mechanism
+        )
+        return value
+    weight = parameters.get("key_weight")
+    if weight is None or config.logit_scale != 1.0:
+        weight = effective_weight(parameters["query"], weight, config.logit_scale)
+    key = key_vector(parameters["query"], weight)
+    value = torch.ops.attnres.depth_attention(tensors, key, config.eps, config.scale)
     return value
