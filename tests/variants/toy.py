@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.reference.variants import VariantResiduals
 
@@ -25,19 +26,32 @@ VARIANTS: list[dict[str, Any]] = [
 """One of each, and all at once."""
 
 
+class Layer(nn.Module):
+    """``x + down(gelu(up(norm(x))))``"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
 class Toy(nn.Module):
-    """``x = x + down(gelu(up(norm(x))))`` several times, and a norm behind."""
+    """Layers, and a norm behind. checkpointed: compute each layer again in the backward."""
 
     def __init__(self, layers: int = 5, width: int = WIDTH) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers + 1))
-        self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
-        self.downs = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.h = nn.ModuleList(Layer(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.checkpointed = False
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=False):
-            x = x + down(F.gelu(up(norm(x))))
-        return self.norms[-1](x)
+        for layer in self.h:
+            x = checkpoint(layer, x, use_reentrant=False) if self.checkpointed else layer(x)
+        return self.norm(x)
 
 
 def toy(layers: int = 5) -> Toy:
@@ -59,9 +73,9 @@ def by_hand(model: Toy, x: Tensor, reads: Sequence[Mapping[str, Tensor]], block_
     mechanism.
     """
     residuals = VariantResiduals(x, block_size, reads, **variant)
-    for norm, up, down in zip(model.norms, model.ups, model.downs, strict=False):
-        residuals.write(down(F.gelu(up(_layer_norm(norm, residuals.read())))))
-    out = _layer_norm(model.norms[-1], residuals.read())
+    for layer in model.h:
+        residuals.write(layer.down(F.gelu(layer.up(_layer_norm(layer.norm, residuals.read())))))
+    out = _layer_norm(model.norm, residuals.read())
     residuals.finish()
     return out
 

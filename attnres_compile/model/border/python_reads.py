@@ -126,9 +126,7 @@ def depth_read(sources: Sources, read_id: ReadId) -> Tensor:
             tensors, list(parameters.values()), config.eps, config.scale, *config.mechanism
         )
         return value
-    weight = parameters.get("key_weight")
-    if weight is None or config.logit_scale != 1.0:
-        weight = effective_weight(parameters["query"], weight, config.logit_scale)
+    weight = effective_weight(parameters["query"], parameters.get("key_weight"), config.logit_scale)
     key = key_vector(parameters["query"], weight)
     value = torch.ops.attnres.depth_attention(tensors, key, config.eps, config.scale)
     return value

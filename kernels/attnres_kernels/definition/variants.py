@@ -36,6 +36,11 @@ def effective_weight(query: Tensor, weight: Tensor | None, logit_scale: float) -
     return weight.to(dtype) * logit_scale
 
 
+def per_head(value: Tensor, heads: int) -> Tensor:
+    """`[*, d]` as `[*, heads, d / heads]`."""
+    return value.reshape(*value.shape[:-1], heads, value.shape[-1] // heads)
+
+
 def variant_weights(sources: Sequence[Tensor], parameters: Sequence[Tensor], eps: float, how: Mechanism) -> Tensor:
     """The weights of one read under `scale="mean"`.
 
@@ -62,7 +67,7 @@ def variant_weights(sources: Sequence[Tensor], parameters: Sequence[Tensor], eps
     logits = []
     for source in sources:
         value = source.to(dtype)
-        logit = (value * key).unflatten(-1, (how.heads, -1)).sum(-1)
+        logit = per_head(value * key, how.heads).sum(-1)
         if how.key_norm != "none":
             logit = logit * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
         logits.append(logit)
@@ -90,10 +95,7 @@ def variant_attention(
     weights = variant_weights(sources, parameters, eps, how)
     if scale == "sum":
         weights = weights * len(sources)
-    parts = [
-        weights[..., i, None] * source.to(weights.dtype).unflatten(-1, (how.heads, -1))
-        for i, source in enumerate(sources)
-    ]
+    parts = [weights[..., i, None] * per_head(x.to(weights.dtype), how.heads) for i, x in enumerate(sources)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part

@@ -88,7 +88,7 @@ def _gradients(
     key = naive.key_vector(query, factor).to(dtype)
 
     def per_head(value: Tensor) -> Tensor:
-        return value.unflatten(-1, (how.heads, -1))
+        return variants.per_head(value, how.heads)
 
     projected = torch.stack([per_head(grad * source.to(dtype)).sum(-1) for source in sources], -1)
     if how.mixing == "sigmoid":
