@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from attnres_compile.model import parameters, plan_tensor
 from attnres_compile.model.errors import SavedStateError
 from attnres_compile.model.parameters import AttnResParameters, parameters_of, require_parameters, unwrapped
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_parameters import forms_of_read
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
@@ -106,6 +108,7 @@ def _check_plan(added: AttnResParameters, saved: Plan, model: nn.Module, folder:
         alike = (then.num_streams, then.streams) == (now.num_streams, now.streams)
         differs = (then.scale, then.eps) != (now.scale, now.eps)
         what = "another scale or eps" if alike and differs else "other streams, reads or blocks"
+        what = what if then.mechanism == now.mechanism else "another mechanism"
         raise SavedStateError(
             f"{folder} was saved from a model with {what} than {type(model).__name__} is prepared with: "
             f"{'; '.join(found)}. Call attnres_compile.unprepare(model) first, and load prepares it with the saved "
@@ -166,7 +169,8 @@ def _parameters_by_name(added: AttnResParameters) -> dict[str, Tensor]:
     for read in added.plan.depth_reads:
         path = added.path(read)
         module: Any = added.get_submodule(path)
-        found |= {f"{path}.query": module.query, f"{path}.key_norm.weight": module.key_norm.weight}
+        for form in forms_of_read(added.plan.config.mechanism, added.plan.streams[read.stream].width):
+            found[f"{path}.{form.path}"] = operator.attrgetter(form.path)(module)
     return found
 
 

@@ -22,6 +22,7 @@ from attnres_compile.api.atomic_files import replace_files
 from attnres_compile.model import plan_tensor
 from attnres_compile.model.errors import SavedStateError
 from attnres_passes.ir.plan import SCHEMA_VERSION, Plan
+from attnres_passes.ir.read_parameters import forms_of_read
 
 PLAN_FILE = "attnres.json"
 TENSOR_FILE = "attnres.safetensors"
@@ -106,10 +107,10 @@ def check_shapes(plan: Plan, tensors: Mapping[str, Tensor], path: Path) -> None:
         SavedStateError: names what is missing, unexpected or of another shape.
     """
     expected = {
-        f"streams.{s}.reads.{k}.{name}": (stream.width,)
+        f"streams.{s}.reads.{k}.{form.path}": form.shape
         for s, stream in enumerate(plan.streams)
         for k in range(len(stream.parametrized_reads))
-        for name in ("query", "key_norm.weight")
+        for form in forms_of_read(plan.config.mechanism, stream.width)
     }
     given = {name: tuple(value.shape) for name, value in tensors.items() if name != plan_tensor.NAME}
     wrong = sorted(expected.keys() ^ given.keys()) or sorted(name for name in given if given[name] != expected[name])

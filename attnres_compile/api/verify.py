@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from attnres_compile.api.prepare import config_from
 from attnres_compile.api.verification import TOLERANCES, Check, Verification, dtype_name, relative_error
-from attnres_compile.api.verify_eager import PARTS, WHOLE, check_against_eager
+from attnres_compile.api.verify_eager import PARTS, WHOLE, check_against_eager, zero_query_identity
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, one_graph, plan_of
 from attnres_compile.capture.capture import buffers_restored
 from attnres_compile.compile.graph_runs import (
@@ -33,13 +33,14 @@ from attnres_compile.compile.graph_runs import (
 from attnres_compile.compile.levels import rewritten_under, run_passes_under
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_compile.progress import stage
-from attnres_passes.analyses.streams import Analysis
+from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule.provider import Provider
 
 SCHEDULES = ("direct", "two_phase")
+ZERO_QUERIES = "zero queries, scale=sum"
 LARGEST_COPY = 2 * 2**30
 """Bytes of a model in fp64 up to which gradients are compared in fp64: there are two sets of them, and a copy."""
 
@@ -107,15 +108,47 @@ def _is_on_meta(model: nn.Module) -> bool:
 def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     """Zero queries and scale="sum" give back the original model (paper, section 3: uniform weights)."""
     stage("checking zero queries against the plain graph")
-    after = rewritten_under(graph, dataclasses.replace(config, scale="sum"))
+    identity, differs = zero_query_identity(config)
+    graph = _under(graph, identity) if differs else graph
+    after = rewritten_under(graph, identity)
     expected = run(graph.captured.gm, graph, stream_values(graph), [])
     found = run(after, graph, read_nodes(after), zeros_and_ones(after, graph))
-    return _compare("zero queries, scale=sum = original", graph, expected, found)
+    return _compare(f"{ZERO_QUERIES}{differs} = original", graph, expected, found)
+
+
+def _under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
+    """The graph with the analysis that another config gives."""
+    return AnalysedGraph(graph.captured, find_streams(graph.analysis.trace, config))
+
+
+def _window_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
+    """Reads in a window equal those of all blocks with what is outside the window taken out, by its numbers."""
+    stage("checking the window")
+    found_in = rewritten_under(graph, config)
+    wide = dataclasses.replace(config, window=None)
+    of_all = _under(graph, wide)
+    expected_in = rewritten_under(of_all, wide)
+    plan = of_all.analysis.plan
+    for node, reads in read_nodes(expected_in).items():
+        sources, *rest = node.args
+        assert isinstance(sources, (list, tuple))
+        assert config.window is not None
+        stream = plan.streams[reads[0].stream]
+        outside = stream.reads[reads[0].index].state // stream.block_size - config.window
+        node.args = ([source for k, source in enumerate(sources) if k == 0 or k > outside], *rest)
+    expected_in.recompile()
+    parameters = random_parameters(found_in, graph)
+    expected = run(expected_in, graph, read_nodes(expected_in), parameters)
+    found = run(found_in, graph, read_nodes(found_in), parameters)
+    return _compare(f"random queries, window={config.window} = all blocks, others taken out", graph, expected, found)
 
 
 def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> tuple[Provider, list[Check]]:
     """Every schedule with random queries and key weights equals the definition; what reads are bound to."""
-    checks = []
+    checks = [] if config.window is None else [_window_check(graph, config)]
+    if config.mechanism.by_definition:
+        levels = run_passes_under(graph, dataclasses.replace(config, schedule="naive"), keeps_values=True)
+        return levels.choice.provider, [*checks, _random_query_check(graph, levels, "as compiled")]
     for schedule in SCHEDULES:
         bound = dataclasses.replace(config, schedule=schedule)  # type: ignore[arg-type]
         levels = run_passes_under(graph, bound, keeps_values=True)
@@ -139,7 +172,7 @@ def _random_query_check(graph: AnalysedGraph, levels: GraphLevels, name: str) ->
 def _in_double(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, config: AttnResConfig
 ) -> Iterator[Check]:
-    name = "zero queries, scale=sum = original"
+    name = f"{ZERO_QUERIES}{zero_query_identity(config)[1]} = original"
     if _is_on_meta(model):
         return
     stage("checking in float64")

@@ -38,6 +38,15 @@ SMALLEST_GRADIENT = 1e-2
 of a key, which a softmax over keys takes off again)."""
 
 
+def zero_query_identity(config: AttnResConfig) -> tuple[AttnResConfig, str]:
+    """The config under which zero queries give back the plain sum, and in words what of the one asked for it lacks.
+
+    Whatever the mechanism weighs sources by, it weighs all alike then; but a window leaves some out.
+    """
+    words = "" if config.window is None else ", window of all blocks"
+    return dataclasses.replace(config, scale="sum", window=None), words
+
+
 def check_against_eager(
     model: nn.Module,
     args: Sequence[Any],
@@ -63,7 +72,8 @@ def check_against_eager(
     codes = functions_of(model, tree_leaves((args, kwargs)))
     with buffers_restored(model):
         expected = _run(model, args, kwargs)
-    chosen = dataclasses.replace(config, scale="sum", inner="eager", regions=False, on_plain="error")
+    identity, differs = zero_query_identity(config)
+    chosen, name = dataclasses.replace(identity, inner="eager", regions=False, on_plain="error"), name + differs
     plan = prepare(model, args, kwargs, config=chosen)
     if not plan.streams:
         apply_on_decline(plan)

@@ -6,10 +6,13 @@ import argparse
 from typing import Any
 
 from attnres_compile.models.load_options import DTYPES, LoadOptions
-from attnres_passes.ir.config import CHOICES, DEFAULT_NUM_BLOCKS
+from attnres_passes.ir.config import CHOICES, DEFAULT_NUM_BLOCKS, MECHANISM
 
 # Option of the command line -> field of AttnResConfig.
-_CONFIG_FIELDS = ("num_blocks", "block_size", "scale", "schedule", "inner", "on_decline", "allow_unnormed", "eps")
+_CONFIG_FIELDS = (
+    *("num_blocks", "block_size", "scale", "schedule", "inner", "on_decline", "allow_unnormed", "eps"),
+    *MECHANISM,
+)
 
 REPORT_SEQ = 4096
 MEASURED_SEQ = 512
@@ -50,6 +53,16 @@ def add_rewrite_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stream", action="append", metavar="NAME", dest="streams", help="rewrite this stream only; may be repeated"
     )
+    _add_mechanism_options(parser)
+
+
+def _add_mechanism_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("variants of the mechanism, for those who compare (docs/variants.md)")
+    group.add_argument("--key-norm", choices=CHOICES["key_norm"], help="RMSNorm on the keys (default weight)")
+    group.add_argument("--logit-scale", type=float, help="factor of the logits (default 1)")
+    group.add_argument("--mixing", choices=CHOICES["mixing"], help="what makes weights of logits (default softmax)")
+    group.add_argument("--window", type=int, help="completed blocks that a read attends to, the last ones")
+    group.add_argument("--heads", type=int, help="parts of the width with weights of their own (default 1)")
 
 
 def add_bench_model_options(parser: argparse.ArgumentParser) -> None:

@@ -144,7 +144,7 @@ def _compile(
         compiled = compile_graph(levels.closed, [*inputs, *new_inputs], config, mode)
         _guard_graph(owner)
     added.calls.compiled += 1
-    status.note_rewritten(owner.model, added.plan, len(planned) // 2)
+    status.note_rewritten(owner.model, added.plan, len({parameter.read for parameter in planned}))
     _log_rewritten(analysis.plan, config, levels.choice)
     recorder = GraphRecorder(levels.rewrite, analysis.plan, mode, matched)
     return CompiledGraph(compiled, owner.model, added, planned, recorder)

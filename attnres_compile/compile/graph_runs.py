@@ -14,7 +14,10 @@ from torch.utils._pytree import tree_leaves
 from attnres_compile.capture.analysis import AnalysedGraph
 from attnres_compile.capture.capture import copied_input
 from attnres_passes.ir.annotations import annotation_of
+from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ir.read_parameters import ParameterForm
+from attnres_passes.rewrite.placeholders import placeholders_of_parameters
 from attnres_passes.torch_private.example_values import size_hint
 from attnres_passes.torch_private.ranks.dtensors import everywhere, spread_like
 
@@ -90,41 +93,38 @@ def read_nodes(gm: GraphModule) -> dict[Node, list[ReadId]]:
     return wanted
 
 
-def _added(gm: GraphModule, graph: AnalysedGraph) -> Iterator[tuple[str, int, torch.dtype, torch.device]]:
-    """Name, width, dtype and device of each parameter that the rewritten graph asks for."""
+def _added(gm: GraphModule, graph: AnalysedGraph, plan: Plan) -> Iterator[tuple[ParameterForm, Tensor]]:
+    """Form of each parameter that the rewritten graph asks for, and a tensor of its dtype and device."""
     example = next(value for value in graph.captured.inputs if isinstance(value, Tensor) and value.is_floating_point())
-    for node in gm.graph.nodes:
-        annotation = annotation_of(node)
-        if annotation is not None and annotation.kind == "parameter":
-            name = "query" if str(node.target).endswith("query") else "key_weight"
-            yield name, graph.analysis.plan.streams[annotation.stream].width, example.dtype, example.device
+    for _, form in placeholders_of_parameters(gm, plan):
+        yield form, example
 
 
-def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
+def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph, plan: Plan | None = None) -> list[Tensor]:
     """The added parameters of a fresh rewrite: zero queries and unit key weights.
 
     Args:
         gm: the rewritten graph, whose placeholders give the order.
         graph: that it was made of; gives widths, dtype and device.
+        plan: that it was rewritten by, if that is not the one of ``graph``.
     """
     return [
-        (torch.zeros if name == "query" else torch.ones)(width, dtype=dtype, device=device)
-        for name, width, dtype, device in _added(gm, graph)
+        example.new_full(form.shape, 0.0 if form.first == "zeros" else 1.0)
+        for form, example in _added(gm, graph, plan or graph.analysis.plan)
     ]
 
 
-def random_parameters(gm: GraphModule, graph: AnalysedGraph) -> list[Tensor]:
+def random_parameters(gm: GraphModule, graph: AnalysedGraph, plan: Plan | None = None) -> list[Tensor]:
     """Added parameters with which the softmax over depth is neither flat nor one-hot.
 
     Args:
-        gm: the rewritten graph, whose placeholders give the order.
-        graph: that it was made of; gives widths, dtype and device.
+        gm, graph, plan: those of ``zeros_and_ones``.
     """
     generator = torch.Generator().manual_seed(SEED)
     drawn = []
-    for name, width, dtype, device in _added(gm, graph):
-        value = torch.randn(width, generator=generator)
+    for form, example in _added(gm, graph, plan or graph.analysis.plan):
+        value = torch.randn(form.shape, generator=generator)
         # Logits of order one.
-        value = value / width**0.5 if name == "query" else 1 + value / 4
-        drawn.append(value.to(dtype=dtype, device=device))
+        value = value / form.shape[-1] ** 0.5 if form.first == "zeros" else 1 + value / 4
+        drawn.append(value.to(dtype=example.dtype, device=example.device))
     return drawn

@@ -109,6 +109,11 @@ def _only_stream(plan: Plan) -> Stream:
             f"scale={plan.config.scale!r} multiplies each read by its number of sources, and the layout does not",
             "train it with scale='mean'",
         )
+    if not plan.config.mechanism.is_paper:
+        raise _refused(
+            f"the model was prepared with {plan.config.mechanism}, and the layout has the paper's mechanism",
+            "train it without that",
+        )
     unnormed = [read for read in stream.reads if not read.normed]
     if unnormed:
         raise _refused(

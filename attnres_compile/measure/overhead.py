@@ -5,7 +5,6 @@ What is measured are two compiled copies of the model, plain and with AttnRes, i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,7 +95,7 @@ def overhead(
     return OverheadReport(
         name or type(model).__name__,
         tuple(rows),
-        dataclasses.asdict(counts.plan.config),
+        counts.plan.config.to_dict(),
         describe_environment(device if measure else "meta"),
         (*shape_lines(counts), *filter(None, [parallel.line(), note])),
         uncounted_calls(counts),

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from attnres_compile.model.in_force.calls import Calls
-from attnres_compile.model.parameters import AttnResParameters, KeyNorm, ReadParameters
+from attnres_compile.model.parameters import AttnResParameters
+from attnres_compile.model.read_modules import KeyNorm, ReadParameters
 
 Reference = Callable[[], nn.Parameter | None]
 """A weak reference: an id would be another parameter's once this one is gone."""
@@ -57,11 +58,11 @@ class Registered:
     """
 
     def __init__(self, added: AttnResParameters) -> None:
-        names = {ReadParameters: "query", KeyNorm: "weight"}
         self.places: list[tuple[dict[str, nn.Parameter | None], str, Reference]] = [
             (module._parameters, name, _reference(module._parameters.get(name)))
             for module in added.modules()
-            if (name := names.get(type(module), ""))
+            if isinstance(module, (ReadParameters, KeyNorm))
+            for name in module.own
         ]
         self.ends = [*self.places[:1], *self.places[-1:]]
         self.holders: weakref.WeakSet[Optimizer] = weakref.WeakSet()

@@ -14,43 +14,16 @@ from attnres_compile.model.errors import NotPreparedError, RegistrationError, St
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.part_of import mark_parts, unmark_parts
-from attnres_passes.ir.plan import Plan, Stream
+from attnres_compile.model.read_modules import StreamParameters
+from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
+from attnres_passes.ir.read_parameters import PATHS
 
 NAME = "attnres"
 """Name of the submodule that holds the parameters."""
 
 _prepared: set[weakref.ref[nn.Module]] = set()
 """No WeakSet: to go through one takes longer than all else that an optimizer's step is checked for."""
-
-
-class KeyNorm(nn.Module):
-    """Weight and eps of the RMSNorm on the keys of one read (paper equation 3). weight: ``[d]``, ones."""
-
-    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width, dtype=dtype, device=device))
-        self.eps = eps
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
-
-
-class ReadParameters(nn.Module):
-    """Pseudo-query and key norm of one read. query: ``[d]``, zeros: training starts at the uniform average."""
-
-    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(width, dtype=dtype, device=device))
-        self.key_norm = KeyNorm(width, eps, dtype, device)
-
-
-class StreamParameters(nn.Module):
-    """One ReadParameters per read with two sources or more, in read order."""
-
-    def __init__(self, stream: Stream, eps: float, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.reads = nn.ModuleList(ReadParameters(stream.width, eps, dtype, device) for _ in stream.parametrized_reads)
 
 
 Place = tuple[Mapping[str, nn.Module | None], str, nn.Module]
@@ -68,9 +41,7 @@ class AttnResParameters(nn.Module):
         super().__init__()
         self.plan = plan
         self.calls = Calls(len(plan.streams))
-        self.streams = nn.ModuleList(
-            StreamParameters(stream, plan.config.eps, dtype, device) for stream in plan.streams
-        )
+        self.streams = nn.ModuleList(StreamParameters(stream, plan.config, dtype, device) for stream in plan.streams)
         self.register_buffer(plan_tensor.NAME, plan_tensor.encode(plan, dtype, device))
         self.register_load_state_dict_pre_hook(_compare_own_plan)  # type: ignore[no-untyped-call]
         self.load_check = -1
@@ -94,13 +65,11 @@ class AttnResParameters(nn.Module):
 
     def holder(self, parameter: ReadParameter) -> tuple[nn.Module, str]:
         """The module that holds a parameter, and its name there."""
-        name = "query" if parameter.name == "query" else "weight"
-        return self.get_submodule(self.holder_path(parameter)), name
+        return self.get_submodule(self.holder_path(parameter)), PATHS[parameter.name].rpartition(".")[2]
 
     def holder_path(self, parameter: ReadParameter) -> str:
         """Path of the module that holds a parameter."""
-        read = self.path(parameter.read)
-        return read if parameter.name == "query" else f"{read}.key_norm"
+        return f"{self.path(parameter.read)}.{PATHS[parameter.name]}".rpartition(".")[0]
 
     def places(self, parameters: Iterable[ReadParameter]) -> list[Place]:
         """Where the modules around some parameters hang.

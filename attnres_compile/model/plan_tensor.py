@@ -11,7 +11,8 @@ little lower. The text:
 
     version 2 | scale 1 | eps 16 (fp64) | streams 2 | 4 x (width 6, block_size 4, writes 4, reads 4) | fingerprint 32
 
-Streams behind the fourth, and numbers too large for their digits, are told apart by the fingerprint alone.
+Streams behind the fourth, and numbers too large for their digits, are told apart by the fingerprint alone. A mechanism
+that is not the paper's follows, in ``mechanism_code.LENGTH`` more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import torch
 from torch import Tensor
 
 from attnres_compile.model.errors import SavedStateError
+from attnres_kernels.definition.mechanism import PAPER, Mechanism
+from attnres_passes.ir import mechanism_code
 from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.example_values import is_fake
 
@@ -64,6 +67,7 @@ class PlanFacts:
     num_streams: int
     streams: tuple[StreamFacts, ...]
     fingerprint: str
+    mechanism: Mechanism = PAPER
 
 
 def encode(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -75,7 +79,7 @@ def encode(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
         device: of the tensor.
 
     Returns:
-        ``[LENGTH]``.
+        ``[LENGTH]``, or longer if the mechanism is not the paper's.
     """
     exact = dtype.is_floating_point and dtype.itemsize >= 2
     values = [16 * int(digit, 16) + 8 for digit in _text(plan)]
@@ -91,15 +95,15 @@ def facts_in(tensor: Tensor) -> PlanFacts | None:
     """What a tensor says, None if it has no values to read: it is on the meta device, or fake.
 
     Args:
-        tensor: ``[LENGTH]``, of any dtype that holds its values.
+        tensor: that ``encode`` gave, in any dtype that holds its values.
 
     Raises:
         SavedStateError: it is no tensor of a plan, or one of a newer version; the message is a clause to go on from.
     """
     whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    if not _is_readable(whole):
+    if whole.is_meta or is_fake(whole):
         return None
-    if tuple(whole.shape) != (LENGTH,) or whole.is_complex():
+    if whole.ndim != 1 or whole.shape[0] - LENGTH not in (0, mechanism_code.LENGTH) or whole.is_complex():
         raise SavedStateError(f"holds a {tuple(whole.shape)} tensor of {whole.dtype} where a plan has ({LENGTH},)")
     values = whole.detach().to(device="cpu", dtype=torch.float64).tolist()
     if not all(0 <= value < 256 for value in values):
@@ -114,7 +118,8 @@ def differences(saved: PlanFacts, own: PlanFacts) -> list[str]:
         saved: of the state that is loaded.
         own: of the model that it is loaded into.
     """
-    pairs = [("scale", saved.scale, own.scale), ("eps", saved.eps, own.eps)]
+    pairs: list[tuple[str, object, object]] = [("scale", saved.scale, own.scale), ("eps", saved.eps, own.eps)]
+    pairs += zip(Mechanism._fields, saved.mechanism, own.mechanism, strict=True)
     found = [f"{name}={then!r} was saved, this model has {name}={now!r}" for name, then, now in pairs if then != now]
     if saved.num_streams != own.num_streams:
         found.append(f"{saved.num_streams} streams were saved, this model has {own.num_streams}")
@@ -126,9 +131,8 @@ def differences(saved: PlanFacts, own: PlanFacts) -> list[str]:
             f"{name} {before} was saved, this model has {after}" for name, before, after in pairs if before != after
         )
     if not found and saved.fingerprint != own.fingerprint:
-        found.append(
-            f"other streams or reads: plan {saved.fingerprint[:8]} was saved, this model has {own.fingerprint[:8]}"
-        )
+        prints = saved.fingerprint[:8], own.fingerprint[:8]
+        found.append("other streams or reads: plan {} was saved, this model has {}".format(*prints))
     return found
 
 
@@ -136,7 +140,8 @@ def options_of(saved: PlanFacts) -> str:
     """The options to prepare a model with for a saved plan: ``block_size=2, scale='sum', eps=1e-06``."""
     sizes = {stream.block_size for stream in saved.streams}
     blocks = [f"block_size={size}" for size in sizes if len(sizes) == 1]
-    return ", ".join([*blocks, f"scale={saved.scale!r}", f"eps={saved.eps!r}"])
+    differs = [] if saved.mechanism.is_paper else [str(saved.mechanism)]
+    return ", ".join([*blocks, f"scale={saved.scale!r}", f"eps={saved.eps!r}", *differs])
 
 
 def check_plan_tensor(added: AttnResParameters) -> None:
@@ -272,7 +277,7 @@ def _text(plan: Plan) -> str:
             numbers = (stream.width, stream.block_size, len(stream.writes), len(stream.reads))
         parts.extend(zip(numbers, _STREAM_DIGITS, strict=True))
     text = "".join(f"{min(number, 16**digits - 1):0{digits}x}" for number, digits in parts) + plan.fingerprint
-    return text.ljust(LENGTH, "0")
+    return text.ljust(LENGTH, "0") + mechanism_code.encode(plan.config.mechanism)
 
 
 def _facts(text: str) -> PlanFacts:
@@ -291,8 +296,5 @@ def _facts(text: str) -> PlanFacts:
         num_streams,
         streams[:num_streams],
         "".join(itertools.islice(digits, _FINGERPRINT_DIGITS)),
+        mechanism_code.decode(text[LENGTH:]),
     )
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    return not tensor.is_meta and not is_fake(tensor)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from attnres_passes.ir.config import AttnResConfig, ConfigError
+from attnres_passes.ir.config import MECHANISM, AttnResConfig, ConfigError
 
-FIXED_BY_PLAN = ("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps", "on_plain")
+FIXED_BY_PLAN = (
+    *("num_blocks", "block_size", "scale", "stages", "allow_unnormed", "streams", "eps", "on_plain"),
+    *MECHANISM,
+)
 """Options that a prepared model has in its plan: those that decide what is computed, and what a plain run is."""
 
 

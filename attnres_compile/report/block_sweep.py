@@ -21,6 +21,7 @@ from attnres_compile.report.quantities import quantity
 from attnres_compile.report.rows.memory import sources_alive
 from attnres_passes.analyses.blocks import block_size_for, num_blocks_for
 from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.read_parameters import elements_of_read
 
 SCHEMA_VERSION = 1
 HEADERS = ("blocks", "writes a block", "sources", "parameters", "forward FLOPs", "residual I/O", "x plain", "stored")
@@ -151,14 +152,14 @@ def _sizes(writes: int) -> Iterator[int]:
 
 
 def _point(counts: ModelCounts, is_chosen: bool) -> SweepPoint:
-    streams, alive = counts.plan.streams, sources_alive(counts)
+    streams, alive, how = counts.plan.streams, sources_alive(counts), counts.plan.config.mechanism
     longest = max(streams, key=lambda stream: len(stream.writes))
     added = None if counts.residual_path is None else counts.lengths.flops(total(counts.residual_path, "forward"))
     return SweepPoint(
         num_blocks=longest.num_blocks,
         block_size=longest.block_size,
         sources=max(alive),
-        parameters=sum(2 * stream.width * len(stream.parametrized_reads) for stream in streams),
+        parameters=sum(elements_of_read(how, stream.width) * len(stream.parametrized_reads) for stream in streams),
         forward_flops=added,
         io_bytes=counts.bytes_per_write(counts.traffic[counts.plan.config.schedule]),
         plain_io_bytes=counts.bytes_per_write(counts.plain_traffic),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import attnres_compile as ac
-from attnres_compile.model.parameters import AttnResParameters, ReadParameters
+from attnres_compile.model.parameters import AttnResParameters
+from attnres_compile.model.read_modules import ReadParameters
 from tests.end_to_end.guarded_model import EAGER, WIDTH, Net, in_place, randomize
 from tests.end_to_end.ways import way
 

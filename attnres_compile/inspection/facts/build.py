@@ -22,6 +22,7 @@ from attnres_passes.ir.annotations import Annotation, annotation_of
 from attnres_passes.ir.levels import OWN_LOGITS_READS, SCHEDULED_READS, is_depth_attention
 from attnres_passes.ir.plan import Plan, Stream
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ir.read_parameters import forms_of_read
 from attnres_passes.ir.text import tensor_text
 from attnres_passes.pipeline import GraphLevels
 
@@ -193,9 +194,9 @@ def _added(plan: Plan) -> Iterator[AddedParameter]:
         count = len(stream.parametrized_reads)
         if count:
             reads = f"0-{count - 1}" if count > 1 else "0"
-            for name, init in (("query", "zeros"), ("key_norm.weight", "ones")):
-                path = f"attnres.streams.{index}.reads.{reads}.{name}"
-                yield AddedParameter(path, (stream.width,), count, init, DECAY)
+            for form in forms_of_read(plan.config.mechanism, stream.width):
+                path = f"attnres.streams.{index}.reads.{reads}.{form.path}"
+                yield AddedParameter(path, form.shape, count, form.first, DECAY)
 
 
 def _version(package: str) -> str | None:

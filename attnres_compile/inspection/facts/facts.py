@@ -187,7 +187,7 @@ class Inspection:
             "verdict": self.verdict.name.lower(),
             "exit_code": int(self.verdict),
             "headline": self.headline,
-            "config": dataclasses.asdict(self.plan.config),
+            "config": self.plan.config.to_dict(),
             "streams": list(map(_stream_data, self.streams)),
             "declined": [dataclasses.asdict(one) | {"reason": str(one.reason)} for one in self.plan.declined],
             "breaks": list(map(dataclasses.asdict, self.breaks)),

@@ -17,8 +17,12 @@ from attnres_compile.model.border.known_states import Sources, sources_of
 from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import BorderError
 from attnres_kernels.definition.naive import key_vector
+from attnres_kernels.definition.variants import effective_weight
+from attnres_passes.analyses.blocks import attended
+from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan
-from attnres_passes.ir.read_id import ReadId, ReadParameter
+from attnres_passes.ir.read_id import ParameterName, ReadId, ReadParameter
+from attnres_passes.ir.read_parameters import forms_of_read
 from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.frames import leave_to_python, never_traced
 from attnres_passes.torch_private.ranks.dtensors import cut_over, local_part, read_parts, spread_like
@@ -144,12 +148,33 @@ def depth_read(state: Tensor, sources: Sources, read_id: ReadId) -> Tensor:
         read_id: of the read in the plan.
     """
     added = sources.added
-    own = [ReadParameter(read_id, name) for name in ("query", "key_weight")]
+    stream, config = added.plan.streams[read_id.stream], added.plan.config
+    own = [ReadParameter(read_id, form.name) for form in forms_of_read(config.mechanism, stream.width)]
     groups = (*sources.groups, *cut_over(state))
-    query, weight = own_values(own, list(map(added.parameter, own)), {read_id: groups})
-    config = added.plan.config
+    values = own_values(own, list(map(added.parameter, own)), {read_id: groups})
     note_reads(added.calls, [read_id])
+    tensors = attended(sources.tensors, sources.state, stream.block_size, config.window)
     parts = read_parts(state)
-    given = [local_part(source, parts) for source in sources.tensors]
-    value: Tensor = torch.ops.attnres.depth_attention(given, key_vector(query, weight), config.eps, config.scale)
-    return spread_like(value, state, parts)
+    given = [local_part(source, parts) for source in tensors]
+    return spread_like(_read_by(given, dict(zip((one.name for one in own), values, strict=True)), config), state, parts)
+
+
+def _read_by(sources: Sequence[Tensor], parameters: Mapping[ParameterName, Tensor], config: AttnResConfig) -> Tensor:
+    """A read of sources that are here, by parameters that are.
+
+    Args:
+        sources: that it attends to.
+        parameters: of the read, by name, in the order of its mechanism.
+        config: of the plan.
+    """
+    value: Tensor
+    if config.mechanism.by_definition:
+        value = torch.ops.attnres.variant_attention(
+            sources, list(parameters.values()), config.eps, config.scale, *config.mechanism
+        )
+        return value
+    weight = effective_weight(parameters["query"], parameters.get("key_weight"), config.logit_scale)
+    value = torch.ops.attnres.depth_attention(
+        sources, key_vector(parameters["query"], weight), config.eps, config.scale
+    )
+    return value

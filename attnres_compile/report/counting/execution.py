@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,20 +95,20 @@ def count(gm: GraphModule, inputs: Sequence[Any], keeps_inputs: bool = False) ->
     )
 
 
-def weightless(gm: GraphModule, dtype: torch.dtype, widths: dict[Node, int]) -> list[Tensor]:
+def weightless(gm: GraphModule, dtype: torch.dtype, shapes: Mapping[Node, Sequence[int]]) -> list[Tensor]:
     """Inputs on the meta device for the placeholders of a graph, by their example values; floating ones want gradients.
 
     Args:
         gm: whose placeholders are read.
-        dtype: of those without an example value, which are vectors.
-        widths: of these vectors.
+        dtype: of those without an example value, the parameters of reads.
+        shapes: of these.
     """
     made = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             value = example_value(node)
-            if node in widths:
-                value = torch.empty(widths[node], dtype=dtype, device="meta")
+            if node in shapes:
+                value = torch.empty(tuple(shapes[node]), dtype=dtype, device="meta")
             made.append(_on_meta(value) if isinstance(value, Tensor) else value)
     return made
 

@@ -31,10 +31,10 @@ from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.streams import find_streams
 from attnres_passes.cost.residual_path import residual_path_of
 from attnres_passes.cost.traffic import plain_traffic, traffic
-from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan
 from attnres_passes.lower.lower import lower
+from attnres_passes.rewrite.placeholders import placeholders_of_parameters
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.schedule.fuse import fuse
 from attnres_passes.schedule.provider import Provider, ProviderChoice
@@ -144,7 +144,7 @@ class ModelGraphs:
             apply_on_decline(plan)
         stage("rewriting the graph")
         paths = self.paths()
-        schedules = SCHEDULES if with_model else (self.config.schedule,)
+        schedules = _schedules(self.config) if with_model else (self.config.schedule,)
         of_schedules = each(schedules, "counting the traffic of a schedule")
         by_schedule = {name: tuple(x for one in paths for x in one.traffic(name)) for name in of_schedules}
         if with_model:
@@ -231,7 +231,7 @@ class ResidualPath:
                 return f"a stream is {stream.width} wide, and the kernels hold rows of at most {tiling.WIDEST}"
         if self.plan.config.schedule == "naive":
             return "schedule='naive' is the definition in torch"
-        return ""
+        return self.plan.config.mechanism.by_definition
 
     @property
     def is_fused(self) -> bool:
@@ -243,7 +243,7 @@ class ResidualPath:
         config = dataclasses.replace(self.plan.config, schedule=name)  # type: ignore[arg-type]
         plan = dataclasses.replace(self.plan, config=config)
         gm = schedule(gm, plan, ProviderChoice.of(plan, Provider.TRITON)).gm
-        return gm if name == "naive" else fuse(gm, plan).gm
+        return gm if config.by_definition else fuse(gm, plan).gm
 
     def traffic(self, name: str) -> tuple[Traffic, ...]:
         return traffic(self.scheduled(self.gm, name), self.plan)
@@ -252,13 +252,15 @@ class ResidualPath:
         """The path, or the rewritten graph, as it would be on a GPU, or torch calls where kernels cannot hold it."""
         if self.is_fused:
             return lower(self.scheduled(gm, self.plan.config.schedule), self.plan, Provider.TRITON)
+        if self.plan.config.mechanism.by_definition:
+            return gm  # its reads are operators that are counted, and torch calls once lowered
         # None in place: those would be plain torch, which tensors without data cannot run under autocast.
         on_torch = dataclasses.replace(ProviderChoice.of(self.plan, Provider.TORCH), most_in_place=0)
         return lower(schedule(gm, self.plan, on_torch).gm, self.plan, Provider.TORCH)
 
     def inputs(self, lowered: GraphModule) -> list[Tensor]:
         """On the meta device, for a graph that was lowered."""
-        return weightless(lowered, self._root_value(0).dtype, _added_widths(lowered, self.plan))
+        return weightless(lowered, self._root_value(0).dtype, _added_shapes(lowered, self.plan))
 
     def counted(self) -> Counted:
         """Counts of the path by itself."""
@@ -270,14 +272,14 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _added_widths(gm: GraphModule, plan: Plan) -> dict[Node, int]:
+def _added_shapes(gm: GraphModule, plan: Plan) -> dict[Node, tuple[int, ...]]:
     """The placeholders of the parameters that the rewrite adds."""
-    annotations = {node: annotation_of(node) for node in gm.graph.nodes if node.op == "placeholder"}
-    return {
-        node: plan.streams[annotation.stream].width
-        for node, annotation in annotations.items()
-        if annotation is not None and annotation.kind == "parameter"
-    }
+    return {node: form.shape for node, form in placeholders_of_parameters(gm, plan)}
+
+
+def _schedules(config: AttnResConfig) -> tuple[str, ...]:
+    """The schedules that there are for a mechanism."""
+    return ("naive", "auto") if config.mechanism.by_definition else SCHEDULES
 
 
 def total(counted: Sequence[Counted], field: str) -> Counter[str]:

@@ -7,19 +7,23 @@ from collections import Counter
 from attnres_compile.report.counting.model_counts import Lengths, ModelCounts, total
 from attnres_compile.report.table import FORWARD_FLOPS, PARAMETERS, SAVED, TRAINING_FLOPS, OverheadRow
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_parameters import elements_of_read
 
 RECOMPUTED = "activations kept, sublayers made again"
 LAUNCHES, TRAINING_LAUNCHES = "launches of the residual path, forward", "launches of the residual path, both ways"
 
 
 def parameter_rows(plan: Plan, plain: int) -> list[OverheadRow]:
-    """One pseudo-query and one key weight of the stream's width for each read with two sources or more.
+    """Those of each read with two sources or more; the paper's has a pseudo-query and a key weight.
 
     Args:
         plan: of the model.
         plain: number of parameters of the plain model.
     """
-    added = sum(2 * stream.width * len(stream.parametrized_reads) for stream in plan.streams)
+    added = sum(
+        elements_of_read(plan.config.mechanism, stream.width) * len(stream.parametrized_reads)
+        for stream in plan.streams
+    )
     return [OverheadRow(PARAMETERS, plain, plain + added, "", "exact")]
 
 

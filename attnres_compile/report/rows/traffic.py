@@ -35,6 +35,7 @@ def io_rows(counts: ModelCounts) -> list[OverheadRow]:
     rows += [
         _counted_row(counts, f"{RESIDUAL_IO}, {name}", counts.traffic[schedule], True)
         for schedule, name in _SCHEDULE_NAMES.items()
+        if schedule in counts.traffic
     ]
     return rows + _paper_rows(counts)
 

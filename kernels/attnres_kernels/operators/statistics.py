@@ -46,7 +46,7 @@ def _run_read(call: ReadStatistics) -> Tensor:
     with torch.autocast(value.device.type, enabled=False):
         weights = depth_weights(sources, key_vector, eps).reshape(-1, len(sources))
         entropy = torch.special.entr(weights).sum()
-        return torch.cat([weights.sum(0), torch.stack([entropy, *_squares(value)]).to(weights.dtype)])
+        return torch.cat([weights.sum(0), torch.stack([entropy, *squares(value)]).to(weights.dtype)])
 
 
 class WriteStatistics(NamedTuple):
@@ -66,21 +66,23 @@ def _run_write(call: WriteStatistics) -> Tensor:
         `[3]` in fp32 (fp64 for fp64): the sums of the mean squares of both, and the number of tokens.
     """
     with torch.autocast(call.branch.device.type, enabled=False):
-        return torch.stack([_squares(call.branch)[0], *_squares(call.partial)])
+        return torch.stack([squares(call.branch)[0], *squares(call.partial)])
 
 
-def _squares(value: Tensor) -> tuple[Tensor, Tensor]:
+def squares(value: Tensor) -> tuple[Tensor, Tensor]:
     """The sum over tokens of the mean square over features, and the number of tokens."""
     wide = value.to(statistics_dtype(value.dtype))
     tokens = math.prod(value.shape[:-1])
     return wide.square().mean(-1).sum(), wide.new_full((), tokens)
 
 
-def _without_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def without_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Set up the context of an operator that no gradient passes."""
     ctx.mark_non_differentiable(output)
 
 
-def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+def no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    """Its backward."""
     return (None,) * len(ctx.needs_input_grad)
 
 
@@ -103,7 +105,7 @@ WRITE_STATISTICS = OperatorDefinition(
 )
 
 for _definition in (READ_STATISTICS, WRITE_STATISTICS):
-    _definition.operator.register_autograd(_no_gradient, setup_context=_without_gradient)
+    _definition.operator.register_autograd(no_gradient, setup_context=without_gradient)
 
 
 def gather_statistics(parts: Sequence[Tensor]) -> Tensor:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 from attnres_passes.ir.config import AttnResConfig
+
+Source = TypeVar("Source")
 
 
 def block_size_for(writes: int, config: AttnResConfig) -> int:
@@ -52,11 +56,26 @@ def block_of_read(state: int, block_size: int, num_blocks: int) -> int | None:
     return block if block <= num_blocks else None
 
 
-def sources_of_read(state: int, block_size: int) -> int:
+def sources_of_read(state: int, block_size: int, window: int | None = None) -> int:
     """How many sources a read has: root, completed blocks, and the open partial sum unless a block is just complete.
 
     Args:
         state: number of writes that the state holds.
         block_size: writes per block.
+        window: completed blocks that a read attends to, None for all.
     """
-    return 1 + math.ceil(state / block_size)
+    blocks, has_partial = divmod(state, block_size)
+    return 1 + (blocks if window is None else min(blocks, window)) + bool(has_partial)
+
+
+def attended(sources: Sequence[Source], state: int, block_size: int, window: int | None) -> list[Source]:
+    """Of all sources of a state, those that a read of it attends to: root, last ``window`` blocks, open partial sum.
+
+    Args:
+        sources: the root, the completed blocks, and the open partial sum where there is one.
+        state: number of writes that it holds.
+        block_size: writes per block.
+        window: completed blocks that a read attends to, None for all.
+    """
+    left_out = len(sources) - sources_of_read(state, block_size, window)
+    return [*sources[:1], *sources[1 + left_out :]]

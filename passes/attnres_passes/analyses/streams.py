@@ -66,6 +66,9 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     Args:
         trace: of a captured graph.
         config: how blocks are chosen, and what is allowed.
+
+    Raises:
+        ConfigError: ``heads`` does not divide the width of a stream.
     """
     chains = search_chains(trace)
     candidates, sublayer_sums = chains.candidates, chains.sublayer_sums
@@ -82,6 +85,8 @@ def find_streams(trace: AtenTrace, config: AttnResConfig) -> Analysis:
     if config.streams is not None:
         declines += declines_of_unselected([stream for stream, _ in accepted], config.streams)
         accepted = [(stream, nodes) for stream, nodes in accepted if stream.name in config.streams]
+    for stream, _ in accepted:
+        config.check_width(stream.name, stream.width)
     plan = Plan(tuple(stream for stream, _ in accepted), declines, config)
     return Analysis(plan, tuple(nodes for _, nodes in accepted), trace)
 
@@ -123,7 +128,7 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
         Read(
             module=provenance.module_path(_reader(trace, read)),
             source=provenance.source_line(_reader(trace, read)),
-            num_sources=blocks.sources_of_read(read.state, size),
+            num_sources=blocks.sources_of_read(read.state, size, config.window),
             block=blocks.block_of_read(read.state, size, num_blocks),
             state=read.state,
             normed=read.normed,

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
+from attnres_kernels.definition.mechanism import Mechanism
 from attnres_kernels.errors import AttnResError, closest
 
 Scale = Literal["mean", "sum"]
@@ -15,6 +17,8 @@ Schedule = Literal["auto", "direct", "two_phase", "naive"]
 Inner = Literal["inductor", "aot_eager", "eager"]
 OnDecline = Literal["error", "warn", "ignore"]
 OnPlain = Literal["error", "warn"]
+KeyNorm = Literal["weight", "plain", "none"]
+Mixing = Literal["softmax", "sigmoid"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": get_args(Scale),
@@ -22,7 +26,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "inner": get_args(Inner),
     "on_decline": get_args(OnDecline),
     "on_plain": get_args(OnPlain),
+    "key_norm": get_args(KeyNorm),
+    "mixing": get_args(Mixing),
 }
+MECHANISM = Mechanism._fields
+"""Options that say how a read computes its weights, and what it weighs (docs/variants.md)."""
 DEFAULT_NUM_BLOCKS = 8
 
 
@@ -53,6 +61,14 @@ class AttnResConfig:
     sequence_group: name of a process group, ``group.group_name``, over whose ranks the stored blocks are cut along the
         sequence (paper section 4.2); None keeps all of them on every rank. For inference.
 
+    The rest are variants of the mechanism for those who compare; the defaults are the paper's (docs/variants.md).
+
+    key_norm: the RMSNorm on the keys, with a learned weight, "plain" without one, or "none".
+    logit_scale: factor of the logits.
+    mixing: "softmax" over the sources, or "sigmoid" of each logit by itself.
+    window: completed blocks that a read attends to beside the root and the open partial sum, the last ones.
+    heads: parts of the width that have weights of their own.
+
     Raises ConfigError.
     """
 
@@ -69,6 +85,11 @@ class AttnResConfig:
     eps: float = 1e-6
     regions: bool = False
     sequence_group: str | None = None
+    key_norm: KeyNorm = "weight"
+    logit_scale: float = 1.0
+    mixing: Mixing = "softmax"
+    window: int | None = None
+    heads: int = 1
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.block_size is not None:
@@ -78,7 +99,7 @@ class AttnResConfig:
             )
         if self.num_blocks is None and self.block_size is None:
             object.__setattr__(self, "num_blocks", DEFAULT_NUM_BLOCKS)
-        for name in ("num_blocks", "block_size", "stages"):
+        for name in ("num_blocks", "block_size", "stages", "window"):
             self._check_positive_integer(name)
         for name, choices in CHOICES.items():
             self._check_choice(name, choices)
@@ -92,6 +113,7 @@ class AttnResConfig:
         if not isinstance(self.eps, (int, float)) or not 0 <= self.eps < math.inf:
             raise ConfigError(f"eps={self.eps!r} is not a number >= 0; give a small one such as 1e-6.")
         self._check_ranks()
+        self._check_mechanism()
         if self.regions and self.inner == "eager":
             raise ConfigError("regions=True compiles parts, and inner='eager' compiles nothing; leave one of them out.")
 
@@ -105,6 +127,20 @@ class AttnResConfig:
             raise ConfigError(f"sequence_group={self.sequence_group!r} is no name; give group.group_name, or None.")
         if self.sequence_group is not None and self.stages is not None:
             raise ConfigError("sequence_group and stages are both given, and are two ways to use ranks; give one.")
+
+    def _check_mechanism(self) -> None:
+        if self.heads is None:
+            raise ConfigError("heads=None is not an integer >= 1; give one, or leave it out.")
+        self._check_positive_integer("heads")
+        value = self.logit_scale
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"logit_scale={value!r} is not a number > 0; give one, such as width ** -0.5.")
+        reason = self.mechanism.by_definition
+        if reason and self.schedule not in ("auto", "naive"):
+            raise ConfigError(
+                f"schedule={self.schedule!r} is asked for, and {reason}; leave schedule out, and reads are computed by "
+                "their definition."
+            )
 
     def _check_names(self) -> None:
         names = self.streams
@@ -135,9 +171,35 @@ class AttnResConfig:
                 raise ConfigError(f"unknown option {key!r}; {_nearest(key, names)}")
         return cls(**given)
 
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """How a read computes its weights, and what it weighs."""
+        return Mechanism(**{name: getattr(self, name) for name in MECHANISM})
+
+    def check_width(self, stream: str, width: int) -> None:
+        """Check that a stream can be read as asked.
+
+        Args:
+            stream: its name.
+            width: of its last axis.
+
+        Raises:
+            ConfigError: ``heads`` does not divide the width.
+        """
+        if width % self.heads:
+            raise ConfigError(f"heads={self.heads} does not divide the width {width} of {stream!r}; give a divisor.")
+
+    @property
+    def by_definition(self) -> bool:
+        """Whether reads are computed by their definition: as ``schedule`` says, or since no schedule knows better."""
+        return self.schedule == "naive" or bool(self.mechanism.by_definition)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; ``from_options`` of it gives an equal config."""
-        return dataclasses.asdict(self)
+        """Plain data, the mechanism as far as it is not the paper's; ``from_options`` of it gives an equal config."""
+        differs = self.mechanism.differences
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in MECHANISM or name in differs
+        }
 
 
 def _nearest(given: str, valid: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ compilation, and between all passes in tests.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -83,8 +84,15 @@ def check_level(gm: GraphModule, level: Level, plan: Plan, only: Collection[Read
 
 
 def is_depth_attention(node: Node) -> bool:
-    """Whether a node is a read of the rewritten level."""
-    return node.op == "call_function" and node.target is torch.ops.attnres.depth_attention.default
+    """Whether a node is a read of the rewritten level, by the paper's mechanism or by another."""
+    return node.op == "call_function" and (
+        node.target is torch.ops.attnres.depth_attention.default or is_variant_attention(node)
+    )
+
+
+def is_variant_attention(node: Node) -> bool:
+    """Whether a node is a read on sources and parameters, of a mechanism that is computed by its definition."""
+    return node.op == "call_function" and node.target is torch.ops.attnres.variant_attention.default
 
 
 def is_ours(node: Node) -> bool:
@@ -149,19 +157,23 @@ def _nothing_scheduled_left(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
 
 def _keys_feed_reads(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     for node in gm.graph.nodes:
-        if is_depth_attention(node):
+        if is_variant_attention(node):
+            given = node.args[1]
+            assert isinstance(given, (list, tuple))
+            if any(not isinstance(one, Node) or not _has_kind(one, "parameter") for one in given):
+                yield node, "it reads something else than its parameters"
+        elif is_depth_attention(node):
             key = node.args[1]
-            annotation = annotation_of(key) if isinstance(key, Node) else None
-            if annotation is None or annotation.kind != "key":
+            if not isinstance(key, Node) or not _has_kind(key, "key"):
                 yield node, "its key vector is something else"
 
 
 def _parameters_come_last(gm: GraphModule, reads: Reads) -> Iterator[Broken]:
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    added = [
-        (annotation := annotation_of(node)) is not None and annotation.kind == "parameter" for node in placeholders
-    ]
-    expected = 2 * len(reads)
+    added = [_has_kind(node, "parameter") for node in placeholders]
+    of_read = Counter(read_of(node) for node, ours in zip(placeholders, added, strict=True) if ours)
+    # How many a read has is the mechanism's; all reads have as many.
+    expected = max(of_read.values(), default=0) * len(reads)
     if sum(added) != expected or not all(added[len(added) - expected :]):
         yield None, f"{sum(added)} of {len(added)} placeholders are ours where the plan has {expected}"
 

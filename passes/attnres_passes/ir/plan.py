@@ -18,8 +18,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from attnres_kernels.definition.mechanism import Mechanism
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.read_id import ReadId
+from attnres_passes.ir.read_parameters import elements_of_read
 
 SCHEMA_VERSION = 1
 _PLACES_SHOWN = 3
@@ -163,9 +165,9 @@ class Plan:
     def fingerprint(self) -> str:
         """32 hex digits of what the parameters mean: a model computes the same from them under plans with equal ones.
 
-        That is scale and eps, and of each stream its width, its blocks, and which state each read is of; names of
-        streams only where some were left out by ``streams=``. Neither source lines nor module paths play a part:
-        they are others on another machine or under another torch, and where a sublayer is checkpointed.
+        That is scale, eps and mechanism, and of each stream its width, its blocks, and which state each read is of;
+        names of streams only where some were left out by ``streams=``. Neither source lines nor module paths play a
+        part: they are others on another machine or under another torch, and where a sublayer is checkpointed.
         """
         meaning = [
             [stream.width, stream.block_size, len(stream.writes)]
@@ -174,12 +176,15 @@ class Plan:
         ]
         chosen = any(decline.reason is Reason.NOT_SELECTED for decline in self.declined)
         names = [stream.name for stream in self.streams] if chosen else []
-        text = json.dumps([self.config.scale, float(self.config.eps), meaning, names])
+        # The paper's mechanism goes without saying, so that plans of before there were others keep their fingerprints.
+        differs = [list(self.config.mechanism.differences.items())] if not self.config.mechanism.is_paper else []
+        text = json.dumps([self.config.scale, float(self.config.eps), meaning, names, *differs])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
-        return {"schema_version": SCHEMA_VERSION, "partial": self.partial, **dataclasses.asdict(self)}
+        data = {**dataclasses.asdict(self), "config": self.config.to_dict()}
+        return {"schema_version": SCHEMA_VERSION, "partial": self.partial, **data}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -200,7 +205,7 @@ class Plan:
 
     def __str__(self) -> str:
         parts = [self.partial_text] if self.partial else []
-        parts.extend(_stream_text(stream) for stream in self.streams)
+        parts.extend(_stream_text(stream, self.config.mechanism) for stream in self.streams)
         if self.declined:
             parts.append("declined:\n" + "\n".join(f"  - {decline}" for decline in self.declined))
         return "\n\n".join(parts) if parts else "nothing to rewrite"
@@ -230,12 +235,13 @@ def _place(module: str, source: str) -> str:
     return f"{module} [{short_source(source)}]" if module else short_source(source)
 
 
-def _stream_text(stream: Stream) -> str:
-    added = 2 * stream.width * len(stream.parametrized_reads)
+def _stream_text(stream: Stream, mechanism: Mechanism) -> str:
+    added = elements_of_read(mechanism, stream.width) * len(stream.parametrized_reads)
     blocks = f"{stream.num_blocks} block{'s' if stream.num_blocks > 1 else ''} of {stream.block_size}"
     head = (
         f"stream {stream.name}: width {stream.width}, {len(stream.writes)} writes in {blocks}, "
         f"{len(stream.reads)} reads, {added:,} parameters added"
+        + ("" if mechanism.is_paper else f"; variant of the mechanism: {mechanism}")
     )
     rows = []
     for state in range(len(stream.writes) + 1):

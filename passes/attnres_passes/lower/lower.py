@@ -1,14 +1,16 @@
 """Pass: scheduled -> lowered. Every node of the schedule is bound to a provider for the device.
 
 ``bind_kernels`` binds to generated Triton kernels, ``bind_torch`` to torch calls that the inner compiler fuses;
-``schedule.provider`` says which, and why. What the schedule left as the definition (``naive``) becomes torch calls.
+``schedule.provider`` says which, and why. What the schedule left as the definition (``naive``, and variants of the
+mechanism) becomes torch calls.
 """
 
 from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from attnres_kernels.definition import naive
+from attnres_kernels.definition import naive, variants
+from attnres_kernels.definition.mechanism import Mechanism
 from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import is_depth_attention
 from attnres_passes.ir.plan import Plan
@@ -45,9 +47,11 @@ def lower(scheduled: GraphModule, plan: Plan, provider: Provider, keeps_values: 
 
 
 def _bind_definition(node: Node) -> None:
-    sources, key, eps, scale = node.args
-    assert isinstance(key, Node)
-    value = call(node, naive.naive_read, sources, *key.args, eps, scale)
+    sources, asked, eps, scale, *how = node.args
+    if isinstance(asked, Node):
+        value = call(node, naive.naive_read, sources, *asked.args, eps, scale)
+    else:
+        value = call(node, variants.variant_read, sources, asked, eps, scale, Mechanism(*how))  # type: ignore[arg-type]
     value.meta.update(node.meta)
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)

@@ -68,6 +68,11 @@ def stage(
         StageError: the graph cannot be cut so.
     """
     stream = single_stream(plan)
+    if plan.config.window is not None:
+        raise StageError(
+            f"window={plan.config.window} leaves blocks out of reads, and a hop of the pipeline carries all of them; "
+            "leave window out, or run the model without a pipeline."
+        )
     gm = copied(rewritten)
     trace = trace_rewritten(rewritten, plan)
     positions = positions_of(gm, plan)

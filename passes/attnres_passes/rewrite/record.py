@@ -168,11 +168,12 @@ class _Recorder:
         read_id, annotation = read_of(node), annotation_of(node)
         assert annotation is not None
         copy = self.env[node]
-        sources, key, eps, _ = copy.args
+        sources, asked, eps, _, *how = copy.args
         assert isinstance(sources, (list, tuple))
-        arguments = (list(sources), key, copy, eps)
+        arguments = (list(sources), asked, copy, eps, *how)
+        operator = torch.ops.attnres.variant_statistics if how else torch.ops.attnres.read_statistics
         of_statistic = Annotation("statistic", read_id.stream, sublayer=annotation.sublayer, read=read_id)
-        part = self._call(torch.ops.attnres.read_statistics.default, arguments, node, of_statistic)
+        part = self._call(operator.default, arguments, node, of_statistic)
         self._add_entry(part, read_id, len(sources) + statistics.READ_EXTRA)
 
     def _add_entry(self, part: Node, about: ReadId | WriteId, size: int, probe: int | None = None) -> None:

@@ -99,8 +99,9 @@ class GraphRewriter:
 
     def add_placeholders(self) -> list[ReadParameter]:
         """Appended placeholders of all streams, then the nodes that make key vectors of them."""
-        placeholders = append_placeholders(self.graph, self.reads)
-        keys = add_key_vectors(self.graph, placeholders)
+        mechanism = self.plan.config.mechanism
+        placeholders = append_placeholders(self.graph, self.reads, mechanism)
+        keys = add_key_vectors(self.graph, placeholders, mechanism)
         for stream in self.streams:
             stream.keys = keys
         return list(placeholders)

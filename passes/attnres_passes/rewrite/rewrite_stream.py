@@ -21,6 +21,7 @@ from attnres_passes.ir.plan import Stream
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.ir.regions import region_of
 from attnres_passes.rewrite.own_parts import OwnParts
+from attnres_passes.rewrite.placeholders import Asked, read_call
 from attnres_passes.rewrite.places import RewrittenWrite
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.operators import set_grad_enabled
@@ -73,7 +74,7 @@ class StreamRewriter:
         self.value = trace.node_output[stream_nodes.root]
         self.layout: tuple[Any, ...] = ()
         self.example: Any = None
-        self.keys: dict[ReadId, Node] = {}
+        self.keys: dict[ReadId, Asked] = {}
         self.snapshots: dict[int, _Snapshot] = {}
         self.read_of_use = {use: k for k, read in enumerate(stream_nodes.reads) for use in read.uses}
         self.read_at: dict[tuple[int, int], Node] = {}
@@ -161,17 +162,19 @@ class StreamRewriter:
 
     def _read(self, k: int, value: int, is_cut: bool) -> Node:
         """The read ``k``, of the sources at ``value``. is_cut: the next node is under ``torch.no_grad``."""
-        sources, example = self.snapshots[value].sources, self.snapshots[value].example
+        sources: Sequence[Node] = self.snapshots[value].sources
+        example = self.snapshots[value].example
         if len(sources) == 1:
             return sources[0]
         read_id = self.read_ids[k]
         read = self.stream.reads[read_id.index]
+        sources = blocks.attended(sources, read.state, self.stream.block_size, self.config.window)
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
         given, parts = self.own_parts.of(sources, example)
-        arguments = (given, self.keys[read_id], self.config.eps, self.config.scale)
+        operator, arguments = read_call(given, self.keys[read_id], self.config)
         if is_cut:
             self.graph.call_function(set_grad_enabled, (True,))
-        node = self._new(torch.ops.attnres.depth_attention.default, arguments, reader, "read", read_id.named("read"))
+        node = self._new(operator, arguments, reader, "read", read_id.named("read"))
         if example is not None:
             node.meta["example_value"] = example
         annotate(node, Annotation("read", self.index, read.block, read.state, read_id))

@@ -74,9 +74,10 @@ def choose_provider(rewritten: GraphModule, plan: Plan, differentiates: bool = T
         raise ConfigError(
             f"{KERNELS_VARIABLE}={asked!r} is neither 'triton' nor 'torch'; set one of them, or unset it."
         )
-    if asked == Provider.TORCH.value:
-        return ProviderChoice.of(plan, Provider.TORCH, f"{KERNELS_VARIABLE}=torch", differentiates)
     missing = _missing(rewritten, plan)
+    if asked == Provider.TORCH.value:
+        why = missing if plan.config.mechanism.by_definition else f"{KERNELS_VARIABLE}=torch"
+        return ProviderChoice.of(plan, Provider.TORCH, why, differentiates)
     if asked and missing:
         raise ConfigError(f"{KERNELS_VARIABLE}=triton, but {missing}; unset it, or set it to 'torch'.")
     if missing:
@@ -89,8 +90,9 @@ def choose_provider(rewritten: GraphModule, plan: Plan, differentiates: bool = T
 
 def _missing(rewritten: GraphModule, plan: Plan) -> str:
     """What the kernels need and do not have; '' if nothing."""
-    if plan.config.schedule == "naive":
-        return "schedule='naive' is the definition in torch"
+    if plan.config.by_definition:
+        variant = plan.config.mechanism.by_definition
+        return f"the definition in torch, {variant}" if variant else "schedule='naive' is the definition in torch"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     width = max((stream.width for stream in plan.streams), default=0)

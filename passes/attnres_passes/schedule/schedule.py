@@ -13,9 +13,9 @@ After (Algorithm 1 of the paper, with logits first)::
     read_0 = merge(x, inter[0], inter[3], [], [], partial, keys, ..)   # once per read
 
 Groups are cut by what they move (``group_reads``); under ``direct`` there is no ``inter_block``. Where nothing is
-differentiated and tokens are few, a read makes its own logits (``own_logits_read``). With ``naive``, the graph stays as
-it is. The graph given is not changed. All nodes are plain differentiable torch (``scheduled``), which computes what the
-rewritten graph does.
+differentiated and tokens are few, a read makes its own logits (``own_logits_read``). With ``naive``, and for mechanisms
+that are computed by their definition, the graph stays as it is. The graph given is not changed. All nodes are plain
+differentiable torch (``scheduled``), which computes what the rewritten graph does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def schedule(rewritten: GraphModule, plan: Plan, choice: ProviderChoice) -> Sche
             the cut by blocks, "two_phase", or on a CPU, where nothing is differentiated and tokens are few, "direct".
     """
     gm = copied(rewritten)
-    if plan.config.schedule == "naive":
+    if plan.config.by_definition:
         return Scheduled(gm, ())
     read_groups = []
     for index in range(len(plan.streams)):

@@ -40,6 +40,11 @@ VALID = [
     *[("streams", value) for value in (None, ("encoder",), ("a", "b"))],
     *[("eps", value) for value in (0.0, 1e-6, 0)],
     *[("sequence_group", value) for value in (None, "0")],
+    *[("key_norm", value) for value in ("weight", "plain", "none")],
+    *[("mixing", value) for value in ("softmax", "sigmoid")],
+    *[("logit_scale", value) for value in (1, 0.125)],
+    *[("window", value) for value in (None, 1, 8)],
+    *[("heads", value) for value in (1, 16)],
 ]
 
 INVALID: list[tuple[str, Any]] = [
@@ -55,12 +60,30 @@ INVALID: list[tuple[str, Any]] = [
     ("eps", float("nan")),
     *[(name, value) for name in ("allow_unnormed", "regions") for value in ("no", None, 1)],
     ("sequence_group", 0),
+    *[(name, value) for name in ("key_norm", "mixing") for value in ("nonsense", None)],
+    *[("logit_scale", value) for value in (0, -1.0, "small", None, True, float("nan"), float("inf"))],
+    *[(name, value) for name in ("window", "heads") for value in (0, -1, 1.5, "2", True)],
+    ("heads", None),
 ]
 
 
 def test_nothing_is_compiled_in_parts_where_nothing_is_compiled() -> None:
     with pytest.raises(ConfigError, match="inner='eager' compiles nothing; leave one of them out"):
         AttnResConfig(inner="eager", regions=True)
+
+
+@pytest.mark.parametrize("schedule", ["direct", "two_phase"])
+@pytest.mark.parametrize("variant", [{"key_norm": "none"}, {"mixing": "sigmoid"}, {"heads": 2}], ids=str)
+def test_no_schedule_is_asked_for_that_cannot_be(variant: dict[str, Any], schedule: str) -> None:
+    ((name, value),) = variant.items()
+    with pytest.raises(ConfigError, match=f"schedule='{schedule}' is asked for, and {name}={value!r}: phase 1"):
+        AttnResConfig(schedule=schedule, **variant)  # type: ignore[arg-type]
+
+
+def test_the_papers_mechanism_goes_without_saying() -> None:
+    config = AttnResConfig(mixing="sigmoid", heads=1)
+    assert config.to_dict() == {**DEFAULTS, "mixing": "sigmoid"}
+    assert AttnResConfig.from_options(config.to_dict()) == config
 
 
 def test_defaults() -> None:

@@ -1,0 +1,114 @@
+"""The definition of reads that are not the paper's, in plain PyTorch; ``mechanism`` says how they differ.
+
+With sources `v_i`, query `q` and key-norm weight `g`, `n` sources and `d` features:
+
+    k_i = g v_i / rms(v_i)            key_norm="weight"; v_i / rms(v_i) "plain"; v_i "none"
+    l_ih = s sum_{c in head h} q_c k_ic
+    w_ih = softmax_i(l_ih)            mixing="softmax"
+         = (2 / n) sigmoid(l_ih)      mixing="sigmoid": of a zero query 1/n, as the softmax is
+    out_c = sum_i w_ih(c) v_ic        times n for scale="sum"
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnres_kernels.definition.mechanism import Mechanism
+from attnres_kernels.definition.naive import SCALES, check_sources, key_vector, statistics_dtype
+from attnres_kernels.errors import UnsupportedSourcesError
+
+
+def effective_weight(query: Tensor, weight: Tensor | None, logit_scale: float) -> Tensor:
+    """What a query is multiplied by, elementwise, to be the effective key vector: weight of the key norm and scale.
+
+    Args:
+        query: `[d]`.
+        weight: `[d]` of the key norm, or None for one without a weight.
+        logit_scale: factor of the logits.
+
+    Returns:
+        `[d]` in fp32 (fp64 for fp64 parameters).
+    """
+    dtype = statistics_dtype(query.dtype if weight is None else torch.promote_types(query.dtype, weight.dtype))
+    if weight is None:
+        return torch.full_like(query, logit_scale, dtype=dtype, requires_grad=False)
+    return weight.to(dtype) * logit_scale
+
+
+def per_head(value: Tensor, heads: int) -> Tensor:
+    """`[*, d]` as `[*, heads, d / heads]`."""
+    return value.reshape(*value.shape[:-1], heads, value.shape[-1] // heads)
+
+
+def variant_weights(sources: Sequence[Tensor], parameters: Sequence[Tensor], eps: float, how: Mechanism) -> Tensor:
+    """The weights of one read under `scale="mean"`.
+
+    Args:
+        sources: `n` tensors `[*, d]`, those in the window.
+        parameters: the query `[d]`, and the weight `[d]` of the key norm if it has one.
+        eps: of the key norm.
+        how: the mechanism.
+
+    Returns:
+        `[*, heads, n]` in fp32 (fp64 for fp64 sources).
+
+    Raises:
+        UnsupportedSourcesError: sources and parameters do not agree.
+    """
+    query, *weight = parameters
+    check_sources(sources, query)
+    if sources[0].shape[-1] % how.heads:
+        raise UnsupportedSourcesError(
+            f"heads={how.heads} does not divide the width {sources[0].shape[-1]} of the sources: pass a divisor."
+        )
+    dtype = statistics_dtype(sources[0].dtype)
+    key = key_vector(query, effective_weight(query, weight[0] if weight else None, how.logit_scale)).to(dtype)
+    logits = []
+    for source in sources:
+        value = source.to(dtype)
+        logit = per_head(value * key, how.heads).sum(-1)
+        if how.key_norm != "none":
+            logit = logit * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
+        logits.append(logit)
+    stacked = torch.stack(logits, -1)
+    return stacked.sigmoid() * (2.0 / len(sources)) if how.mixing == "sigmoid" else stacked.softmax(-1)
+
+
+def variant_attention(
+    sources: Sequence[Tensor], parameters: Sequence[Tensor], eps: float, scale: str, how: Mechanism
+) -> Tensor:
+    """One read of the residual stream by a mechanism.
+
+    Args:
+        sources, parameters, eps, how: of `variant_weights`.
+        scale: "mean", or "sum" for `n` times that.
+
+    Returns:
+        `[*, d]` in the dtype of the sources, contiguous; rounded to that dtype once.
+
+    Raises:
+        UnsupportedSourcesError: sources, parameters and scale do not agree.
+    """
+    if scale not in SCALES:
+        raise UnsupportedSourcesError(f"scale is {scale!r}: pass one of {', '.join(map(repr, SCALES))}.")
+    weights = variant_weights(sources, parameters, eps, how)
+    if scale == "sum":
+        weights = weights * len(sources)
+    parts = [weights[..., i, None] * per_head(x.to(weights.dtype), how.heads) for i, x in enumerate(sources)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total.flatten(-2).to(sources[0].dtype).contiguous()
+
+
+def variant_read(
+    sources: Sequence[Tensor], parameters: Sequence[Tensor], eps: float, scale: str, how: Mechanism
+) -> Tensor:
+    """`variant_attention` in plain torch calls that a compiler traces through, with autocast off.
+
+    Args:
+        sources, parameters, eps, scale, how: of `variant_attention`.
+    """
+    with torch.autocast(sources[0].device.type, enabled=False):
+        return variant_attention(sources, parameters, eps, scale, how)
