@@ -139,6 +139,7 @@ class _Reads:
 
         self.trace = trace
         self.is_zeros = partial(is_zeros, trace)
+        self.shape_of = lambda value: trace.values[value].shape
         self.trunk = trunk_of(candidate)
         self.branch_of = {addition.op: addition.branch for addition in candidate.additions}
         self.stops = frozenset(self.branch_of) | frozenset(candidate.forks) | other_additions
@@ -183,7 +184,7 @@ class _Reads:
             self._note_obstacle(op, reader)
         axis = self._follow_axis(op)
         travelling = []
-        found = output_degrees(op, self._degree, self.is_zeros, self._rank)
+        found = output_degrees(op, self._degree, self.is_zeros, self.shape_of)
         for value, degree in zip(op.outputs, found, strict=True):
             if degree == ZERO:
                 continue
@@ -211,9 +212,6 @@ class _Reads:
 
     def _degree(self, value: int) -> Degree | Joined:
         return self.degrees.get(value, ZERO)
-
-    def _rank(self, value: int) -> int:
-        return len(self.trace.values[value].shape)
 
     def _meeting(self, op: Op) -> tuple[int, ...]:
         """One reader of each read that meets in ``op``; those of one state belong together from now on."""

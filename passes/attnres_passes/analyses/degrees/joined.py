@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from attnres_passes.analyses.aten_trace import Op, Ref
 from attnres_passes.analyses.degrees.degree import UNKNOWN, Degree, functional_name
@@ -23,8 +24,8 @@ _BY_ELEMENT = frozenset(
 )
 _NORMS = frozenset({"aten.native_layer_norm", "aten._fused_rms_norm"})
 
-Rank = Callable[[int], int]
-"""From the number of a value to the number of its axes."""
+Shape = Callable[[int], tuple[Any, ...]]
+"""From the number of a value to its shape."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,21 @@ class Joined:
     parts: tuple[Degree, ...]
 
 
-def join_of(op: Op, degree_of: Callable[[int], Degree | Joined], rank: Rank) -> Joined | None:
+def join_of(op: Op, degree_of: Callable[[int], Degree | Joined], shape: Shape) -> Joined | None:
     """What a concatenation of rows of different degrees gives; None for anything else.
 
     Args:
         op: any operation.
         degree_of: from the number of a value to its degree.
-        rank: of a value.
+        shape: of a value.
     """
     if op.name != "aten.cat":
         return None
     parts = [part.value for part in op.args[0] if isinstance(part, Ref)]
     degrees = tuple(degree_of(part) for part in parts)
-    axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank(op.outputs[0])
-    if axis == rank(op.outputs[0]) - 1 or len(parts) != len(op.args[0]):
+    rank = len(shape(op.outputs[0]))
+    axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
+    if axis == rank - 1 or len(parts) != len(op.args[0]):
         return None
     known = tuple(degree for degree in degrees if degree is not UNKNOWN and not isinstance(degree, Joined))
     return Joined(op.index, known) if len(known) == len(degrees) and len(set(known)) > 1 else None
@@ -57,7 +59,7 @@ def join_of(op: Op, degree_of: Callable[[int], Degree | Joined], rank: Rank) -> 
 def degrees_by_part(
     op: Op,
     degree_of: Callable[[int], Degree | Joined],
-    rank: Rank,
+    shape: Shape,
     rule: Callable[[Callable[[int], Degree]], list[Degree]],
 ) -> list[Degree | Joined]:
     """Degrees of the outputs of an operation that reads joined rows.
@@ -65,12 +67,12 @@ def degrees_by_part(
     Args:
         op: the operation.
         degree_of: from the number of a value to its degree.
-        rank: of a value.
+        shape: of a value.
         rule: of the operation, for rows of one part: from their degrees to those of its outputs.
     """
     joined = {degree for value in op.inputs if isinstance(degree := degree_of(value), Joined)}
     joins = {(one.join, len(one.parts)) for one in joined}
-    if len(joins) != 1 or not _keeps_rows_apart(op, rank):
+    if len(joins) != 1 or not _keeps_rows_apart(op, shape):
         return [UNKNOWN] * len(op.outputs)
     ((join, count),) = joins
 
@@ -91,11 +93,11 @@ def _together(join: int, parts: tuple[Degree, ...]) -> Degree | Joined:
     return parts[0] if len(set(parts)) == 1 else Joined(join, parts)
 
 
-def _keeps_rows_apart(op: Op, rank: Rank) -> bool:
+def _keeps_rows_apart(op: Op, shape: Shape) -> bool:
     if op.name in _NORMS:
         return len(op.args[1]) == 1
     if functional_name(op) in _BY_ELEMENT:
         return True
-    before = rank(op.inputs[0])
-    keeps_axis = all(rank(output) == before for output in op.outputs)
-    return keeps_axis and reduced_axes(op, before) == {before - 1}
+    rank = len(shape(op.inputs[0]))
+    is_along_rows = op.name == "aten.expand" or reduced_axes(op, rank) == {rank - 1}
+    return is_along_rows and all(shape(output)[:-1] == shape(op.inputs[0])[:-1] for output in op.outputs)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
@@ -63,8 +64,8 @@ def _followed(trace: AtenTrace, uses: Sequence[tuple[int, int]]) -> tuple[dict[i
     """The values that scale with a state that is read, by their degrees, and the operations that read them."""
     degrees: dict[int, Degree | Joined] = {value: Fraction(1) for value, _ in uses}
 
-    def rank(value: int) -> int:
-        return len(trace.values[value].shape)
+    def shape(value: int) -> tuple[Any, ...]:
+        return trace.values[value].shape
 
     pending = sorted({op for value, node in uses for op in trace.users[value] if trace.ops[op].node == node})
     queued, visited = set(pending), list[Op]()
@@ -73,7 +74,7 @@ def _followed(trace: AtenTrace, uses: Sequence[tuple[int, int]]) -> tuple[dict[i
         if is_shape_only(op):
             continue
         visited.append(op)
-        found = output_degrees(op, lambda value: degrees.get(value, ZERO), partial(is_zeros, trace), rank)
+        found = output_degrees(op, lambda value: degrees.get(value, ZERO), partial(is_zeros, trace), shape)
         for value, degree in zip(op.outputs, found, strict=True):
             if degree == ZERO:
                 continue

@@ -46,7 +46,7 @@ def read(self: Function, normed: Tensor, k: int) -> Tensor:
     return (weights @ normed)[:, :1]
 
 
-def class_attention(norm: Joined, axis: int = 1) -> Callable[..., Tensor]:
+def class_attention(norm: Joined) -> Callable[..., Tensor]:
     """A stack over tokens, then one of a class token that attends to both in each of its layers."""
 
     def model(self: Function, x: Tensor, token: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def class_attention(norm: Joined, axis: int = 1) -> Callable[..., Tensor]:
         for k in range(2):
             x = x + self.linear[k](self.norm[k](x))
         for k in range(2):
-            token = token + read(self, norm(self, k, torch.cat([token, x], axis)), k)
+            token = token + read(self, norm(self, k, torch.cat([token, x], 1)), k)
             token = token + self.linear[2](self.norm[2](token))
-        return norm(self, 3, torch.cat([token, x], axis))
+        return norm(self, 3, torch.cat([token, x], 1))
 
     return model
 
@@ -99,19 +99,18 @@ def test_rows_that_are_normed_by_themselves_are_normed(norm: str, size: int) -> 
     assert any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
-MIXED: dict[str, tuple[Joined, int]] = {
-    "along the features": (lambda self, k, u: self.norm[k](u[..., :WIDTH]), -1),
-    "statistics over all tokens": (lambda self, k, u: u * torch.rsqrt(u.pow(2).mean((1, 2), keepdim=True) + 1e-12), 1),
-    "statistics over features and tokens": (lambda self, k, u: F.layer_norm(u, u.shape[1:]), 1),
-    "a product before the norm": (lambda self, k, u: self.norm[k](torch.softmax(self.linear[k](u), 1) * u), 1),
-    "tokens mixed before the norm": (lambda self, k, u: self.norm[k](u + u.mean(1, keepdim=True)), 1),
-    "no norm": (lambda self, k, u: u, 1),
+MIXED: dict[str, Joined] = {
+    "statistics over all tokens": lambda self, k, u: u * torch.rsqrt(u.pow(2).mean((1, 2), keepdim=True) + 1e-12),
+    "statistics over features and tokens": lambda self, k, u: F.layer_norm(u, u.shape[1:]),
+    "a product before the norm": lambda self, k, u: self.norm[k](torch.softmax(self.linear[k](u), 1) * u),
+    "tokens mixed before the norm": lambda self, k, u: self.norm[k](u + u.mean(1, keepdim=True)),
+    "no norm": lambda self, k, u: u,
 }
 
 
 @pytest.mark.parametrize("norm", MIXED)
 def test_rows_that_are_mixed_before_they_are_normed_are_not(norm: str) -> None:
-    plan = analysed(class_attention(*MIXED[norm]), sample(2, 3, WIDTH), sample(2, 1, WIDTH, seed=2))[1].plan
+    plan = analysed(class_attention(MIXED[norm]), sample(2, 3, WIDTH), sample(2, 1, WIDTH, seed=2))[1].plan
     assert [decline.reason for decline in plan.declined][:1] == [Reason.UNNORMED_READ], plan
     assert [len(stream.writes) for stream in plan.streams] == []
 
@@ -130,3 +129,18 @@ def test_two_joins_do_not_meet() -> None:
     plan = analysed(model, sample(2, 3, WIDTH), sample(2, 1, WIDTH, seed=2))[1].plan
     (last,) = [one for one in plan.streams[0].reads if one.state == 2] if plan.streams else [None]
     assert last is None or not last.normed
+
+
+def test_features_that_are_joined_are_no_rows() -> None:
+    """A norm over both takes neither scale away."""
+
+    def model(self: Function, x: Tensor, other: Tensor) -> Tensor:
+        x = x.sinh()
+        for k in range(2):
+            x = x + self.linear[k](self.norm[k](x))
+        joined = F.layer_norm(torch.cat([other, x], -1), (2 * WIDTH,))
+        return self.norm[2](x + joined[..., :WIDTH])
+
+    plan = analysed(model, sample(), sample(seed=2))[1].plan
+    assert plan.streams == ()
+    assert plan.declined[0].reason is Reason.UNNORMED_READ
