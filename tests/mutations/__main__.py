@@ -16,7 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from tests.mutations.faults import ROOT, Fault, all_faults
-from tests.mutations.run import Verdict, append, judge, judge_without_fault, read_record
+from tests.mutations.run import Verdict, append, judge, judge_without_fault, load_libraries, read_record
 
 RECORD = ROOT / "docs" / "benchmarks" / "mutations.jsonl"
 
@@ -34,6 +34,8 @@ def main() -> int:
     for fault in chosen:
         fault.applied((ROOT / fault.file).read_text(encoding="utf-8"))  # all of them before the first takes minutes
     due = [fault for fault in chosen if fault.name not in known]
+    if due:
+        load_libraries()
     if due and options.only is None and "" not in known:
         print("running the tests of all areas on the code as it is", file=sys.stderr)
         _keep(judge_without_fault(chosen), known, options.record)

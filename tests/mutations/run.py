@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,11 +15,15 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from tests.mutations.faults import ROOT, Fault
 
 LIMIT = 1200
 """Seconds that the tests of one fault may take."""
+LIBRARIES = ("torch", "torch._dynamo", "torch._functorch.aot_autograd", "torch.distributed", "hypothesis", "networkx")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ def copied_tree(folder: Path) -> Path:
     return copy
 
 
+def load_libraries() -> None:
+    """Load what all tests load, but nothing of ours: each run of tests is then a fork of this process."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # as tests/conftest.py has it without a GPU
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    ours = sorted(name for name in sys.modules if name.startswith("attnres_"))
+    assert not ours, f"{ours[:3]} would not be those of a copy"
+
+
 def run_tests(root: Path, tests: Sequence[str], stops: bool = True) -> tuple[str, str]:
     """Run tests in a copy of the code: "passed", "failed", "does not load" or "limit", and the first that failed.
 
@@ -57,24 +73,50 @@ def run_tests(root: Path, tests: Sequence[str], stops: bool = True) -> tuple[str
     """
     report = root / "report.xml"
     report.unlink(missing_ok=True)
-    paths = os.pathsep.join(str(root / part) for part in (".", "passes", "kernels"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
-    try:
-        run = subprocess.run(
-            [*command, *(["-x"] if stops else [])],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            timeout=LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    child = os.fork()
+    if child == 0:
+        _run_here(root, [f"--junitxml={report}", *tests, *(["-x"] if stops else [])])
+    code = _code_of(child)
+    if code is None:
         return "limit", ""
-    if run.returncode == 0:
+    if code == 0:
         return "passed", ""
     failed = _failed(report) if report.exists() else ""
     # 1: some tests failed; all else is about what could not be collected or run.
-    return ("failed", failed) if run.returncode == 1 and failed else ("does not load", failed)
+    return ("failed", failed) if code == 1 and failed else ("does not load", failed)
+
+
+def _run_here(root: Path, arguments: Sequence[str]) -> NoReturn:
+    """In a fork: be a process of the copy, run pytest, and end."""
+    code = 70
+    try:
+        log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.chdir(root)
+        folders = [str(root / part) for part in (".", "passes", "kernels")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+        sys.path[:] = [*folders, *(path for path in sys.path if not Path(path or ".").is_relative_to(ROOT))]
+        sys.dont_write_bytecode = True
+        for name in [name for name in sys.modules if name == "tests" or name.startswith("tests.")]:
+            del sys.modules[name]  # those of the copy are its own
+        code = int(pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={root}", *arguments]))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _code_of(child: int) -> int | None:
+    """The exit code of a process; None if it has taken too long."""
+    ends = time.monotonic() + LIMIT
+    while time.monotonic() < ends:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def _failed(report: Path) -> str:

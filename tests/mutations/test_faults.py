@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from tests.mutations.faults import ROOT, Fault, FaultError, all_faults
-from tests.mutations.run import Verdict, append, read_record, run_tests
+from tests.mutations.run import Verdict, append, read_record
 
 FAULTS = all_faults()
 
@@ -47,16 +50,27 @@ def test_a_line_that_is_there_twice_is_refused() -> None:
             fault.applied(text)
 
 
+RUN = """
+import sys
+from pathlib import Path
+from tests.mutations.run import run_tests
+root = Path(sys.argv[1])
+print([run_tests(root, tests) for tests in (["test_good.py"], ["test_good.py", "test_bad.py"], ["test_broken.py"])])
+"""
+
+
 def test_outcomes_of_a_run(tmp_path: Path) -> None:
+    """Each in a fork, of a process that loads little."""
     for name, body in (
         ("good", "assert True"),
         ("bad", "assert False"),
-        ("broken", "pass\nimport nothing_of_the_sort"),
+        ("broken", "pass\nimport nothing_of_it"),
     ):
         (tmp_path / f"test_{name}.py").write_text(f"def test_it():\n    {body}\n")
-    assert run_tests(tmp_path, ["test_good.py"]) == ("passed", "")
-    assert run_tests(tmp_path, ["test_good.py", "test_bad.py"]) == ("failed", "test_bad::test_it")
-    assert run_tests(tmp_path, ["test_broken.py"])[0] == "does not load"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ast.literal_eval(done.stdout) == [("passed", ""), ("failed", "test_bad::test_it"), ("does not load", ANY)]
 
 
 def test_a_record_that_was_cut_goes_on(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_rows_that_are_normed_by_themselves_are_normed(norm: str, size: int) -> 
 MIXED: dict[str, Joined] = {
     "statistics over all tokens": lambda self, k, u: u * torch.rsqrt(u.pow(2).mean((1, 2), keepdim=True) + 1e-12),
     "statistics over features and tokens": lambda self, k, u: F.layer_norm(u, u.shape[1:]),
-    "a product before the norm": lambda self, k, u: self.norm[k](torch.softmax(self.linear[k](u), 1) * u),
+    "a product before the norm": lambda self, k, u: self.norm[k](torch.softmax(self.linear[k % 3](u), 1) * u),
     "tokens mixed before the norm": lambda self, k, u: self.norm[k](u + u.mean(1, keepdim=True)),
     "no norm": lambda self, k, u: u,
 }
