@@ -129,13 +129,17 @@ def possible(drawn: Description) -> Description:
     towers = drawn.towers[: 1 if drawn.topology == "tower" else 2]
     if drawn.topology == "side by side":
         depth = min(len(tower.layers) for tower in towers)
-        towers = tuple(replace(tower, layers=tower.layers[:depth]) for tower in towers)
+        towers = tuple(replace(tower, layers=tuple(map(_without_view, tower.layers[:depth]))) for tower in towers)
     if drawn.topology in ("towers", "encoder-decoder"):
         towers = (replace(towers[0], last="norm"), towers[1])
     if any(tower.returns_states for tower in towers) and drawn.root == "input":
         drawn = replace(drawn, root="sinh")  # an input that is returned is no output of a graph
     is_swapped = any(layer.carry == "swap" for tower in towers for layer in tower.layers[:-1])
     return replace(drawn, towers=tuple(_possible(tower, len(drawn.lead), is_swapped) for tower in towers))
+
+
+def _without_view(layer: Layer) -> Layer:
+    return replace(layer, addition="x + f") if layer.addition == "flat" else layer
 
 
 def _possible(tower: Tower, rank: int, is_swapped: bool) -> Tower:

@@ -77,6 +77,10 @@ SUBLAYERS: dict[str, Callable[[Sublayer, Tensor], Tensor]] = {
 }
 
 
+SUMS = frozenset({"experts", "polynomial", "inner sum"})
+"""Kinds that add up something of their own."""
+
+
 class Branch(nn.Module):
     """What scales a sublayer's output before it is added. kind: a key of ``BRANCHES``."""
 
