@@ -10,6 +10,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from attnres_passes.ir.plan import short_source
+
 TOLERANCES = {
     torch.float64: 1e-10,
     torch.float32: 2e-5,
@@ -36,11 +38,42 @@ class Check:
     skipped: str = ""
 
 
+MOST_NAMED = 8
+"""Reads of which a verification says by how much they deviate."""
+WORTH_SAYING = 1e-2
+"""Deviation of a read from which on it is named in the text of a verification."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a norm is off, relative to its largest element, where it is given the mean of the sources for their sum.
+
+    That is where a fresh rewrite under ``scale="mean"`` begins. module, source: of the read; eps: the largest constant
+    in the norm, which is the cause; empty if there is none.
+    """
+
+    module: str
+    source: str
+    num_sources: int
+    deviation: float
+    eps: tuple[float, ...]
+
+    def __str__(self) -> str:
+        cause = f", eps {self.eps[0]:g}" if self.eps else ""
+        where = self.module or "the model"
+        return f"{self.deviation:.1%} in {where} ({short_source(self.source)}): {self.num_sources} sources{cause}"
+
+
 @dataclass(frozen=True)
 class Verification:
-    """All checks of a model; ``str()`` is a table."""
+    """All checks of a model; ``str()`` is a table.
+
+    deviations: of each normed read of a model in one graph that is rewritten under ``scale="mean"``. They are reported,
+    and no check fails for them.
+    """
 
     checks: tuple[Check, ...]
+    deviations: tuple[Deviation, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -55,7 +88,8 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         checks = [dataclasses.asdict(check) for check in self.checks]
-        return {"passed": self.passed, "max_error": self.max_error, "checks": checks}
+        deviations = [dataclasses.asdict(deviation) for deviation in self.deviations]
+        return {"passed": self.passed, "max_error": self.max_error, "checks": checks, "deviations": deviations}
 
     def __str__(self) -> str:
         rows = [
@@ -72,7 +106,21 @@ class Verification:
         table = tabulate(
             rows, headers=["check", "dtype", "result", "rel. error", "tolerance", "note"], disable_numparse=True
         )
-        return f"{table}\n{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
+        end = f"{'verified' if self.passed else 'NOT verified'}, largest relative error {self.max_error:.1e}"
+        return "\n".join([table, end, *self._felt()])
+
+    def _felt(self) -> list[str]:
+        """The normed reads that feel whether they are given a mean or a sum, the first few."""
+        felt = [one for one in self.deviations if not one.deviation <= WORTH_SAYING]
+        if not felt:
+            return []
+        head = (
+            f'{len(felt)} of {len(self.deviations)} normed reads feel scale="mean": their norms give something else of '
+            "the mean of their sources than of the sum, since an eps is large beside it. The rewrite is right, and "
+            'begins that far from the plain model; scale="sum" does not.'
+        )
+        rest = [f"  and {len(felt) - MOST_NAMED} more"] if len(felt) > MOST_NAMED else []
+        return [head, *(f"  {one}" for one in felt[:MOST_NAMED]), *rest]
 
 
 def relative_error(expected: Tensor, found: Tensor, at_least: float = 0.0) -> float:

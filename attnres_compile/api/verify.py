@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from attnres_compile.api.checks.scale_deviations import scale_deviations
 from attnres_compile.api.prepare import config_from
-from attnres_compile.api.verification import TOLERANCES, Check, Verification, dtype_name, relative_error
+from attnres_compile.api.verification import TOLERANCES, Check, Deviation, Verification, dtype_name, relative_error
 from attnres_compile.api.verify_eager import PARTS, WHOLE, check_against_eager, zero_query_identity
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, one_graph, plan_of
 from attnres_compile.capture.capture import buffers_restored
@@ -74,6 +75,7 @@ def verify(
     if isinstance(one_graph(model, args, kwargs), str):
         return Verification((check_against_eager(model, args, kwargs, chosen, PARTS),))
     checks: list[Check] = []
+    deviations: list[Deviation] = []
     providers = set()
     with torch.no_grad(), buffers_restored(model), torch.random.fork_rng():
         graphs = analyse_model(model, args, kwargs, chosen)
@@ -86,6 +88,8 @@ def verify(
                 provider, of_schedules = _random_query_checks(graph, chosen)
                 providers.add(provider)
                 checks.extend(of_schedules)
+                if chosen.scale == "mean" and not _is_on_meta(model):
+                    deviations.extend(scale_deviations(graph))
         wide = list(_in_double(model, args, kwargs, chosen)) if plan.streams else []
     if plan.streams and not _is_on_meta(model):
         # Generated kernels compute in fp32, and would not be what runs on a copy in fp64.
@@ -94,7 +98,7 @@ def verify(
         if providers == {Provider.TORCH} and not any(check.skipped for check in wide) and _fits_in_double(model):
             computed, given = torch.float64, _widened((tuple(args), dict(kwargs or {})))
         checks.append(check_against_eager(model, *given, chosen, WHOLE, computed))
-    return Verification((*checks, *wide))
+    return Verification((*checks, *wide), tuple(deviations))
 
 
 def _fits_in_double(model: nn.Module) -> bool:

@@ -9,7 +9,10 @@ from torch import nn
 from attnres_compile.capture.graph_breaks import Cut, after_last_write, goes_on
 from attnres_compile.capture.pieces import Captured
 from attnres_passes.analyses.aten_trace import AtenTrace
+from attnres_passes.analyses.chains import Candidate, search_chains
 from attnres_passes.analyses.left_out import open_sums, origin_of, sums_with
+from attnres_passes.analyses.norms.scale_span import felt_outputs
+from attnres_passes.analyses.reads import find_reads
 from attnres_passes.analyses.stream_nodes import StreamNodes, WriteNode
 from attnres_passes.analyses.streams import Analysis
 from attnres_passes.ir.plan import Stream
@@ -43,6 +46,11 @@ class _Cuts:
                 held = {value for value, state in nodes.trunk.state_of.items() if state > 0}
                 if self._is_added_later(index, held):
                     yield Cut(stream, "that a later graph adds to", graph.end)
+                for read, found in zip(stream.reads, nodes.reads, strict=True):
+                    if read.num_sources > 1 and not read.normed and self._feeds_later(index, found.uses):
+                        yield Cut(
+                            stream, f"behind {read.module or 'a read'}, un-normed, for a later sublayer", graph.end
+                        )
 
     def _begun_before(self, index: int, stream: Stream, nodes: StreamNodes) -> Iterator[Cut]:
         """What a stream begins with, or adds, is the running sum of an earlier graph."""
@@ -96,6 +104,22 @@ class _Cuts:
                 if any(not self._is_of_parameters(later, other) for _, other in sums_with(trace, followed)):
                     return True
                 if self._is_added_later(later, followed):
+                    return True
+        return False
+
+    def _feeds_later(self, index: int, uses: Sequence[tuple[int, int]]) -> bool:
+        """Whether what some readers of a graph make of a state feeds a write of a later graph without a norm."""
+        felt = felt_outputs(self.traces[index], uses)
+        for later in range(index + 1, len(self.graphs)):
+            trace = self.traces[later]
+            for taken in self.graphs[later].taken:
+                value = self.given[later][taken.position]
+                if taken.graph != index or taken.output not in felt or value is None:
+                    continue
+                reads = find_reads(trace, Candidate(value, (), (), False), search_chains(trace).sublayer_sums)
+                if any(read.feeds_write for read in reads.groups):
+                    return True
+                if self._feeds_later(later, [(value, trace.ops[op].node) for op in trace.users[value]]):
                     return True
         return False
 

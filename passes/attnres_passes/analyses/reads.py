@@ -20,6 +20,7 @@ from attnres_passes.analyses.carries.factor import is_zeros
 from attnres_passes.analyses.chains import Candidate, is_matrix_product
 from attnres_passes.analyses.degrees.degree import UNKNOWN, ZERO, Degree, is_shape_only
 from attnres_passes.analyses.degrees.feature_axis import axis_after, works_on_other_axis
+from attnres_passes.analyses.degrees.joined import Joined
 from attnres_passes.analyses.degrees.rules import output_degrees
 
 ONE = Fraction(1)
@@ -138,10 +139,11 @@ class _Reads:
 
         self.trace = trace
         self.is_zeros = partial(is_zeros, trace)
+        self.shape_of = lambda value: trace.values[value].shape
         self.trunk = trunk_of(candidate)
         self.branch_of = {addition.op: addition.branch for addition in candidate.additions}
         self.stops = frozenset(self.branch_of) | frozenset(candidate.forks) | other_additions
-        self.degrees: dict[int, Degree] = dict.fromkeys(self.trunk.state_of, ONE)
+        self.degrees: dict[int, Degree | Joined] = dict.fromkeys(self.trunk.state_of, ONE)
         self.axes: dict[int, int | None] = {value: len(trace.values[value].shape) - 1 for value in self.trunk.state_of}
         self.readers: list[_Reader] = []
         self.reader_at: dict[tuple[int, int], int] = {}
@@ -182,7 +184,8 @@ class _Reads:
             self._note_obstacle(op, reader)
         axis = self._follow_axis(op)
         travelling = []
-        for value, degree in zip(op.outputs, output_degrees(op, self._degree, self.is_zeros), strict=True):
+        found = output_degrees(op, self._degree, self.is_zeros, self.shape_of)
+        for value, degree in zip(op.outputs, found, strict=True):
             if degree == ZERO:
                 continue
             self.degrees[value] = degree
@@ -207,7 +210,7 @@ class _Reads:
         for index in met:
             self.readers[index].feeds_write = True
 
-    def _degree(self, value: int) -> Degree:
+    def _degree(self, value: int) -> Degree | Joined:
         return self.degrees.get(value, ZERO)
 
     def _meeting(self, op: Op) -> tuple[int, ...]:

@@ -159,6 +159,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "integers": (lambda d: changed_tensor(d, Tensor.int), "torch.int32, and parameters are floating"),
     "complex": (lambda d: changed_tensor(d, lambda t: t.to(torch.complex64)), "torch.complex64, and parameters are"),
     "NaN": (lambda d: changed_tensor(d, lambda t: t.fill_(math.nan)), "holds NaN or infinity"),
+    "one NaN": (
+        lambda d: changed_tensor(d, lambda t: t.index_fill_(0, torch.tensor([1]), math.nan)),
+        "holds NaN or inf",
+    ),
     "infinity": (lambda d: changed_tensor(d, lambda t: t.fill_(-math.inf).half()), "holds NaN or infinity"),
     "too large": (lambda d: changed_tensor(d, lambda t: t.double().fill_(1e300)), "too large for torch.float32"),
     "a shape": (lambda d: changed_tensor(d, lambda t: t[:8].clone()), "of another shape"),

@@ -424,3 +424,47 @@ def test_nothing_that_compilation_sets_on_a_model_stays(monkeypatch: pytest.Monk
     before = set(vars(model))
     capture(model, (ids(),), None)
     assert set(vars(model)) == before
+
+
+class Bridge(nn.Module):
+    """A state in the middle of a stack goes to a later graph through what ``reader`` makes of it."""
+
+    def __init__(self, reader: Callable[[Bridge, Tensor], Tensor], passes_on: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = Block(2), Block(2), Block(2)
+        self.norm, self.project = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.reader, self.passes_on = reader, passes_on
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(torch.sinh(x))
+        read = self.reader(self, x)
+        y = self.norm(self.second(x))
+        torch._dynamo.graph_break()
+        if self.passes_on:
+            read = torch.tanh(read)
+            torch._dynamo.graph_break()
+        return self.norm(self.third(self.project(y)) + self.project(read)) + self.norm(read)
+
+
+UNNORMED: dict[str, Callable[[Bridge, Tensor], Tensor]] = {
+    "projected": lambda self, x: self.project(x),
+    "through an activation": lambda self, x: torch.relu(self.project(x)),
+    "as a gate of itself": lambda self, x: torch.sigmoid(x) * self.norm(x),
+}
+
+
+@pytest.mark.parametrize("passes_on", [False, True])
+@pytest.mark.parametrize("reader", UNNORMED)
+def test_unnormed_read_that_feeds_a_write_of_a_later_graph(reader: str, passes_on: bool) -> None:
+    """Its graph alone shows a value that is returned; planned as a whole, the stream is declined for it."""
+    with pytest.raises(GraphBreakError, match="un-normed, for a later sublayer"):
+        ac.explain(Bridge(UNNORMED[reader], passes_on), (states(),))
+    plan = ac.prepare(Bridge(UNNORMED[reader], passes_on), (states(),))
+    assert "unnormed_read" in {decline.reason.value for decline in plan.declined}
+    assert all(stream.writes[0].module.startswith("third") for stream in plan.streams)
+
+
+@pytest.mark.parametrize("passes_on", [False, True])
+def test_normed_read_that_feeds_a_write_of_a_later_graph(passes_on: bool) -> None:
+    ac.explain(Bridge(lambda self, x: self.norm(x), passes_on), (states(),))

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnres_compile as ac
 from attnres_compile.model.border import known_states
+from attnres_compile.model.errors import BorderError
 from tests.end_to_end.guarded_model import EAGER, WIDTH, Net, by_hand, prepared
 
 ATOL = {"atol": 1e-10, "rtol": 0}
@@ -261,3 +262,27 @@ def test_a_module_that_was_replaced_after_a_call_is_read_by(place: str) -> None:
         model.body.norm.weight.normal_()
     assert_by_hand(model, example())
     assert_by_hand(per_block(copy.deepcopy(model)), example())
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda x: x.mul_(2.0),
+    "through a view": lambda x: x.view(-1)[:1].zero_(),
+    "by its data": lambda x: x.detach().add_(1.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_python_changes_is_an_error(change: str) -> None:
+    """The running sum holds the root as it was; blocks that are compiled by themselves would be given the new one."""
+    model, roots = per_block(prepared(example())), []
+    model.body.embedding.register_forward_hook(lambda module, args, output: roots.append(output))
+
+    def between(number: int, x: Tensor) -> None:
+        if number == 1:
+            with torch.no_grad():
+                CHANGES[change](roots[-1])
+
+    model.body.between = between
+    with torch.no_grad(), pytest.raises(BorderError, match="changed in place"):
+        model(example())
+    roots.clear()

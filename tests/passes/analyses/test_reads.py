@@ -126,6 +126,21 @@ def test_only_the_root_is_read_unnormed() -> None:
     assert summary(reads.groups) == [(0, False, True), *ALL_NORMED[1:]]
 
 
+@pytest.mark.parametrize("added", [1, 2], ids=["an earlier state", "the state itself"])
+def test_state_that_is_added_as_it_is_was_read_without_a_norm(added: int) -> None:
+    """Depth attention would give its reader something of another scale than the sum; the root alone is a source."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        states = [x * 1.5]
+        for k in range(2):
+            states.append(states[-1] + self.linear[k](self.norm[k](states[-1])))
+        x = states[-1] + states[added]
+        return self.norm[-1](x + self.linear[2](self.norm[2](x)))
+
+    _, reads = reads_of(model)
+    assert [read.state for read in reads.groups if read.feeds_write] == [added]
+
+
 def test_returned_state_is_an_unnormed_read_that_feeds_no_write() -> None:
     def model(self: Function, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x, states = x * 1.5, []

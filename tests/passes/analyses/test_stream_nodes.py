@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +12,7 @@ from torch import Tensor
 from attnres_passes.analyses.carries.carry import Carry
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.ir.plan import Reason
-from tests.passes.helpers import WIDTH, Function, analysed, only_decline
+from tests.passes.helpers import WIDTH, Function, analysed, only_decline, only_stream
 
 
 def test_steps_and_reads_are_nodes_of_the_graph() -> None:
@@ -70,3 +73,39 @@ def test_a_stream_that_begins_with_a_change_in_place_names_its_line() -> None:
     assert decline.reason is Reason.OPAQUE
     assert decline.source == f"{__file__}:{line}"
     assert "what the stream begins with is changed in place there" in decline.message
+
+
+HOOKED: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "every state": lambda x, k: x,
+    "behind a factor": lambda x, k: 0.5 * x,
+    "in another layout": lambda x, k: x.reshape(-1, WIDTH).view(x.shape),
+}
+
+
+@pytest.mark.parametrize("where", HOOKED)
+@pytest.mark.parametrize("layers", [(0, 1, 2), (1,)], ids=["all", "one"])
+def test_gradient_hook_on_a_state_is_declined(where: str, layers: tuple[int, ...]) -> None:
+    """Whatever carries the stream on before the hook, and however many states have one."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x.sinh()
+        for k in range(3):
+            x = HOOKED[where](x + self.linear[k](self.norm[k](x)), k)
+            if k in layers:
+                x.register_hook(lambda gradient: gradient * 0.5)
+        return self.norm[-1](x + self.linear[0](self.norm[0](x)))
+
+    decline = only_decline(analysed(model)[1])
+    assert decline.reason is Reason.GRADIENT_HOOK
+    assert decline.source.startswith(__file__)
+
+
+def test_gradient_hook_on_what_a_sublayer_gives_is_none_of_a_state() -> None:
+    def model(self: Function, x: Tensor) -> Tensor:
+        for k in range(3):
+            branch = self.linear[k](self.norm[k](x))
+            branch.register_hook(lambda gradient: gradient * 0.5)
+            x = x + branch
+        return self.norm[-1](x)
+
+    assert len(only_stream(analysed(model)[1]).writes) == 3

@@ -132,6 +132,15 @@ def looped(self: Function, x: Tensor) -> Tensor:
     return self.norm[-1](x)
 
 
+def looped_on_a_part(self: Function, x: Tensor) -> Tensor:
+    """Shared weights, and the same part of the input in every loop."""
+    inputs = x * 1.5
+    x = inputs.sin()
+    for _ in range(4):
+        x = x + self.linear[0](self.norm[0](x)) * inputs[:, :1]
+    return self.norm[-1](x)
+
+
 class Steps(Function):
     """Shared weights, and one row of a table of parameters in each loop."""
 
@@ -155,7 +164,11 @@ def parts_of_an_input(self: Function, x: Tensor) -> Tensor:
     return self.norm[-1](x)
 
 
-@pytest.mark.parametrize("model", [looped, Steps(), parts_of_an_input], ids=["looped", "steps", "parts"])
+@pytest.mark.parametrize(
+    "model",
+    [looped, looped_on_a_part, Steps(), parts_of_an_input],
+    ids=["looped", "looped on a part", "steps", "parts"],
+)
 def test_streams_that_look_like_a_recurrence(model: Callable[..., Any] | nn.Module) -> None:
     plan = plan_of(model)
     assert len(plan.streams) == 1

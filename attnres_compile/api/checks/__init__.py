@@ -1,0 +1,1 @@
+"""What ``verify`` measures besides its checks: one subject a file."""

@@ -1,0 +1,36 @@
+"""The parts of tests.md: the records of the faults, and of the generated models."""
+
+import json
+from collections import Counter
+
+from benchmark_records import BENCHMARKS
+
+from parts import part
+from parts.layout import table
+
+
+@part
+def faults() -> str:
+    verdicts = [json.loads(line) for line in (BENCHMARKS / "mutations.jsonl").read_text().splitlines()]
+    latest = {one["name"]: one for one in verdicts if one["name"]}
+    counts = Counter(one["outcome"] for one in latest.values())
+    rows = [[one["name"], one["file"], one["outcome"], _test(one["by"])] for one in latest.values()]
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    return f"{len(rows)} faults: {summary}.\n\n{table(rows, ['fault', 'file', 'outcome', 'first test that failed'])}"
+
+
+def _test(by: str) -> str:
+    return by.rpartition("::")[2].partition("[")[0]
+
+
+@part
+def models() -> str:
+    record = json.loads((BENCHMARKS / "generated.json").read_text())
+    rows = [[what, outcome, count] for what, outcome, count in record["models"]]
+    judged = sum(count for *_, count in record["models"])
+    text = (
+        f"Of {record['asked']} models of seed {record['seed']}, {judged} were judged, on the CPU under torch "
+        f"{record['torch']}: {judged - record['wrong']} are what their descriptions say"
+    )
+    rest = f", {record['wrong']} are not." if record["wrong"] else "."
+    return f"{text}{rest}\n\n{table(rows, ['model', 'outcome', 'models'])}"
