@@ -17,7 +17,7 @@ pin = "$$(grep '^$(1)==' $(CONSTRAINTS))"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-full test versions gpu check format clean
+.PHONY: help demo demo-full test versions gpu check format site clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ check: $(VENV)/.installed-dev  ## formatting, lint, types, import rules, and tha
 format: $(VENV)/.installed-dev  ## format the code and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+site: $(VENV)/.installed-dev  ## build the documentation into build/site, strictly: a broken link fails
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site -d build/site-cache . build/site
+	@echo "built build/site/index.html"
 
 clean:  ## remove the virtual environment, build results and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

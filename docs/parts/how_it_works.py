@@ -1,10 +1,8 @@
-"""The parts of how_it_works.md: one model followed through the compiler, level by level."""
+"""The parts of how_it_works.md: one model followed through the compiler, up to the rewritten graph."""
 
 from __future__ import annotations
 
 import functools
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from example_model import example
 import attnres_compile
 from attnres_compile.capture.capture import capture
 from attnres_compile.model.parameters import AttnResParameters
-from attnres_kernels.definition import cost
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.chains import find_chains
@@ -27,7 +24,6 @@ from attnres_passes.ir.annotations import annotation_of
 from attnres_passes.ir.levels import RULES, Level
 from attnres_passes.ir.plan import Reason
 from attnres_passes.rewrite.rewrite import rewrite
-from attnres_passes.schedule.group_reads import Inference, group_reads
 from parts import part
 from parts.layout import excerpt, fenced, table
 
@@ -42,17 +38,6 @@ def explained() -> attnres_compile.Explanation:
 
 
 @functools.cache
-def explained_on_kernels() -> attnres_compile.Explanation:
-    """With the reads on generated kernels, as on a GPU; nothing is run."""
-    os.environ["ATTNRES_KERNELS"] = "triton"
-    try:
-        model, args, kwargs = example()
-        return attnres_compile.explain(model, args, kwargs, **OPTIONS)
-    finally:
-        del os.environ["ATTNRES_KERNELS"]
-
-
-@functools.cache
 def traced(model: Callable[[], torch.nn.Module] | None = None) -> AtenTrace:
     module, args, kwargs = example() if model is None else (model(), (example_variants.states(),), {})
     return trace_aten(capture(module, args, kwargs).graphs[0].gm)
@@ -61,7 +46,7 @@ def traced(model: Callable[[], torch.nn.Module] | None = None) -> AtenTrace:
 @part
 def version() -> str:
     major, minor = torch.__version__.split(".")[:2]
-    return f"The generated parts of this page were made with torch {major}.{minor}.\n"
+    return f"The generated parts of these pages were made with torch {major}.{minor}.\n"
 
 
 @part
@@ -221,69 +206,6 @@ def scaled() -> str:
 
 
 @part
-def scheduled_second() -> str:
-    return excerpt(explained().text("scheduled"), "logits_1", "layer_norm_2:")
-
-
-@part
-def costs() -> str:
-    rows = [
-        [
-            n,
-            *(f"{value:.2f}" for value in (cost.direct(n), *(cost.two_phase(n, s) for s in (2, 8)), cost.naive(n))),
-        ]
-        for n in (1, 2, 4, 8)
-    ]
-    return table(rows, ["completed blocks", "direct", "two-phase, 2 reads", "two-phase, 8 reads", "naive, unfused"])
-
-
-@part
-def schedule_table() -> str:
-    return fenced(str(group_reads([1 + read // 3 for read in range(1, 25)], "auto", most_in_place=12)))
-
-
-@part
-def without_gradients() -> str:
-    completed = [1 + read // 3 for read in range(1, 25)]
-    rows = []
-    for tokens in (1, 64, 1024, 8192, 65536):
-        inference = Inference(cost.launch(tokens, 768, 2), most=31)
-        groups = group_reads(completed, "auto", 12, inference).groups
-        first = [group for group in groups if not group.own_logits]
-        of_phase_1, of_logits = (
-            sum(group.shared > 0 for group in first),
-            max((x.completed[-1] for x in first), default=0),
-        )
-        reads = sum(len(group.completed) for group in groups if group.own_logits)
-        moved = (sum(group.moved for group in groups) + of_logits * cost.logits_first()) / len(completed)
-        rows.append([tokens, f"{inference.launch:.3g}", reads, of_phase_1 + of_logits, f"{moved:.2f}"])
-    return table(
-        rows,
-        ["tokens", "a launch counts as", "reads with own logits", "launches beyond one per read", "moved per read"],
-    )
-
-
-@part
-def fused_read() -> str:
-    return excerpt(explained_on_kernels().text("scheduled"), "fused_direct_read(", "linear_2:")
-
-
-@part
-def fused_report() -> str:
-    return fenced("\n".join(explained_on_kernels().schedule.splitlines()[-2:]))
-
-
-@part
-def lowered_second() -> str:
-    return excerpt(explained().text("lowered"), "keys_of_group_1 = ", "layer_norm_2:")
-
-
-@part
-def lowered_kernels() -> str:
-    return excerpt(explained_on_kernels().text("lowered"), "link_sources = ", "linear_2:")
-
-
-@part
 def declined() -> str:
     """One message per reason; paths differ from machine to machine and are cut to file names."""
     missing = {str(reason) for reason in Reason} - set(example_variants.DECLINED)
@@ -294,11 +216,3 @@ def declined() -> str:
         message = next(str(decline) for decline in plan.declined if decline.reason == reason)
         messages.append(message.replace(f"{DOCS}/", ""))
     return fenced("\n\n".join(messages))
-
-
-@part
-def verification() -> str:
-    """Rounding differs from machine to machine, so the errors are blanked."""
-    model, args, kwargs = example()
-    text = str(attnres_compile.verify(model, args, kwargs, **OPTIONS))
-    return fenced(re.sub(r"\d\.\de[+-]\d\d", "#.#e-##", text))

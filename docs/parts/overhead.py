@@ -9,7 +9,6 @@ from tabulate import tabulate
 
 from attnres_compile.measure.overhead import overhead
 from attnres_compile.models.load_options import LoadOptions
-from attnres_compile.models.presets import PRESETS
 from attnres_compile.models.source import load_model
 from attnres_compile.report.parallel import Parallel
 from attnres_compile.report.quantities import percent, quantity
@@ -55,12 +54,3 @@ def overhead_setting() -> str:
 
 
 _OF_SETTING, _IS_UNDER = ("FSDP2", "tensor parallelism"), "checkpointed"
-
-
-@part
-def overhead_tables() -> str:
-    texts = []
-    for name, report in overhead_records().items():
-        shape = "\n".join(f"- {line}" for line in (f"source: {PRESETS[name].source}", *report.shape))
-        texts.append(f"### {name}\n\n{shape}\n\n{report.to_markdown()}\n")
-    return "\n".join(texts)

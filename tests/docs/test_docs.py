@@ -7,21 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, ROOT, other_version, run_python
+from tests.docs.pages import DOCS, PAGES, PART, PRINTED, PYTHON_BLOCK, other_version, run_python
 
-PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
-
-PYTHON_BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-PART = re.compile(r"<!-- generated: (?P<name>\S+) -->\n.*?<!-- end -->", re.DOTALL)
+RUN = re.compile(r"^<!-- run: torchrun (?P<words>.*) -->$", re.MULTILINE)
 LINK = re.compile(r"\]\((?P<target>[^)#]*)(#(?P<anchor>[^)]*))?\)")
 
 # The pages are about the interface, and compiling their models with Inductor would take minutes.
-WITHOUT_INDUCTOR = """
-from attnres_passes.torch_private import inner_compilers
-_compile_inner = inner_compilers.compile_inner
-inner_compilers.compile_inner = lambda gm, inputs, inner, mode: _compile_inner(
-    gm, inputs, "aot_eager" if inner == "inductor" else inner, None
-)
+RUNNER = """
+import runpy
+from page_runs import without_inductor
+
+with without_inductor():
+    runpy.run_path({script!r}, run_name="__main__")
 """
 
 
@@ -40,14 +37,17 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     text = PART.sub(lambda part: "\n" * part[0].count("\n"), page.read_text())
     if not PYTHON_BLOCK.search(text):
         pytest.skip("no Python block")
-    if "<!-- generated: printed -->" in page.read_text() and not other_version():
+    if PRINTED in page.read_text() and not other_version():
         pytest.skip("its parts are what its blocks print: tests/docs/test_generated_parts.py runs them")
     if "transformers" in text:
         pytest.importorskip("transformers")
     script = tmp_path / f"{page.stem}.py"
     script.write_text(blocks_in_place(text))
-    run = f"{WITHOUT_INDUCTOR}\nimport runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    done = run_python("-c", run, directory=tmp_path)
+    runner = tmp_path / "runner.py"
+    runner.write_text(RUNNER.format(script=str(script)))
+    launcher = RUN.search(text)
+    words = ["-m", "torch.distributed.run", *launcher["words"].split()] if launcher else []
+    done = run_python(*words, str(runner), directory=tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
@@ -62,7 +62,14 @@ def test_every_part_is_on_its_page() -> None:
     function = re.compile(r"^@part\ndef (\w+)", re.MULTILINE)
     made = [(path.stem, name) for path in files for name in function.findall(path.read_text())]
     used = [(page.stem, name) for page in PAGES for name in PART.findall(page.read_text())]
-    assert set(used) == set(made)
+    # Parts named ``printed`` hold what the page's own blocks print, and need no function.
+    assert {one for one in used if one[1] != "printed"} == {one for one in made if one[1] != "printed"}
+
+
+def test_names_of_pages_are_unique() -> None:
+    """The parts of a page are found by its name alone."""
+    names = [page.stem for page in PAGES if page.is_relative_to(DOCS)]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
