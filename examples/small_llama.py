@@ -10,9 +10,9 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 IDS = {"vocab_size": 256, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 
 
-def small_llama(layers: int = 4, **more) -> LlamaForCausalLM:
+def small_llama(layers: int = 4, seed: int = 0, **more) -> LlamaForCausalLM:
     """Of bytes, untrained, the same at every call."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(**{**SIZES, **IDS, "num_hidden_layers": layers, "max_position_embeddings": 256, **more})
     )
