@@ -31,7 +31,12 @@ def by_size() -> str:
 
 @part
 def rates() -> str:
-    return tables.sweep_table(_kept())
+    return tables.rate_table(_kept())
+
+
+@part
+def all_rates() -> str:
+    return tables.all_rates_table(_kept())
 
 
 @part

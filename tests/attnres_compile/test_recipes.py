@@ -94,14 +94,14 @@ def of_retrofit(out: str) -> None:
     """The conversion moves nothing but roundings, whatever the scale; both sides learn, and are compared by seed."""
     falling(out)
     moved = re.findall(r"(converted|sum to mean): logits moved by (\S+),", out)
-    assert [name for name, _ in moved] == ["converted", "sum to mean"] * 3
+    assert [name for name, _ in moved] == ["converted", "sum to mean"]
     assert all(float(value) < 1e-4 for name, value in moved if name == "converted"), moved
     assert all(float(value) < 1e-2 for _, value in moved), moved
     by_seed = re.findall(r"seed \d: AttnRes (\S+), plain (\S+) on held out", out)
     listed = re.search(r"^AttnRes less plain: (.*), mean (\S+)$", out, re.MULTILINE)
     differences = [float(one) - float(other) for one, other in by_seed]
     assert [float(one) for one in listed[1].split(", ")] == pytest.approx(differences, abs=2e-4)
-    assert float(listed[2]) == pytest.approx(sum(differences) / 3, abs=2e-4)
+    assert float(listed[2]) == pytest.approx(differences[0], abs=2e-4)
 
 
 RECIPES: dict[str, tuple[str, tuple[str, ...], Callable[[str], None]]] = {
@@ -112,7 +112,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], Callable[[str], None]]] = {
     "muon.py": ("transformers", ("--steps", "6"), of_muon),
     "ema.py": ("transformers", ("--steps", "6"), of_ema),
     "generate.py": ("transformers", (), of_generate),
-    "retrofit.py": ("transformers", ("--steps", "8"), of_retrofit),
+    "retrofit.py": ("transformers", ("--steps", "8", "--seeds", "1"), of_retrofit),
     "lora.py": ("peft", ("--steps", "6"), of_lora),
     "timm_digits.py": ("sklearn", ("--steps", "60"), of_timm),
 }

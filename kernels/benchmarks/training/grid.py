@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SEEDS = (0, 1, 2)
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (4e-3, 8e-3, 1.6e-2)
 """Peak learning rates of a sweep."""
 
 
@@ -16,7 +16,8 @@ class Size:
     """Of a Llama of bytes and of its training.
 
     layers, width, heads, inner: of the model, inner being that of the MLP; batch, length: of a step; steps: of a run at
-    factor one; on: kind of device that it is meant for.
+    factor one; on: kind of device that it is meant for; at_all_rates: rows of the first tier are trained with every
+    seed at every rate, and not at the best one alone.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Size:
     length: int
     steps: int
     on: str = "cpu"
+    at_all_rates: bool = False
 
     @property
     def tokens(self) -> int:
@@ -35,10 +37,13 @@ class Size:
         return self.batch * self.length * self.steps
 
 
+SHAPE = ("layers", "width", "heads", "inner", "batch", "length")
+"""Fields of a size that decide what comes out of a run; its steps are those of the run."""
+
 SIZES = {
     size.name: size
     for size in (
-        Size("8x48", layers=8, width=48, heads=3, inner=128, batch=4, length=128, steps=400),
+        Size("8x48", layers=8, width=48, heads=3, inner=128, batch=4, length=128, steps=400, at_all_rates=True),
         Size("12x64", layers=12, width=64, heads=4, inner=176, batch=4, length=128, steps=400),
         Size("24x64", layers=24, width=64, heads=4, inner=176, batch=4, length=128, steps=400),
         Size("24x512", layers=24, width=512, heads=8, inner=1376, batch=32, length=512, steps=4000, on="cuda"),
@@ -113,7 +118,7 @@ class Run:
 
     def settings(self, text: str) -> dict[str, Any]:
         """All that decides what comes out, but for the code, as plain JSON data. text: digest of it."""
-        size = {name: value for name, value in asdict(self.size).items() if name not in ("name", "steps", "on")}
+        size = {name: value for name, value in asdict(self.size).items() if name in SHAPE}
         recipe = {**asdict(self.recipe), "betas": list(self.recipe.betas)}
         options = None if self.options is None else dict(self.options)
         run = {"options": options, "rate": self.rate, "seed": self.seed, "steps": self.steps}

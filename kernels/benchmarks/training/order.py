@@ -67,6 +67,18 @@ def final_runs(size: Size, row: Row, known: Known) -> list[Run]:
     return [] if rate is None else [quality_run(size, row, rate, seed) for seed in SEEDS]
 
 
+def runs_at_all_rates(size: Size, row: Row) -> list[Run]:
+    """The runs of a row with every seed at every rate; none where only the best rate is asked for.
+
+    Args:
+        size: of the model.
+        row: of the table.
+    """
+    if not size.at_all_rates or row.tier > 1:
+        return []
+    return [quality_run(size, row, rate, seed) for rate in RATES for seed in SEEDS]
+
+
 def quality_runs(sizes: Sequence[Size], rows: Sequence[Row], known: Known) -> Iterator[Run]:
     """All runs of the first table that can be named by now, in order.
 
@@ -78,12 +90,12 @@ def quality_runs(sizes: Sequence[Size], rows: Sequence[Row], known: Known) -> It
     named: set[str] = set()
     for tier in sorted({row.tier for row in rows}):
         for size in sizes:
-            for row in rows:
-                if row.tier == tier:
-                    for run in (*sweep(size, row), *final_runs(size, row, known)):
-                        if run.key not in named:
-                            named.add(run.key)
-                            yield run
+            chosen = [row for row in rows if row.tier == tier]
+            of_size = [run for row in chosen for run in (*sweep(size, row), *final_runs(size, row, known))]
+            for run in (*of_size, *(run for row in chosen for run in runs_at_all_rates(size, row))):
+                if run.key not in named:
+                    named.add(run.key)
+                    yield run
 
 
 def retrofit_runs(sizes: Sequence[Size], known: Known) -> Iterator[Run]:

@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 from attnres_compile.report.comparison import MeasureError
 
-from .grid import PLAIN, RATES, ROWS, SEEDS, SIZES, Row, Size
-from .order import RETROFITS, best_rate, final_runs, loss_of, pretraining, retrofit_runs, sweep
+from .grid import PLAIN, RATES, ROWS, SEEDS, SIZES, Row, Size, quality_run
+from .order import RETROFITS, best_rate, final_runs, loss_of, pretraining, retrofit_runs, runs_at_all_rates
 from .record import Line, Record, read_lines
 
 
@@ -82,6 +82,10 @@ def pairs(record: Record, row: Row) -> list[Pair]:
     return found
 
 
+_SIGNIFICANT = 0.05
+_DIFFERENCES = ("pairs", "loss less plain's, mean", "standard deviation", "least and largest", "lower in", "p")
+
+
 def outcome_table(record: Record) -> str:
     """A line for each row, over all sizes."""
     lines = []
@@ -91,8 +95,7 @@ def outcome_table(record: Record) -> str:
         found = pairs(record, row)
         if found:
             lines.append([row.name, *_differences([pair.difference for pair in found])])
-    heads = ["row", "pairs", "loss less plain's, mean", "standard deviation", "least and largest", "lower in", "p"]
-    return _markdown(lines, heads) if lines else "No pair of runs yet.\n"
+    return _markdown(lines, ["row", *_DIFFERENCES]) if lines else "No pair of runs yet.\n"
 
 
 def _differences(found: Sequence[float]) -> list[str]:
@@ -117,11 +120,11 @@ def verdict(record: Record) -> str:
             texts.append(f"- **{row.name}**: a run diverged.")
             continue
         mean, p = statistics.mean(found), sign_flip_p(found)
-        said = (
-            "no difference is seen"
-            if p > 0.05
-            else f"the validation loss is {'lower' if mean < 0 else 'HIGHER'} than the plain model's at equal tokens"
-        )
+        said = f"the validation loss is {'lower' if mean < 0 else 'HIGHER'} than the plain model's at equal tokens"
+        if 2 / 2 ** len(found) > _SIGNIFICANT:
+            said = "too few pairs to tell"
+        elif p > _SIGNIFICANT:
+            said = "no difference is seen"
         texts.append(f"- **{row.name}**: {said}: {mean:+.4f} nats a byte in {len(found)} pairs{few}, p = {p:.3f}.")
     return "\n".join(texts) + "\n" if texts else "No pair of runs yet.\n"
 
@@ -151,7 +154,7 @@ def _size_line(record: Record, size: Size, row: Row, made: Sequence[Line]) -> li
         row.name,
         f"{made[0]['rate']:g}{_edge(made[0]['rate'])}",
         f"{tokens:,}",
-        _over(made[0], record.of(final_runs(size, ROWS[PLAIN], record.of)[0])),
+        _over(made[0], *filter(None, map(record.of, final_runs(size, ROWS[PLAIN], record.of)))),
         f"{seconds:.3f}",
         str(len(made)),
         _spread(losses),
@@ -166,11 +169,11 @@ def _seconds(line: Line) -> float:
     )
 
 
-def _over(line: Line, plain: Line | None) -> str:
-    """FLOPs of a run over those of the plain run."""
-    if plain is None or not line.get("flops") or not plain.get("flops"):
+def _over(line: Line, *plain: Line) -> str:
+    """FLOPs of a run over those of the plain runs of its size, which all have as many."""
+    if not plain or not line.get("flops") or not plain[0].get("flops"):
         return ""
-    whole, of_plain = (one["flops"] * one["settings"]["steps"] for one in (line, plain))
+    whole, of_plain = (one["flops"] * one["settings"]["steps"] for one in (line, plain[0]))
     return f"{whole / of_plain:.3f}"
 
 
@@ -184,24 +187,54 @@ def _edge(rate: float) -> str:
     return "*" if rate in (min(RATES), max(RATES)) else ""
 
 
-def sweep_table(record: Record) -> str:
-    """A line for each size and each row with a sweep of its own."""
+def rate_table(record: Record) -> str:
+    """A line for each size and each row with a sweep of its own, or at all rates."""
     lines = []
     for size in SIZES.values():
         for row in ROWS.values():
-            if row.rate_of is not None:
+            if row.rate_of is not None and not runs_at_all_rates(size, row):
                 continue
-            losses = {run.rate: loss_of(record.of(run)) for run in sweep(size, row)}
             best = best_rate(size, row, record.of)
-            if not all(map(math.isnan, losses.values())):
+            losses = {rate: _losses(record, size, row, rate) for rate in RATES}
+            if any(losses.values()):
                 lines.append([size.name, row.name, *(_swept(losses[rate], rate == best) for rate in RATES)])
     return _markdown(lines, ["size", "row", *(f"rate {rate:g}" for rate in RATES)]) if lines else "No run yet.\n"
 
 
-def _swept(loss: float, is_best: bool) -> str:
-    if math.isnan(loss):
+def all_rates_table(record: Record) -> str:
+    """A line for each row that is trained with every seed at every rate: pairs of the same rate and seed."""
+    lines = []
+    for size in SIZES.values():
+        for row in ROWS.values():
+            if row.name == PLAIN:
+                continue
+            found = [
+                loss - plain
+                for rate in RATES
+                for plain, loss in _paired(record, size, row, rate)
+                if runs_at_all_rates(size, row)
+            ]
+            if found:
+                lines.append([size.name, row.name, *_differences(found)])
+    return _markdown(lines, ["size", "row", *_DIFFERENCES]) if lines else "No pair of runs yet.\n"
+
+
+def _losses(record: Record, size: Size, row: Row, rate: float) -> dict[int, float]:
+    """By seed, of the runs that are there."""
+    found = {seed: loss_of(record.of(quality_run(size, row, rate, seed))) for seed in SEEDS}
+    return {seed: loss for seed, loss in found.items() if not math.isnan(loss)}
+
+
+def _paired(record: Record, size: Size, row: Row, rate: float) -> list[tuple[float, float]]:
+    """Losses of the plain model and of a row, by seed."""
+    plain, other = (_losses(record, size, one, rate) for one in (ROWS[PLAIN], row))
+    return [(plain[seed], other[seed]) for seed in plain if seed in other]
+
+
+def _swept(losses: dict[int, float], is_best: bool) -> str:
+    if not losses:
         return ""
-    text = "diverged" if math.isinf(loss) else f"{loss:.4f}"
+    text = f"{_spread(list(losses.values()))} ({len(losses)})"
     return f"**{text}**" if is_best else text
 
 
