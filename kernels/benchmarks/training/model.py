@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import attnres_compile
 
-from .grid import Size
+from .grid import Recipe, Size
 
 
 def new_model(size: Size, seed: int) -> nn.Module:
@@ -33,6 +33,7 @@ def new_model(size: Size, seed: int) -> nn.Module:
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
+        initializer_range=Recipe().deviation,
         use_cache=False,
     )
     model: nn.Module = LlamaForCausalLM(config)

@@ -197,7 +197,7 @@ class TestOrder:
     def test_every_seed_at_every_rate_comes_behind_the_first_tier(self, tmp_path: Path) -> None:
         size = dataclasses.replace(TINY, at_all_rates=True)
         losses = {run.key: made(run, 3.0) for row in (PLAIN, BLOCKS) for run in order.sweep(size, ROWS[row])}
-        named = list(order.quality_runs([size], list(ROWS.values()), losses.get))
+        named = list(order.quality_runs([size], list(ROWS.values()), lambda run: losses.get(run.key)))
         first, rest = named[:8], [run for run in named[8:] if ROWS[run.row].tier == 1]
         assert {(run.row, run.seed, run.rate) for run in first} == {
             *((row, 0, rate) for row in (PLAIN, BLOCKS) for rate in RATES),
