@@ -11,6 +11,7 @@
     python -m kernels.benchmarks.builds           steps of a model under this build and under another, in pairs
     python -m kernels.benchmarks.cpu_schedules    the reads of a forward on the CPU, by schedule and by tokens
     python -m kernels.benchmarks.regions          regions=True: the time to a first step, and every step after it
+    python -m kernels.benchmarks.training         models trained with and without AttnRes on real text
     python -m kernels.benchmarks.optimizer_check  the check before every optimizer step, inside the step
 
 They use ``attnres_compile`` and nothing there uses them. Whole models are measured by ``attnres bench model``.

@@ -90,6 +90,20 @@ def of_timm(out: str) -> None:
     assert float(re.search(r"accuracy (\S+)", out)[1]) > 0.3
 
 
+def of_retrofit(out: str) -> None:
+    """The conversion moves nothing but roundings, whatever the scale; both sides learn, and are compared by seed."""
+    falling(out)
+    moved = re.findall(r"(converted|sum to mean): logits moved by (\S+),", out)
+    assert [name for name, _ in moved] == ["converted", "sum to mean"]
+    assert all(float(value) < 1e-4 for name, value in moved if name == "converted"), moved
+    assert all(float(value) < 1e-2 for _, value in moved), moved
+    by_seed = re.findall(r"seed \d: AttnRes (\S+), plain (\S+) on held out", out)
+    listed = re.search(r"^AttnRes less plain: (.*), mean (\S+)$", out, re.MULTILINE)
+    differences = [float(one) - float(other) for one, other in by_seed]
+    assert [float(one) for one in listed[1].split(", ")] == pytest.approx(differences, abs=2e-4)
+    assert float(listed[2]) == pytest.approx(differences[0], abs=2e-4)
+
+
 RECIPES: dict[str, tuple[str, tuple[str, ...], Callable[[str], None]]] = {
     "hf_trainer.py": ("accelerate", ("--steps", "6"), of_trainer),
     "accelerate_loop.py": ("accelerate", ("--steps", "6"), of_accelerate),
@@ -98,6 +112,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], Callable[[str], None]]] = {
     "muon.py": ("transformers", ("--steps", "6"), of_muon),
     "ema.py": ("transformers", ("--steps", "6"), of_ema),
     "generate.py": ("transformers", (), of_generate),
+    "retrofit.py": ("transformers", ("--steps", "8", "--seeds", "1"), of_retrofit),
     "lora.py": ("peft", ("--steps", "6"), of_lora),
     "timm_digits.py": ("sklearn", ("--steps", "60"), of_timm),
 }
@@ -195,3 +210,52 @@ class TestWhatBreaks:
         other = peft.get_peft_model(prepared(), peft.LoraConfig(**saved))
         ac.load(other.base_model.model, tmp_path)
         assert torch.equal(dict(other.named_parameters())[f"{place}.1.query"], trained[f"{place}.1.query"])
+
+
+class UnnormedHead(torch.nn.Module):
+    """Its last state leaves the stream without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = torch.nn.ModuleList(torch.nn.RMSNorm(8, eps=1e-3) for _ in range(4))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return self.head(x)
+
+
+class TestRetrofit:
+    """What the page says of the scale."""
+
+    def test_a_head_without_a_norm_takes_the_number_of_sources_in(self) -> None:
+        torch.manual_seed(0)
+        model, x = UnnormedHead().double(), torch.randn(2, 5, 8, dtype=torch.float64)
+        expected = model(x)
+
+        def converted(scale: str) -> torch.Tensor:
+            self.plan = ac.prepare(model, (x,), num_blocks=4, scale=scale)
+            model.compile(backend="attnres", options={"inner": "eager"})
+            return model(x)
+
+        torch.testing.assert_close(converted("sum"), expected, rtol=0, atol=1e-12)
+        ac.unprepare(model)
+        assert (converted("mean") - expected).abs().max() > 0.1
+        last = self.plan.streams[0].reads[-1]
+        assert (last.normed, last.num_sources) == (False, 5)
+        with torch.no_grad():
+            model.head.weight.mul_(last.num_sources)
+        # What is left is the eps of the norms, which see the mean of up to four sources.
+        left = (model(x) - expected).abs().max()
+        assert 1e-6 < left < 0.05
+
+    def test_what_a_norm_leaves_of_the_factor(self) -> None:
+        """``eps (n^2 - 1) / 2m`` of the output."""
+        torch.manual_seed(0)
+        state, sources, eps = torch.randn(64, 512, dtype=torch.float64), 4, 1e-6
+        norm = torch.nn.RMSNorm(512, eps=eps, dtype=torch.float64)
+        moved = (norm(state) - norm(state / sources)) / norm(state)
+        said = eps * (sources**2 - 1) / (2 * state.square().mean(-1, keepdim=True))
+        torch.testing.assert_close(moved, said.expand_as(moved), rtol=1e-4, atol=0)
