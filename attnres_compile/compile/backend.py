@@ -23,13 +23,13 @@ from attnres_compile.compile.regions import compile_graph
 from attnres_compile.compile.runtime import CompiledGraph, PlainGraph
 from attnres_compile.model import parameters, status
 from attnres_compile.model.border.own_values import own_values
+from attnres_compile.model.border.part_of import PART_OF, is_part_of_prepared
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.guarded_forward import NAME as GUARD
 from attnres_compile.model.in_force.guarded_forward import guard_of
 from attnres_compile.model.optimizer_check import watch_optimizers
 from attnres_compile.model.owner import NoOwner, Owner, find_owner
 from attnres_compile.model.parameters import NAME, AttnResParameters
-from attnres_compile.model.part_of import PART_OF, is_part_of_prepared
 from attnres_compile.model.plan_tensor import check_plan_tensor
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.model.planned_reads import PlannedReads

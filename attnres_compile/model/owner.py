@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import GraphModule
 
+from attnres_compile.model.border.part_of import is_part_of_prepared, prepared_root_of
 from attnres_compile.model.errors import AttnResError, PartOfPreparedModelError, RegistrationError
 from attnres_compile.model.parameters import (
     AttnResParameters,
@@ -14,7 +15,6 @@ from attnres_compile.model.parameters import (
     parameters_of,
     prepared_within,
 )
-from attnres_compile.model.part_of import is_part_of_prepared, prepared_root_of
 from attnres_passes.torch_private.dynamo import FrameModule, frame_modules
 
 

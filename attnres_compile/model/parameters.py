@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from attnres_compile.model import left_out_weights, plan_tensor
+from attnres_compile.model.border.part_of import mark_parts, unmark_parts
 from attnres_compile.model.errors import NotPreparedError, RegistrationError, StalePlanError
 from attnres_compile.model.in_force import guard
 from attnres_compile.model.in_force.calls import Calls
-from attnres_compile.model.part_of import mark_parts, unmark_parts
 from attnres_compile.model.read_modules import StreamParameters
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter

@@ -18,9 +18,9 @@ from torch import nn
 
 from attnres_compile.model.border import call_reads, python_reads
 from attnres_compile.model.border.call_reads import CallReads
+from attnres_compile.model.border.part_of import mark_parts_of_copy
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.in_force.causes import before_call, behind_call, left_out, refuse, traced_by
-from attnres_compile.model.part_of import mark_parts_of_copy
 from attnres_passes.ir.plan import Plan
 from attnres_passes.torch_private.dynamo import as_backend_failure
 from attnres_passes.torch_private.frames import (

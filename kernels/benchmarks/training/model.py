@@ -48,7 +48,7 @@ class Trained:
 
     def __init__(self, size: Size, options: Mapping[str, Any] | None, inner: str, device: str) -> None:
         # What Dynamo compiled of an earlier model counts against its limit, and is not needed any more.
-        torch._dynamo.reset()
+        torch.compiler.reset()
         self.size, self.options, self.device = size, options, device
         self.model = new_model(size, 0).to(device)
         if options is not None:

@@ -111,4 +111,4 @@ def validation_batches(tokens: Tensor, rows: int, length: int, count: int) -> li
     """
     starts = torch.linspace(0, len(tokens) - length, rows * count, dtype=torch.float64).long().tolist()
     windows = torch.stack([tokens[start : start + length] for start in starts]).long()
-    return list(windows.split(rows))
+    return list(windows.split(rows))  # type: ignore[no-untyped-call]

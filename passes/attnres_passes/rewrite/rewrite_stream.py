@@ -158,29 +158,26 @@ class StreamRewriter:
     def _sources(self) -> tuple[Node, ...]:
         return (*self.completed, *(() if self.partial is None else (self.partial,)))
 
-    # Reads
-
     def _read(self, k: int, value: int, is_cut: bool) -> Node:
         """The read ``k``, of the sources at ``value``. is_cut: the next node is under ``torch.no_grad``."""
-        sources: Sequence[Node] = self.snapshots[value].sources
-        example = self.snapshots[value].example
-        if len(sources) == 1:
-            return sources[0]
+        snapshot = self.snapshots[value]
+        if len(snapshot.sources) == 1:
+            return snapshot.sources[0]
         read_id = self.read_ids[k]
         read = self.stream.reads[read_id.index]
-        sources = blocks.attended(sources, read.state, self.stream.block_size, self.config.window)
+        sources = blocks.attended(snapshot.sources, read.state, self.stream.block_size, self.config.window)
         reader = self.trace.nodes[self.stream_nodes.reads[k].uses[0][1]]
-        given, parts = self.own_parts.of(sources, example)
+        given, parts = self.own_parts.of(sources, snapshot.example)
         operator, arguments = read_call(given, self.keys[read_id], self.config)
         if is_cut:
             self.graph.call_function(set_grad_enabled, (True,))
         node = self._new(operator, arguments, reader, "read", read_id.named("read"))
-        if example is not None:
-            node.meta["example_value"] = example
+        if snapshot.example is not None:
+            node.meta["example_value"] = snapshot.example
         annotate(node, Annotation("read", self.index, read.block, read.state, read_id))
         if is_cut:
             self.graph.call_function(set_grad_enabled, (False,))
-        return node if parts is None else self.own_parts.spread(node, sources[0], parts, example)
+        return node if parts is None else self.own_parts.spread(node, sources[0], parts, snapshot.example)
 
     def replacement(self, value: int, user: int) -> Node:
         """What a node gets in place of a value of the stream.
