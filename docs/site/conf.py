@@ -56,7 +56,6 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = ["sortable.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_additional_pages = {"index": "to_docs.html"}

@@ -78,7 +78,12 @@ def test_every_page_is_on_the_site(site: Path) -> None:
 
 def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
     """Also into pages that Sphinx knows nothing of, such as those with the text of a source file."""
-    dead = [(path.name, link) for path, page in pages.items() for link in page.links if not leads(path, link, pages)]
+    dead = [
+        (path.name, link)
+        for path, page in pages.items()
+        for link in (*page.links, *page.loaded)
+        if not leads(path, link, pages)
+    ]
     assert not dead
     assert sum(len(page.links) for page in pages.values()) > 1000
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.autograd.first_order import first_order
+from attnres_kernels.autograd.varying_arguments import varying_arguments
 from attnres_kernels.definition.read_parts import ALONE, Neighbours, OutputGradients, ReadForm, ReadParts
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.logits import GENERATED_BLOCK, GENERATED_LOGITS, Block, Logits
@@ -44,6 +45,7 @@ class _CompleteBlock(torch.autograd.Function):
 
 class _LinkSources(torch.autograd.Function):
     @staticmethod
+    @varying_arguments
     def forward(ctx: Any, first: int, total: int, eps: float, keys: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         count, blocks = keys.shape[0], len(tensors) // 2
         ctx.layout = (first, total, eps, count)
@@ -80,6 +82,7 @@ class _Layout(NamedTuple):
 
 class _Read(torch.autograd.Function):
     @staticmethod
+    @varying_arguments
     def forward(
         ctx: Any,
         layout: _Layout,

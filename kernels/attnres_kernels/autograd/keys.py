@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.autograd.first_order import first_order
+from attnres_kernels.autograd.varying_arguments import varying_arguments
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.key_rows import KEY_ROWS, KEY_ROWS_BACKWARD, KeyRows, KeyRowsBackward
 
 
 class _KeyMatrix(torch.autograd.Function):
     @staticmethod
+    @varying_arguments
     def forward(ctx: Any, ranges: tuple[tuple[int, int], ...], *parameters: Tensor) -> tuple[Tensor, ...]:
         reads = len(parameters) // 2
         ctx.reads, ctx.ranges = reads, ranges

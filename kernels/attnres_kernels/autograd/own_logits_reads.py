@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnres_kernels.autograd.first_order import first_order
 from attnres_kernels.autograd.generated_reads import of_norm, of_outputs, with_tensors
+from attnres_kernels.autograd.varying_arguments import varying_arguments
 from attnres_kernels.definition.read_parts import ALONE, Neighbours, OwnLogitsParts
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.own_logits_read import (
@@ -33,6 +34,7 @@ class _Layout(NamedTuple):
 
 class _OwnLogitsRead(torch.autograd.Function):
     @staticmethod
+    @varying_arguments
     def forward(
         ctx: Any,
         layout: _Layout,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.autograd.first_order import first_order
+from attnres_kernels.autograd.varying_arguments import varying_arguments
 from attnres_kernels.definition.read_parts import ReadForm
 from attnres_kernels.operators.definition import described_by
 from attnres_kernels.operators.logits import SOURCE_LOGITS, Logits
@@ -25,6 +26,7 @@ from attnres_kernels.operators.phase_1 import INTER_BLOCK, INTER_BLOCK_BACKWARD,
 
 class _InterBlock(torch.autograd.Function):
     @staticmethod
+    @varying_arguments
     def forward(ctx: Any, first: int, total: int, eps: float, keys: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         count, blocks = keys.shape[0], len(tensors) // 2
         ctx.layout = (first, total, eps, count, blocks)
@@ -49,6 +51,7 @@ class _InterBlock(torch.autograd.Function):
 
 class _Merge(torch.autograd.Function):
     @staticmethod
+    @varying_arguments
     def forward(
         ctx: Any, form: ReadForm, inter: Tensor, lse: Tensor, partial: Tensor, key: Tensor, *tensors: Tensor
     ) -> Tensor:

@@ -10,7 +10,7 @@ class Case:
     """One pipeline, trained and compared with a single process.
 
     sabotage: a fault to put in, which the comparison must see ('' for none); raises: part of the message that every
-    rank must raise ('' for none); fault: what is done wrong to make it.
+    rank must raise ('' for none); fault: what is done wrong to make it; frozen: the embedding is not trained.
     """
 
     virtual: int = 2
@@ -25,6 +25,7 @@ class Case:
     steps: int = 1
     evaluates: bool = False
     from_meta: bool = False
+    frozen: bool = False
     cut_points: tuple[str, ...] | None = None
     sabotage: str = ""
     fault: str = ""
@@ -35,7 +36,7 @@ class Case:
         for name in ("inner", "sabotage", "fault"):
             if getattr(self, name) not in ("", "eager"):
                 parts.append(getattr(self, name))
-        for name in ("zero_queries", "evaluates", "from_meta"):
+        for name in ("zero_queries", "evaluates", "from_meta", "frozen"):
             if getattr(self, name):
                 parts.append(name)
         return "-".join(parts)
@@ -72,6 +73,7 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(4, model="llama", block_size=2),
         Case(2, from_meta=True),
         Case(2, inner="inductor", sublayers=4, block_size=2, steps=2),
+        Case(2, inner="aot_eager", sublayers=5, block_size=2, steps=2, evaluates=True, frozen=True),
         *(Case(2, block_size=2, sabotage=sabotage, steps=2) for sabotage in SABOTAGES),
         Case(fault="uneven batch", raises="drop or pad the last batch"),
         Case(fault="uneven example", raises="cannot be split into 4 equal micro-batches"),
