@@ -85,7 +85,7 @@ def train(trained: Trained, run: Run, text: Text, halfway: Callable[[], None] | 
         if step == 1:
             clocks = [time.perf_counter(), time.process_time()]
         loss = trained.loss(next(data))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.model.parameters(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad()
