@@ -62,7 +62,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     found = abs(sum(differences))
     flips = itertools.product((1, -1), repeat=len(differences))
     sums = (abs(sum(map(math.prod, zip(differences, signs, strict=True)))) for signs in flips)
-    return float(sum(one >= found * (1 - 1e-12) for one in sums) / 2 ** len(differences))
+    return sum(one >= found * (1 - 1e-12) for one in sums) / 2.0 ** len(differences)
 
 
 def pairs(record: Record, row: Row) -> list[Pair]:

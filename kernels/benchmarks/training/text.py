@@ -110,5 +110,5 @@ def validation_batches(tokens: Tensor, rows: int, length: int, count: int) -> li
         int64 ``[rows, length]`` each.
     """
     starts = torch.linspace(0, len(tokens) - length, rows * count, dtype=torch.float64).long().tolist()
-    windows = torch.stack([tokens[start : start + length] for start in starts]).long()
-    return list(windows.split(rows))  # type: ignore[no-untyped-call]
+    windows = torch.stack([tokens[start : start + length] for start in starts]).long().reshape(count, rows, length)
+    return [windows[batch] for batch in range(count)]
