@@ -143,7 +143,7 @@ def test_unknown_option_names_the_closest_valid_one(given: str, meant: str) -> N
 
 
 def test_unknown_option_far_from_all_lists_them() -> None:
-    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'sequence_group'\."):
+    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'heads'\."):
         AttnResConfig.from_options({"zzz": 2})
 
 
