@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -83,7 +84,10 @@ def run_tests(root: Path, tests: Sequence[str], stops: bool = True) -> tuple[str
         return "passed", ""
     failed = _failed(report) if report.exists() else ""
     # 1: some tests failed; all else is about what could not be collected or run.
-    return ("failed", failed) if code == 1 and failed else ("does not load", failed)
+    if code == 1 and failed:
+        return "failed", failed
+    lines = (root / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "does not load", next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "")
 
 
 def _run_here(root: Path, arguments: Sequence[str]) -> NoReturn:
@@ -94,15 +98,19 @@ def _run_here(root: Path, arguments: Sequence[str]) -> NoReturn:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.chdir(root)
-        folders = [str(root / part) for part in (".", "passes", "kernels")]
+        parts = (".", "passes", "kernels")
+        folders, own = [str(root / part) for part in parts], [ROOT / part for part in parts]
         os.environ["PYTHONPATH"] = os.pathsep.join(folders)
-        sys.path[:] = [*folders, *(path for path in sys.path if not Path(path or ".").is_relative_to(ROOT))]
+        sys.path[:] = [*folders, *(path for path in sys.path if path and Path(path).resolve() not in own)]
         sys.dont_write_bytecode = True
         for name in [name for name in sys.modules if name == "tests" or name.startswith("tests.")]:
             del sys.modules[name]  # those of the copy are its own
         code = int(pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={root}", *arguments]))
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
