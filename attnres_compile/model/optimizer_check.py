@@ -19,6 +19,8 @@ weights), since torch calls no hook for the ones and the others hold no paramete
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,6 +33,8 @@ from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.optimizer_links import Link, Reference, Watched, alive, held_by, link_of
 
 _watching = False
+_chunks: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]] = weakref.WeakKeyDictionary()
+"""Of a model that was cut into a pipeline, the chunks of this rank."""
 
 
 def watch_optimizers() -> None:
@@ -119,6 +123,16 @@ def _gradients_tell_plain(model: nn.Module, link: Link) -> bool:
     return any(id(parameter) not in shared and _is_nonzero(parameter.grad) for parameter in stepped)
 
 
+def note_chunks(model: nn.Module, chunks: Iterable[nn.Module]) -> None:
+    """Note that a model was cut, and that this rank trains some chunks of it: optimizers hold what these have.
+
+    Args:
+        model: prepared, whose parameters the chunks hold.
+        chunks: of this rank.
+    """
+    _chunks[model] = [weakref.ref(chunk) for chunk in chunks]
+
+
 def _check_held(optimizer: Optimizer, model: nn.Module, link: Link) -> None:
     """That some optimizer holds the AttnRes parameters of a model that this one holds other parameters of.
 
@@ -128,7 +142,9 @@ def _check_held(optimizer: Optimizer, model: nn.Module, link: Link) -> None:
     Raises:
         OptimizerError: none does.
     """
-    ours = [parameter for parameter in link.registered.alive() if parameter.requires_grad]
+    chunks = [chunk for reference in _chunks.get(model, ()) if (chunk := reference()) is not None]
+    here = {id(parameter) for chunk in chunks for parameter in chunk.parameters()}
+    ours = [one for one in link.registered.alive() if one.requires_grad and (not chunks or id(one) in here)]
     if not ours or link.registered.holders:
         return
     own = set(map(id, link.registered.alive()))

@@ -21,7 +21,7 @@ from attnres_compile.model.errors import GraphBreakError
 from attnres_compile.model.parameters import require_parameters
 from attnres_compile.pipelines.checkpoints import check_checkpoints
 from attnres_compile.pipelines.chunk_module import ChunkBody, ModelConstant, ModelInput, ModelTensor, Origin
-from attnres_compile.pipelines.errors import StageError
+from attnres_compile.pipelines.errors import PipelineSupportError, StageError
 from attnres_passes.ir.config import AttnResConfig, Inner
 from attnres_passes.ir.levels import Level, check_level
 from attnres_passes.ir.plan import Plan
@@ -33,6 +33,7 @@ from attnres_passes.ranks.stages import StagedGraph, stage
 from attnres_passes.ranks.transfers import ChunkPlan, Key, StagePlan, Transfer
 from attnres_passes.rewrite.rewrite import rewrite
 from attnres_passes.torch_private.example_values import example_value
+from attnres_passes.torch_private.ranks.dtensors import is_spread, local_part
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,12 @@ def _captured(
     check_checkpoints(graph.captured.gm, cut.splits_backward)
     matched = match(analysis.plan, added.plan, analysis.trace, graph.captured.end)
     rewritten = rewrite(graph.captured.gm, analysis)
+    is_read_spread = any(node.target is local_part for node in rewritten.gm.graph.nodes)
+    if is_read_spread or any(is_spread(example_value(node)) for node in _returned(rewritten.gm)):
+        raise PipelineSupportError(
+            "the residual stream or an output of the model is a DTensor, and torch's pipelines send plain tensors; "
+            "leave use_local_output=True, torch's default, in the plan of parallelize_module."
+        )
     check_level(rewritten.gm, Level.REWRITTEN, analysis.plan)
     staged = stage(rewritten.gm, analysis.plan, cut.layout, cut.transfer, cut.cut_points, cuts)
     check_level(staged.gm, Level.REWRITTEN, analysis.plan)

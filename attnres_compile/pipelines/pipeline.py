@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from attnres_compile.api.prepare import config_from, prepare
+from attnres_compile.model.optimizer_check import note_chunks
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_compile.model.planned_config import FIXED_BY_PLAN, check_agrees
 from attnres_compile.pipelines.agreement import Agreement, check_distributed
@@ -97,6 +98,7 @@ def pipeline(
     for module in modules:
         module.train(model.training)
         unset |= materialise(module, target_device)
+    note_chunks(model, modules)
     return Pipeline(chunks, modules, agreement, RunOptions(kind, batch, loss_fn, scale_grads, wrap), unset)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnres_compile
+from attnres_compile.model import optimizer_check
+from attnres_compile.model.errors import OptimizerError
 from attnres_compile.pipelines import torch_stage
 from attnres_compile.pipelines.build import Chunks, CutOptions, build_chunks, leaves_by_name
-from attnres_compile.pipelines.chunk_module import ChunkModule, inputs_of, materialise, tensors_of
+from attnres_compile.pipelines.chunk_module import ChunkModule, ModelTensor, inputs_of, materialise, tensors_of
 from attnres_compile.pipelines.errors import PipelineBatchError, PipelineSupportError, StageError
 from attnres_compile.pipelines.microbatches import batch_of
 from attnres_compile.pipelines.schedules import KINDS, check_schedule, schedule_kind
@@ -23,6 +26,8 @@ from attnres_passes.ir.text import graph_text
 from attnres_passes.ranks.layout import StageLayout, StageOrder
 from attnres_passes.ranks.transfers import OPEN
 from tests.attnres_compile.pipelines.models import MODELS, Toy, data
+from tests.end_to_end.borders import titan
+from tests.fake_ranks import fake_mesh
 
 TOKENS = data(0, 2)[0]
 
@@ -218,6 +223,46 @@ def test_activation_checkpointing_inside_chunks(kind: type[Toy]) -> None:
 
 
 # The store
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_parts_of_layers(local: bool) -> None:
+    """Chunks of a rank that has some tokens: their queries are used on these alone, and a DTensor cannot be sent."""
+    model, tokens = titan.prepared(), titan.ids()
+    with fake_mesh() as mesh:
+        titan.sequence_parallel(model, mesh, local)
+        cut = CutOptions(StageLayout(2, 1))
+        if not local:
+            with pytest.raises(PipelineSupportError, match="is a DTensor, and torch's pipelines"):
+                build_chunks(model, (tokens,), {}, cut)
+            return
+        chunks = build_chunks(model, (tokens,), {}, cut)
+        groups = [
+            origin.groups
+            for body in chunks.bodies[0].values()
+            for origin in body.origins.values()
+            if isinstance(origin, ModelTensor) and origin.names[0].startswith("attnres.streams")
+        ]
+        assert groups
+        assert set(groups) == {(mesh.get_group().group_name,)}
+
+
+def test_an_optimizer_of_one_rank_holds_its_chunks() -> None:
+    """The first chunk has no read with parameters; to leave out those of the second is an error."""
+    model, tokens = titan.prepared(), titan.ids()
+    chunks = build_chunks(model, (tokens,), {}, CutOptions(StageLayout(4, 1)))
+    for body, has_reads in zip(chunks.bodies[:2], (False, True), strict=True):
+        module = ChunkModule(body)
+        optimizer_check.note_chunks(model, [module])
+        plain = [one for name, one in module.named_parameters() if not name.startswith("attnres.")]
+        optimizer = torch.optim.SGD(plain, 0.1)
+        for one in plain:
+            one.grad = torch.ones_like(one)
+        optimizer_check.watch_optimizers()
+        with fake_mesh():
+            optimizer.step()  # another optimizer may hold the rest, and has stepped before the second time
+            with pytest.raises(OptimizerError, match="AttnRes parameters") if has_reads else contextlib.nullcontext():
+                optimizer.step()
 
 
 def test_store_is_used_in_order() -> None:

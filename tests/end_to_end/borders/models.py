@@ -19,9 +19,9 @@ _SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
     "use_cache": False,
 }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ from torch.distributed.tensor.parallel import SequenceParallel
 from torch.utils.checkpoint import checkpoint
 
 import attnres_compile as ac
-from tests.end_to_end.borders import titan
+from attnres_compile.model.errors import OptimizerError
+from tests.end_to_end.borders import models, titan
 from tests.end_to_end.guarded_model import randomize
 
 PLANS: dict[str, Callable[[nn.Module, DeviceMesh], None]] = {
@@ -100,3 +103,56 @@ def check(model: nn.Module, wanted: tuple[Tensor, dict[str, Tensor]], cell: tupl
         torch.testing.assert_close(
             found[name], gradient, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{cell} {name}: {text}"
         )
+
+
+def around(rank: int, size: int, store: str, folder: str) -> None:
+    """What is asked of a model besides training it: verify, save and load, clipping, optimizers, transformers' plan."""
+    mesh = begin(rank, size, store)
+    tokens = titan.ids()
+    for plan in ("sequence", "sequence, DTensor stream"):
+        model = made(mesh, plan, {SPREAD})
+        verification = ac.verify(model, (tokens,))
+        assert verification.passed, f"{plan}\n{verification}"
+        kept = {name: whole(one).clone() for name, one in model.attnres.named_parameters()}
+        ac.save(model, folder)
+        dist.barrier()
+        with torch.no_grad():
+            for one in model.attnres.parameters():
+                one.zero_()
+        ac.load(model, folder)
+        for name, one in model.attnres.named_parameters():
+            torch.testing.assert_close(whole(one), kept[name], atol=0, rtol=0)
+        optimizer = torch.optim.AdamW(ac.param_groups(model, lr=0.01, weight_decay=0.1), foreach=True)
+        titan.loss_of(model(tokens), tokens).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        assert float(whole(norm)) > 1e-3
+        wrong = torch.optim.AdamW(model.layers.parameters(), foreach=True)
+        with pytest.raises(OptimizerError, match="AttnRes"):
+            wrong.step()
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def of_transformers(rank: int, size: int, store: str, folder: str, cells: list[tuple[str, str]]) -> None:
+    """Models of transformers under its own plan of tensor parallelism, loaded from a folder, against one process."""
+    from transformers.distributed import DistributedConfig
+
+    begin(rank, size, store)
+    for name, compiled in cells:
+        torch.compiler.reset()
+        path = Path(folder, name)
+        alone = models.MODELS[name]().double().train()
+        if rank == 0:
+            alone.save_pretrained(path)
+        dist.barrier()
+        alone.load_state_dict(type(alone).from_pretrained(path, dtype=torch.float64).state_dict())
+        shared = type(alone).from_pretrained(path, dtype=torch.float64, distributed_config=DistributedConfig(tp_size=2))
+        found = []
+        for model in (alone, shared.train()):
+            ac.prepare(model, (), {"input_ids": models.IDS}, num_blocks=2, inner="eager")
+            randomize(model)
+            found.append(models.step({"whole": models.whole, "per layer": models.per_block}[compiled](model)))
+        models.assert_same((whole(found[1][0]), {key: whole(one) for key, one in found[1][1].items()}), found[0])
+        assert any(isinstance(one, DTensor) for one in shared.parameters())
+    dist.destroy_process_group()

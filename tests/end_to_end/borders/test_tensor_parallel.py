@@ -18,3 +18,12 @@ def test_two_ranks(tmp_path: Path) -> None:
         if not ("checkpoint" in more and compiled == "whole")
     ]
     run_ranks(tensor_ranks.compare, 2, str(tmp_path / "store"), cells)
+
+
+def test_what_is_around_training(tmp_path: Path) -> None:
+    run_ranks(tensor_ranks.around, 2, str(tmp_path / "store"), str(tmp_path / "saved"))
+
+
+def test_plans_of_transformers(tmp_path: Path) -> None:
+    cells = [("llama", "whole"), ("llama", "per layer")]
+    run_ranks(tensor_ranks.of_transformers, 2, str(tmp_path / "store"), str(tmp_path), cells)

@@ -72,9 +72,9 @@ class Titan(nn.Module):
         return self.output(self.norm(h))
 
 
-def ids(rank: int = 0, step: int = 0) -> Tensor:
+def ids(rank: int = 0, step: int = 0, rows: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(100 * step + rank)
-    return torch.randint(VOCABULARY, (2, TOKENS), generator=generator)
+    return torch.randint(VOCABULARY, (rows, TOKENS), generator=generator)
 
 
 def build(dtype: torch.dtype = torch.float64) -> Titan:

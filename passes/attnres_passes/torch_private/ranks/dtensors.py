@@ -162,7 +162,7 @@ class _Summed(torch.autograd.Function):
         flat = torch.cat([gradient.reshape(-1) for gradient in given])
         for group in ctx.groups:
             flat = all_reduce(flat, group)
-        parts = iter(flat.split([gradient.numel() for gradient in given]))  # type: ignore[no-untyped-call]
+        parts = iter(torch.split(flat, [gradient.numel() for gradient in given]))
         summed = [
             next(parts).view_as(gradient).to(gradient.dtype) if is_wanted else None
             for gradient, is_wanted in zip(gradients, wanted, strict=True)
