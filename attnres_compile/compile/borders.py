@@ -39,7 +39,7 @@ from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, S
 from attnres_passes.torch_private.borders.tensor_identity import tied
 from attnres_passes.torch_private.example_values import example_value
 from attnres_passes.torch_private.graph_copies import copied
-from attnres_passes.torch_private.ranks.dtensors import like_state
+from attnres_passes.torch_private.ranks.dtensors import arrived, like_state
 from attnres_passes.torch_private.state import unseen_by_checkpoints
 
 log = logging.getLogger("attnres_compile")
@@ -156,7 +156,7 @@ class PieceGraph:
             self.variants[key] = variant
         piece = variant.rewritten
         if piece is None:
-            return variant.compiled(*args)
+            return variant.compiled(*map(arrived, args))
         if open_recording(self.added) is not None:
             raise BorderError(
                 "depth weights are recorded of a model that is compiled as a whole, and this one is compiled in parts; "
@@ -168,7 +168,7 @@ class PieceGraph:
             # A state that does not go on has no gradient of its own.
             given += [first if (sources.stream, position) in variant.going_on else tied(first, args[position]), *others]
         parameters = own_values(piece.parameters, list(map(self.added.parameter, piece.parameters)), piece.groups)
-        results = variant.compiled(*args, *given, *parameters)
+        results = variant.compiled(*map(arrived, (*args, *given)), *parameters)
         own = len(results) - _number_new(piece)
         note_reads(self.added.calls, {parameter.read for parameter in piece.parameters})
         tensors = [leaf for leaf in tree_leaves(results[:own]) if isinstance(leaf, Tensor)]
@@ -216,7 +216,7 @@ class PieceGraph:
         config, mode = self.options.config, self.options.mode
         if not analysis.pieces:
             closed = close_regions(self.gm, config.inner == "eager") if torch.is_grad_enabled() else self.gm
-            return _Variant(compiler(closed, list(inputs), config, mode))
+            return _Variant(compiler(closed, list(map(arrived, inputs)), config, mode))
         rewritten = rewrite_piece(self.gm, analysis)
         dump.only = set(analysis.depth_reads)
         levels = lower_rewritten(rewritten.gm, analysis.plan, dump, differentiates=torch.is_grad_enabled())
@@ -224,7 +224,7 @@ class PieceGraph:
         sources = placeholders[len(inputs) : len(inputs) + rewritten.num_sources]
         held = list(map(self.added.parameter, rewritten.parameters))
         parameters = own_values(rewritten.parameters, held, rewritten.groups)
-        compiled = compiler(levels.closed, [*inputs, *sources, *parameters], config, mode)
+        compiled = compiler(levels.closed, [*map(arrived, inputs), *sources, *parameters], config, mode)
         self.reads |= set(analysis.depth_reads)
         log.info(
             "attnres: %s, a part of its model: %d reads rewritten, %d sources in, %s, reads on %s (%s)",

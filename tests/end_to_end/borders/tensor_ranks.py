@@ -6,15 +6,13 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import SequenceParallel
+from torch.distributed.tensor import DTensor, distribute_module
 from torch.utils.checkpoint import checkpoint
 
 import attnres_compile as ac
@@ -28,7 +26,7 @@ PLANS: dict[str, Callable[[nn.Module, DeviceMesh], None]] = {
     "sequence, DTensor stream": functools.partial(titan.sequence_parallel, local=False),
 }
 SPREAD = "queries spread"
-"""The parameters of the reads are DTensors too, by the same plan."""
+"""The parameters of the reads are DTensors too, whole on every rank."""
 
 
 def begin(rank: int, size: int, store: str) -> DeviceMesh:
@@ -56,14 +54,15 @@ def expected() -> tuple[Tensor, dict[str, Tensor]]:
 
 def made(mesh: DeviceMesh, plan: str, words: set[str]) -> nn.Module:
     model = titan.build()
-    more: dict[str, Any] = {"attnres": SequenceParallel()} if SPREAD in words else {}
     if "prepared after" not in words:
         titan.prepare(model)
         randomize(model)
-    PLANS[plan](model, mesh, **more)
+    PLANS[plan](model, mesh)
     if "prepared after" in words:
         titan.prepare(model)
         randomize(model)
+    if SPREAD in words:
+        distribute_module(model.attnres, mesh)
     options = {"inner": next((one for one in ("aot_eager", "inductor") if one in words), "eager")}
     if "per layer" in words:
         for layer in model.layers.values():

@@ -5,19 +5,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end.borders import tensor_ranks
 from tests.processes import run_ranks
 
+pytestmark = pytest.mark.processes
+
+CELLS = [
+    ("sequence", "whole"),
+    ("sequence", "whole", "prepared after"),
+    ("sequence", "per layer", tensor_ranks.SPREAD),
+    ("sequence", "per layer", "checkpoint", "aot_eager"),
+    ("sequence, DTensor stream", "whole", "aot_eager", tensor_ranks.SPREAD),
+    ("sequence, DTensor stream", "per layer", "prepared after"),
+    ("sequence, DTensor stream", "per layer", "checkpoint"),
+    ("tensor", "per layer", tensor_ranks.SPREAD),
+]
+
 
 def test_two_ranks(tmp_path: Path) -> None:
-    cells = [
-        (plan, compiled, *more)
-        for plan in tensor_ranks.PLANS
-        for compiled in ("whole", "per layer")
-        for more in ((), ("prepared after",), (tensor_ranks.SPREAD,), ("aot_eager", "checkpoint"))
-        if not ("checkpoint" in more and compiled == "whole")
-    ]
-    run_ranks(tensor_ranks.compare, 2, str(tmp_path / "store"), cells)
+    run_ranks(tensor_ranks.compare, 2, str(tmp_path / "store"), CELLS)
 
 
 def test_what_is_around_training(tmp_path: Path) -> None:

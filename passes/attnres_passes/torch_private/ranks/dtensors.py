@@ -147,6 +147,34 @@ def _placements(parts: Sequence[Part]) -> tuple[Placement, ...]:
     return tuple(Shard(part) if isinstance(part, int) else Replicate() for part in parts)
 
 
+class _Arrived(torch.autograd.Function):
+    """Gives what a collective has sent, once it is there; the gradient goes back as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Any) -> Tensor:
+        whole: Tensor = value.trigger_wait()
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def arrived(value: Any) -> Any:
+    """What a graph is given for a value that may still be on its way from other ranks: the plain tensor.
+
+    A layer that Python runs before it, such as an embedding that is split by vocabulary, gives such a value. Compiled
+    by AOTAutograd, a graph sends no gradient back through it (torch 2.13).
+
+    Args:
+        value: an input of a graph.
+    """
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    if module is None or not isinstance(value, module.AsyncCollectiveTensor):
+        return value
+    return _Arrived.apply(value)  # type: ignore[no-untyped-call]
+
+
 class _Summed(torch.autograd.Function):
     """Gives tensors as they are; their gradients are summed over groups of ranks, one after the other."""
 
