@@ -109,7 +109,7 @@ def zeros_and_ones(gm: GraphModule, graph: AnalysedGraph, plan: Plan | None = No
         plan: that it was rewritten by, if that is not the one of ``graph``.
     """
     return [
-        example.new_full(form.shape, 0.0 if form.first == "zeros" else 1.0)
+        (torch.zeros if form.first == "zeros" else torch.ones)(form.shape, dtype=example.dtype, device=example.device)
         for form, example in _added(gm, graph, plan or graph.analysis.plan)
     ]
 
