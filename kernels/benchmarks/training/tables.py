@@ -126,7 +126,7 @@ def verdict(record: Record) -> str:
         elif p > _SIGNIFICANT:
             said = "no difference is seen"
         texts.append(f"- **{row.name}**: {said}: {mean:+.4f} nats a byte in {len(found)} pairs{few}, p = {p:.3f}.")
-    return "\n".join(texts) + "\n" if texts else "No pair of runs yet.\n"
+    return "\n".join(texts) + "\n" if texts else "No pair of runs yet, so nothing is seen either way.\n"
 
 
 def size_table(record: Record) -> str:

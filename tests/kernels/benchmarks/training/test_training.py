@@ -157,7 +157,7 @@ class TestCommand:
         (tmp_path / "runs.jsonl").write_text(json.dumps(made(first, 3.0)) + "\n")
         assert run(tmp_path, "quality", "--minutes", "0") == 0
         monkeypatch.setitem(grid.SIZES, TINY.name, dataclasses.replace(TINY, steps=9))
-        assert run(tmp_path, "quality") == 1
+        assert run(tmp_path, "quality", "--minutes", "0") == 1
         assert f"{first.key} under other settings: steps 4 there and 9 here" in capsys.readouterr().err
         assert keys(tmp_path) == [first.key]
         with pytest.raises(MeasureError, match="steps 4 there and 9 here"):
