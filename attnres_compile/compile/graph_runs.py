@@ -125,6 +125,6 @@ def random_parameters(gm: GraphModule, graph: AnalysedGraph, plan: Plan | None =
     for form, example in _added(gm, graph, plan or graph.analysis.plan):
         value = torch.randn(form.shape, generator=generator)
         # Logits of order one.
-        value = value / form.shape[-1] ** 0.5 if form.first == "zeros" else 1 + value / 4
+        value = value / form.elements**0.5 if form.first == "zeros" else 1 + value / 4
         drawn.append(value.to(dtype=example.dtype, device=example.device))
     return drawn

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.parameters import AttnResParameters
-from attnres_compile.model.read_modules import KeyNorm, ReadParameters
+from attnres_compile.model.read_modules import KeyNorm, QueryProjection, ReadParameters
 
 Reference = Callable[[], nn.Parameter | None]
 """A weak reference: an id would be another parameter's once this one is gone."""
@@ -61,7 +61,7 @@ class Registered:
         self.places: list[tuple[dict[str, nn.Parameter | None], str, Reference]] = [
             (module._parameters, name, _reference(module._parameters.get(name)))
             for module in added.modules()
-            if isinstance(module, (ReadParameters, KeyNorm))
+            if isinstance(module, (ReadParameters, QueryProjection, KeyNorm))
             for name in module.own
         ]
         self.ends = [*self.places[:1], *self.places[-1:]]

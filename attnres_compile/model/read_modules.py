@@ -27,11 +27,20 @@ class KeyNorm(nn.Module):
         return f"{width}eps={self.eps}"
 
 
+class QueryProjection(nn.Module):
+    """The matrix that makes a query of the newest source of a read. weight: ``[d, d]``, zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own: tuple[str, ...] = ()
+
+
 class ReadParameters(nn.Module):
     """Pseudo-query and key norm of one read. query: ``[d]``, zeros: training starts at the uniform average.
 
-    Which parameters there are is the mechanism's (``forms_of_read``); without a key norm there is no ``key_norm``. own:
-    names of those of this module, be they there or moved into a FlatParameter by FSDP.
+    Which parameters there are is the mechanism's (``forms_of_read``): without a key norm there is no ``key_norm``, and
+    in place of a learned query there may be a ``query_projection``. own: names of those of this module, be they there
+    or moved into a FlatParameter by FSDP.
     """
 
     def __init__(
@@ -41,9 +50,12 @@ class ReadParameters(nn.Module):
         self.own: tuple[str, ...] = ()
         if mechanism.key_norm != "none":
             self.key_norm = KeyNorm(eps)
+        if mechanism.query == "input":
+            self.query_projection = QueryProjection()
         for form in forms_of_read(mechanism, width):
             first = torch.zeros if form.first == "zeros" else torch.ones
-            holder = self.key_norm if form.holder else self
+            holder = self.get_submodule(form.holder)
+            assert isinstance(holder, (KeyNorm, QueryProjection, ReadParameters))
             holder.own += (form.attribute,)
             holder.register_parameter(form.attribute, nn.Parameter(first(form.shape, dtype=dtype, device=device)))
 

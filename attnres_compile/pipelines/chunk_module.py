@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from attnres_compile.model import plan_tensor
 from attnres_compile.model.parameters import NAME as PARAMETERS
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_parameters import PATHS
 from attnres_passes.ranks.split_stages import ChunkGraph
 from attnres_passes.ranks.transfers import ChunkPlan
 from attnres_passes.torch_private.ranks.dtensors import on_own_tokens
@@ -217,6 +218,6 @@ def materialise(module: ChunkModule, device: torch.device) -> set[str]:
                 tensor.copy_(plan_tensor.encode(prepared_plan_of(module), tensor.dtype, device))
                 unset.discard(name)
             elif name.startswith(f"{PARAMETERS}."):
-                tensor.fill_(0.0 if name.endswith(".query") else 1.0)
+                tensor.fill_(1.0 if name.endswith(f".{PATHS['key_weight']}") else 0.0)
                 unset.discard(name)
     return unset

@@ -23,7 +23,8 @@ def variant_mix(
 ) -> Tensor:
     """One read, per token.
 
-    sources: n tensors [B, T, d]; parameters: "query" [d] and, of a key norm with a weight, "key_norm.weight" [d];
+    sources: n tensors [B, T, d]; parameters: "query" [d], or "query_projection.weight" [d, d] in its place, and, of a
+    key norm with a weight, "key_norm.weight" [d];
     variant: options that are not the paper's. Gives [B, T, d].
     """
     heads = variant.get("heads", 1)
@@ -33,8 +34,13 @@ def variant_mix(
         keys = values / (values.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
     if variant.get("key_norm", "weight") == "weight":
         keys = keys * parameters["key_norm.weight"]
-    query = parameters["query"].view(heads, -1)
-    logits = variant.get("logit_scale", 1.0) * torch.einsum("nbthc,hc->nbth", _split(keys, heads), query)
+    if variant.get("query", "learned") == "learned":
+        query = parameters["query"].expand(values.shape[1:])  # [B, T, d]
+    else:
+        newest = values[-1] / (values[-1].pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
+        query = torch.einsum("btd,cd->btc", newest, parameters["query_projection.weight"])
+    logits = torch.einsum("nbthc,bthc->nbth", _split(keys, heads), _split(query, heads))
+    logits = variant.get("logit_scale", 1.0) * logits
     if variant.get("mixing", "softmax") == "softmax":
         weights = torch.softmax(logits, dim=0)
     else:
@@ -44,7 +50,7 @@ def variant_mix(
 
 
 def _split(value: Tensor, heads: int) -> Tensor:
-    return value.view(*value.shape[:-1], heads, -1)
+    return value.reshape(*value.shape[:-1], heads, -1)
 
 
 class VariantResiduals(BlockResiduals):

@@ -17,9 +17,9 @@ from tests.reference.variants import variant_mix
 
 WIDTH, EPS = 8, 1e-3
 MECHANISMS = [
-    Mechanism(key_norm, scale, mixing, None, heads)
-    for key_norm, scale, mixing, heads in itertools.product(
-        ("weight", "plain", "none"), (1.0, 0.5), ("softmax", "sigmoid"), (1, 4)
+    Mechanism(key_norm, scale, mixing, None, heads, query)
+    for key_norm, scale, mixing, heads, query in itertools.product(
+        ("weight", "plain", "none"), (1.0, 0.5), ("softmax", "sigmoid"), (1, 4), ("learned", "input")
     )
 ]
 
@@ -80,7 +80,9 @@ def test_low_precision_is_rounded_once() -> None:
     torch.testing.assert_close(found, expected.bfloat16())
 
 
-def test_heads_that_do_not_divide_the_width() -> None:
+def test_parameters_that_do_not_fit() -> None:
     sources, named = given(Mechanism(heads=3))
+    with pytest.raises(UnsupportedSourcesError, match=r"shape \[8\]: pass one of \[d, d\]"):
+        variant_read(sources, list(named.values()), EPS, "mean", Mechanism(query="input"))
     with pytest.raises(UnsupportedSourcesError, match="heads=3 does not divide the width 8"):
         variant_read(sources, list(named.values()), EPS, "mean", Mechanism(heads=3))

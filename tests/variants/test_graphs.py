@@ -41,6 +41,7 @@ options = st.fixed_dictionaries(
         "mixing": st.just("sigmoid"),
         "window": st.integers(1, 4),
         "heads": st.sampled_from([2, 8]),
+        "query": st.just("input"),
     },
 )
 

@@ -56,7 +56,8 @@ def test_under_inductor_by_the_definition_and_the_log_says_why(caplog: pytest.Lo
 def test_parameters_and_what_the_plan_says(variant: dict[str, Any]) -> None:
     model = prepared(variant)
     reads, plan = model.attnres.streams[0].reads, model.attnres.plan
-    names = {"query"} | ({"key_norm.weight"} if variant.get("key_norm", "weight") == "weight" else set())
+    names = {"query_projection.weight" if variant.get("query") == "input" else "query"}
+    names |= {"key_norm.weight"} if variant.get("key_norm", "weight") == "weight" else set()
     assert {name for name, _ in reads[0].named_parameters()} == names
     added = sum(parameter.numel() for parameter in model.attnres.parameters())
     assert f"{added:,} parameters added; variant of the mechanism: " in str(plan)
@@ -131,7 +132,12 @@ def test_the_report_counts_the_variant() -> None:
     x = states().float()
     rows = {
         name: {row.metric: row for row in ac.overhead(model, (x,), block_size=2, **variant).rows}
-        for name, variant in {"paper": {}, "sigmoid": {"mixing": "sigmoid"}, "none": {"key_norm": "none"}}.items()
+        for name, variant in {
+            "paper": {},
+            "sigmoid": {"mixing": "sigmoid"},
+            "none": {"key_norm": "none"},
+            "input": {"query": "input"},
+        }.items()
     }
     added = {name: of["parameters"].attnres - of["parameters"].plain for name, of in rows.items()}
     assert added["paper"] == added["sigmoid"] == 2 * added["none"]
@@ -140,6 +146,8 @@ def test_the_report_counts_the_variant() -> None:
     tokens, sources = 6, 2 + 2 + 3 + 3 + 4
     assert flops["sigmoid"] == 2 * 3 * sources * tokens * WIDTH
     assert flops["none"] == 2 * 2 * sources * tokens * WIDTH
+    assert flops["input"] == flops["sigmoid"] + 2 * 5 * tokens * WIDTH**2
+    assert added["input"] == 5 * (WIDTH**2 + WIDTH)
 
 
 def test_depth_weights_are_those_of_the_variant() -> None:
@@ -158,7 +166,7 @@ def test_depth_weights_are_those_of_the_variant() -> None:
     weights = logits.sigmoid() * 2 / 2
     assert first.weights == pytest.approx(weights.mean((1, 2, 3)).tolist(), abs=1e-9)
     shares = weights / weights.sum(0)
-    assert first.entropy == pytest.approx(float(-(shares * shares.log()).sum(0).mean()), abs=1e-9)
+    assert first.entropy == pytest.approx(float(-(shares * shares.log()).sum(0).mean().detach()), abs=1e-9)
 
 
 def test_parameters_of_a_variant_are_not_exported(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"key_norm": "none"},
     {"mixing": "sigmoid"},
     {"heads": 4},
-    {"heads": 2, "mixing": "sigmoid", "key_norm": "none", "logit_scale": 0.5, "window": 1},
+    {"query": "input"},
+    {"heads": 2, "mixing": "sigmoid", "key_norm": "none", "logit_scale": 0.5, "window": 1, "query": "input"},
 ]
 """One of each, and all at once."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 KEY_NORMS = ("weight", "plain", "none")
 MIXINGS = ("softmax", "sigmoid")
+QUERIES = ("learned", "input")
 
 
 class Mechanism(NamedTuple):
@@ -17,7 +18,7 @@ class Mechanism(NamedTuple):
     key_norm: the RMSNorm on the keys, with a learned weight, "plain" without one, or "none"; logit_scale: factor of the
     logits; mixing: "softmax" over the sources, or "sigmoid" of each logit by itself; window: completed blocks beside
     the root that a read attends to, the last ones, None for all; heads: parts of the width that have weights of their
-    own.
+    own; query: one learned vector, or "input", made of the newest source by a learned matrix.
     """
 
     key_norm: str = "weight"
@@ -25,6 +26,7 @@ class Mechanism(NamedTuple):
     mixing: str = "softmax"
     window: int | None = None
     heads: int = 1
+    query: str = "learned"
 
     @property
     def is_paper(self) -> bool:
@@ -44,6 +46,8 @@ class Mechanism(NamedTuple):
             return "mixing='sigmoid': phase 1 and the kernels merge by the sums of a softmax"
         if self.heads > 1:
             return f"heads={self.heads}: phase 1 and the kernels hold one weight per source and token"
+        if self.query == "input":
+            return "query='input': phase 1 and the kernels need the queries of later reads before these are reached"
         return ""
 
     @property

@@ -2,6 +2,7 @@
 
 With sources `v_i`, query `q` and key-norm weight `g`, `n` sources and `d` features:
 
+    q   = q                           query="learned"; W v_n / rms(v_n) "input", with the newest source and a matrix
     k_i = g v_i / rms(v_i)            key_norm="weight"; v_i / rms(v_i) "plain"; v_i "none"
     l_ih = s sum_{c in head h} q_c k_ic
     w_ih = softmax_i(l_ih)            mixing="softmax"
@@ -36,6 +37,48 @@ def effective_weight(query: Tensor, weight: Tensor | None, logit_scale: float) -
     return weight.to(dtype) * logit_scale
 
 
+def check_parameters(sources: Sequence[Tensor], parameters: Sequence[Tensor], how: Mechanism) -> None:
+    """Check that a read can be made from these tensors.
+
+    Args:
+        sources, parameters, how: of `variant_weights`.
+
+    Raises:
+        UnsupportedSourcesError: they do not agree.
+    """
+    first = parameters[0]
+    if how.query == "input" and (first.dim() != 2 or first.shape[0] != first.shape[1]):
+        raise UnsupportedSourcesError(
+            f"The matrix of an input-dependent query has shape {list(first.shape)}: pass one of [d, d]."
+        )
+    check_sources(sources, first[0] if how.query == "input" else first)
+
+
+def query_and_factor(
+    sources: Sequence[Tensor], parameters: Sequence[Tensor], eps: float, how: Mechanism
+) -> tuple[Tensor, Tensor]:
+    """The query of a read, and what it is multiplied by to be the effective key vector.
+
+    Args:
+        sources, parameters, eps, how: of `variant_weights`.
+
+    Returns:
+        `[d]`, or `[*, d]` if it is made of the input; and a tensor that it is multiplied by.
+    """
+    first, *weight = parameters
+    query = first
+    if how.query == "input":
+        newest = normed(sources[-1], eps)
+        query = torch.nn.functional.linear(newest, first.to(newest.dtype))
+    return query, effective_weight(query, weight[0] if weight else None, how.logit_scale)
+
+
+def normed(source: Tensor, eps: float) -> Tensor:
+    """`v / rms(v)` in fp32 (fp64 for fp64)."""
+    value = source.to(statistics_dtype(source.dtype))
+    return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
+
+
 def per_head(value: Tensor, heads: int) -> Tensor:
     """`[*, d]` as `[*, heads, d / heads]`."""
     return value.reshape(*value.shape[:-1], heads, value.shape[-1] // heads)
@@ -46,7 +89,8 @@ def variant_weights(sources: Sequence[Tensor], parameters: Sequence[Tensor], eps
 
     Args:
         sources: `n` tensors `[*, d]`, those in the window.
-        parameters: the query `[d]`, and the weight `[d]` of the key norm if it has one.
+        parameters: the query `[d]`, or the matrix `[d, d]` that makes it, and the weight `[d]` of the key norm if it
+            has one.
         eps: of the key norm.
         how: the mechanism.
 
@@ -56,14 +100,14 @@ def variant_weights(sources: Sequence[Tensor], parameters: Sequence[Tensor], eps
     Raises:
         UnsupportedSourcesError: sources and parameters do not agree.
     """
-    query, *weight = parameters
-    check_sources(sources, query)
+    check_parameters(sources, parameters, how)
     if sources[0].shape[-1] % how.heads:
         raise UnsupportedSourcesError(
             f"heads={how.heads} does not divide the width {sources[0].shape[-1]} of the sources: pass a divisor."
         )
     dtype = statistics_dtype(sources[0].dtype)
-    key = key_vector(query, effective_weight(query, weight[0] if weight else None, how.logit_scale)).to(dtype)
+    query, factor = query_and_factor(sources, parameters, eps, how)
+    key = key_vector(query, factor).to(dtype)
     logits = []
     for source in sources:
         value = source.to(dtype)

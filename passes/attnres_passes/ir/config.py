@@ -19,6 +19,7 @@ OnDecline = Literal["error", "warn", "ignore"]
 OnPlain = Literal["error", "warn"]
 KeyNorm = Literal["weight", "plain", "none"]
 Mixing = Literal["softmax", "sigmoid"]
+Query = Literal["learned", "input"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": get_args(Scale),
@@ -28,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_plain": get_args(OnPlain),
     "key_norm": get_args(KeyNorm),
     "mixing": get_args(Mixing),
+    "query": get_args(Query),
 }
 MECHANISM = Mechanism._fields
 """Options that say how a read computes its weights, and what it weighs (docs/variants.md)."""
@@ -68,6 +70,7 @@ class AttnResConfig:
     mixing: "softmax" over the sources, or "sigmoid" of each logit by itself.
     window: completed blocks that a read attends to beside the root and the open partial sum, the last ones.
     heads: parts of the width that have weights of their own.
+    query: one learned vector per read, or "input", made of its newest source by a learned matrix.
 
     Raises ConfigError.
     """
@@ -90,6 +93,7 @@ class AttnResConfig:
     mixing: Mixing = "softmax"
     window: int | None = None
     heads: int = 1
+    query: Query = "learned"
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.block_size is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ParameterName = Literal["query", "key_weight"]
+ParameterName = Literal["query", "query_matrix", "key_weight"]
 
 
 @dataclass(frozen=True, order=True)

@@ -35,7 +35,11 @@ class ParameterForm:
         return math.prod(self.shape)
 
 
-PATHS: dict[ParameterName, str] = {"query": "query", "key_weight": "key_norm.weight"}
+PATHS: dict[ParameterName, str] = {
+    "query": "query",
+    "query_matrix": "query_projection.weight",
+    "key_weight": "key_norm.weight",
+}
 """Where each is below the module of its read."""
 
 
@@ -49,6 +53,8 @@ def forms_of_read(mechanism: Mechanism, width: int) -> tuple[ParameterForm, ...]
         width: of the stream.
     """
     forms = [ParameterForm("query", PATHS["query"], (width,), "zeros")]
+    if mechanism.query == "input":
+        forms = [ParameterForm("query_matrix", PATHS["query_matrix"], (width, width), "zeros")]
     if mechanism.key_norm == "weight":
         forms.append(ParameterForm("key_weight", PATHS["key_weight"], (width,), "ones"))
     return tuple(forms)

@@ -33,6 +33,7 @@ from attnres_passes.ranks.cuts import balanced_cuts, cuts_at_modules, sublayer_f
 from attnres_passes.ranks.layout import StageError, StageLayout
 from attnres_passes.ranks.positions import Positions, positions_of, single_stream
 from attnres_passes.ranks.transfers import Key, StagePlan, Transfer, plan_stages
+from attnres_passes.rewrite.placeholders import placeholders_of_parameters
 from attnres_passes.torch_private.example_values import example_value, fake_mode_of
 from attnres_passes.torch_private.graph_copies import copied
 
@@ -116,11 +117,8 @@ def trace_rewritten(rewritten: GraphModule, plan: Plan) -> AtenTrace:
     examples = [example_value(node) for node in given]
     like = next(value for value in examples if isinstance(value, torch.Tensor) and value.is_floating_point())
     with fake_mode_of(examples):
-        for node in gm.graph.nodes:
-            annotation = annotation_of(node)
-            if annotation is not None and annotation.kind == "parameter":
-                width = plan.streams[annotation.stream].width
-                node.meta["example_value"] = torch.empty(width, dtype=like.dtype, device=like.device)
+        for node, form in placeholders_of_parameters(gm, plan):
+            node.meta["example_value"] = torch.empty(form.shape, dtype=like.dtype, device=like.device)
     return trace_aten(gm)
 
 

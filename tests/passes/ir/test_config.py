@@ -45,6 +45,7 @@ VALID = [
     *[("logit_scale", value) for value in (1, 0.125)],
     *[("window", value) for value in (None, 1, 8)],
     *[("heads", value) for value in (1, 16)],
+    *[("query", value) for value in ("learned", "input")],
 ]
 
 INVALID: list[tuple[str, Any]] = [
@@ -60,7 +61,7 @@ INVALID: list[tuple[str, Any]] = [
     ("eps", float("nan")),
     *[(name, value) for name in ("allow_unnormed", "regions") for value in ("no", None, 1)],
     ("sequence_group", 0),
-    *[(name, value) for name in ("key_norm", "mixing") for value in ("nonsense", None)],
+    *[(name, value) for name in ("key_norm", "mixing", "query") for value in ("nonsense", None)],
     *[("logit_scale", value) for value in (0, -1.0, "small", None, True, float("nan"), float("inf"))],
     *[(name, value) for name in ("window", "heads") for value in (0, -1, 1.5, "2", True)],
     ("heads", None),
@@ -73,7 +74,9 @@ def test_nothing_is_compiled_in_parts_where_nothing_is_compiled() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["direct", "two_phase"])
-@pytest.mark.parametrize("variant", [{"key_norm": "none"}, {"mixing": "sigmoid"}, {"heads": 2}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{"key_norm": "none"}, {"mixing": "sigmoid"}, {"heads": 2}, {"query": "input"}], ids=str
+)
 def test_no_schedule_is_asked_for_that_cannot_be(variant: dict[str, Any], schedule: str) -> None:
     ((name, value),) = variant.items()
     with pytest.raises(ConfigError, match=f"schedule='{schedule}' is asked for, and {name}={value!r}: phase 1"):
@@ -143,7 +146,7 @@ def test_unknown_option_names_the_closest_valid_one(given: str, meant: str) -> N
 
 
 def test_unknown_option_far_from_all_lists_them() -> None:
-    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'heads'\."):
+    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'query'\."):
         AttnResConfig.from_options({"zzz": 2})
 
 

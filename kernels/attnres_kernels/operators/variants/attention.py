@@ -31,14 +31,15 @@ def _run(call: VariantAttention) -> Tensor:
 
 
 def _fake(call: VariantAttention) -> Tensor:
-    naive.check_sources(call.sources, call.parameters[0])
+    variants.check_parameters(call.sources, call.parameters, call.how)
     return call.sources[0].new_empty(call.sources[0].shape)
 
 
 def _flops(call: VariantAttention) -> int:
-    """Square sum of every source that is normed, dot product, and weighted sum."""
+    """Square sum of every source that is normed, dot product, and weighted sum; the matrix of a query."""
     passes = 2 if call.how.key_norm == "none" else 3
-    return multiplied(passes * len(call.sources), call.sources[0])
+    width = call.sources[0].shape[-1] if call.how.query == "input" else 0
+    return multiplied(passes * len(call.sources) + width, call.sources[0])
 
 
 VARIANT_ATTENTION = OperatorDefinition(
@@ -72,6 +73,9 @@ def _run_backward(call: VariantBackward) -> list[Tensor]:
              = w_ih (1 - n w_ih / 2) a_ih        sigmoid
         dv_i = w_i g + r_i (x_i - k_i mean(x_i k_i)),  x_i = e_i u   (w_i g + x_i without a key norm)
         du = sum_tokens sum_i e_i k_i
+
+    A query that is made of the newest source has a gradient per token, `dq`, which goes on to its matrix and, through
+    the norm, to that source.
     """
     with torch.autocast(call.grad.device.type, enabled=False):
         return _gradients(call.grad, *call.call)
@@ -83,8 +87,7 @@ def _gradients(
     weights = variants.variant_weights(sources, parameters, eps, how)
     dtype, count, width = weights.dtype, len(sources), sources[0].shape[-1]
     grad = grad.to(dtype) * (float(count) if scale == "sum" else 1.0)
-    query, *weight = parameters
-    factor = variants.effective_weight(query, weight[0] if weight else None, how.logit_scale)
+    query, factor = variants.query_and_factor(sources, parameters, eps, how)
     key = naive.key_vector(query, factor).to(dtype)
 
     def per_head(value: Tensor) -> Tensor:
@@ -96,22 +99,31 @@ def _gradients(
     else:
         of_logits = weights * (projected - (weights * projected).sum(-1, keepdim=True))
 
-    of_sources, of_key = [], torch.zeros_like(key)
+    of_sources, of_key = [], torch.zeros_like(grad)
     for i, source in enumerate(sources):
-        normed = value = source.to(dtype)
-        inverse_rms = torch.ones((), dtype=dtype, device=value.device)
-        if how.key_norm != "none":
-            inverse_rms = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
-            normed = value * inverse_rms
-        to_logit = of_logits[..., i, None]
+        to_logit, value = of_logits[..., i, None], source.to(dtype)
         of_normed = (to_logit * per_head(key)).flatten(-2)
-        through = of_normed if how.key_norm == "none" else of_normed - normed * (of_normed * normed).mean(-1, True)
-        direct = (weights[..., i, None] * per_head(grad)).flatten(-2)
-        of_sources.append((direct + inverse_rms * through).to(source.dtype))
-        of_key = of_key + (to_logit * per_head(normed)).flatten(-2).reshape(-1, width).sum(0)
-    of_key = of_key.to(factor.dtype)
-    of_parameters = [of_key * factor, *(of_key * query.to(factor.dtype) * how.logit_scale for _ in weight)]
-    return of_sources + [x.to(like.dtype) for x, like in zip(of_parameters, parameters, strict=True)]
+        through = of_normed if how.key_norm == "none" else _through_norm(value, of_normed, eps)
+        of_sources.append((weights[..., i, None] * per_head(grad)).flatten(-2) + through)
+        normed = value if how.key_norm == "none" else variants.normed(value, eps)
+        of_key = of_key + (to_logit * per_head(normed)).flatten(-2)
+    of_key, (first, *weight) = of_key.to(factor.dtype), parameters
+    of_query, of_weight = of_key * factor, of_key * query.to(factor.dtype) * how.logit_scale
+    of_first = of_query.reshape(-1, width).sum(0)
+    if how.query == "input":
+        newest, of_query = variants.normed(sources[-1], eps), of_query.to(dtype)
+        of_first = of_query.reshape(-1, width).t() @ newest.reshape(-1, width)
+        of_sources[-1] = of_sources[-1] + _through_norm(sources[-1].to(dtype), of_query @ first.to(dtype), eps)
+    of_parameters = [of_first, *(of_weight.reshape(-1, width).sum(0) for _ in weight)]
+    likes = [*sources, *parameters]
+    return [x.to(like.dtype) for x, like in zip([*of_sources, *of_parameters], likes, strict=True)]
+
+
+def _through_norm(value: Tensor, of_normed: Tensor, eps: float) -> Tensor:
+    """The gradient of `v` from that of `v / rms(v)`."""
+    inverse_rms = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
+    normed = value * inverse_rms
+    return inverse_rms * (of_normed - normed * (of_normed * normed).mean(-1, keepdim=True))
 
 
 def _flops_backward(call: VariantBackward) -> int:
