@@ -11,7 +11,7 @@ from tests.generated.judge import judge
 from tests.generated.near_misses import NEAR_MISSES
 from tests.generated.run import drawn, key_of
 
-FEW = drawn(14, from_seed=1)
+FEW = drawn(8, from_seed=1)
 
 
 @pytest.mark.parametrize("description", FEW, ids=key_of)

@@ -24,6 +24,8 @@ from tests.mutations.faults import ROOT, Fault
 
 LIMIT = 1200
 """Seconds that the tests of one fault may take."""
+WITHOUT = ""
+"""Name of the verdict on the code without a fault."""
 LIBRARIES = ("torch", "torch._dynamo", "torch._functorch.aot_autograd", "torch.distributed", "hypothesis", "networkx")
 
 
@@ -145,13 +147,14 @@ def judge(fault: Fault) -> Verdict:
     return Verdict(fault.name, fault.file, words.get(outcome, outcome), by, round(time.monotonic() - began, 1))
 
 
-def judge_without_fault(faults: Sequence[Fault]) -> Verdict:
-    """Run the tests of some faults on the code as it is: what fails there catches nothing."""
+def judge_without_fault(verdicts: Sequence[Verdict]) -> Verdict:
+    """Run the tests that caught something on the code as it is: one that fails there has caught nothing."""
     began = time.monotonic()
-    tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
+    caught = [one.by.partition("::") for one in verdicts if one.outcome == "caught"]
+    tests = [f"{module.replace('.', '/')}.py::{test}" for module, _, test in dict.fromkeys(caught)]
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         outcome, by = run_tests(copied_tree(Path(folder)), tests, stops=False)
-    return Verdict("", "", outcome, by, round(time.monotonic() - began, 1))
+    return Verdict(WITHOUT, "", outcome, by, round(time.monotonic() - began, 1))
 
 
 def read_record(path: Path) -> dict[str, Verdict]:
