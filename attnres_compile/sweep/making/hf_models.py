@@ -67,13 +67,19 @@ def _tries(model_type: str, adjustment: Adjustment) -> Iterator[Try]:
 
 
 def _defaults(config_class: Any, adjustment: Adjustment) -> Any:
-    """The configuration without any values; with those that were adjusted where it cannot be without them."""
+    """The configuration without any values; with those that were adjusted where it cannot be without them.
+
+    Raises NotMadeError.
+    """
     try:
         return config_class()
-    except Exception:  # of any class: it is about a field that has no default
-        if not adjustment.config:
-            raise
-        return config_class(**adjustment.config)
+    except Exception as error:  # of any class: it is about a field that has no default, or a wrong one
+        if adjustment.config:
+            return config_class(**adjustment.config)
+        raise NotMadeError(
+            f"{config_class.__name__}() is refused by transformers ({type(error).__name__}); give the fields that it "
+            "needs, as config, in attnres_compile/sweep/making/adjustments.json"
+        ) from error
 
 
 def _parts(config: Any) -> Iterator[Any]:

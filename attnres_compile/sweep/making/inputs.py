@@ -88,11 +88,13 @@ def _of_each_form(config: Any, names: list[str]) -> Iterator[dict[str, Any]]:
 def _patches(config: Any, grid: str, names: list[str]) -> Iterator[dict[str, Any]]:
     """Images as flat patches, and the grid that they make."""
     patch = _first([config], ("patch_size",)) or 14
+    patch = patch if isinstance(patch, int) else patch[0]
     frames, channels = (_first([config], one) for one in (("temporal_patch_size",), ("in_channels", "num_channels")))
-    width = (channels or 3) * (frames or 1) * patch * patch
+    channels = channels if isinstance(channels, int) else 3
+    width = channels * (frames or 1) * patch * patch
     main = next((name for name in names if name != grid), "hidden_states")
     count = _GRID[0] * _GRID[1]
-    shapes = [(count, width), (count, channels or 3, patch, patch), (1, count, width)]
+    shapes = [(count, width), (count, channels, patch, patch), (1, count, width)]
     for shape in shapes:
         yield {main: torch.randn(shape), grid: torch.tensor([[1, *_GRID]])}
 

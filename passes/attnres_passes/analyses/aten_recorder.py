@@ -23,6 +23,7 @@ from attnres_passes.torch_private.example_values import (
     is_plain_tensor,
     is_wrapper,
     size_token,
+    sizes_as_symbols,
     storage_id,
     without_new_guards,
 )
@@ -42,7 +43,7 @@ def trace_aten(gm: GraphModule) -> AtenTrace:
     trace = AtenTrace(nodes)
     recorder = Recorder(trace)
     # A fake mode that is already active must not be entered twice; a recorder outside of it sees fake tensors.
-    with restored_torch_state(), without_new_guards(fake_mode), fake_mode, recorder:
+    with restored_torch_state(), without_new_guards(fake_mode), fake_mode, sizes_as_symbols(gm), recorder:
         _RecordingInterpreter(gm, recorder, fake_mode).run(*examples, enable_io_processing=False)
     keep_live(trace)
     return trace

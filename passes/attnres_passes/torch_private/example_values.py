@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
@@ -80,6 +81,16 @@ def depends_on_data(gm: torch.fx.GraphModule) -> bool:
 
     values = (example_value(node) for node in gm.graph.nodes)
     return any(free_unbacked_symbols(leaf) for value in values for leaf in tree_leaves(value) if _has_sizes(leaf))
+
+
+def sizes_as_symbols(gm: torch.fx.GraphModule) -> contextlib.AbstractContextManager[Any]:
+    """Where sizes of a captured graph are symbols, composites that take numbers alone decompose in Python.
+
+    Elsewhere nothing is changed: what a composite decomposes into may be other operators in Python than in C++.
+    """
+    if any(symbols_of(example_value(node)) for node in gm.graph.nodes):
+        return enable_python_dispatcher()
+    return contextlib.nullcontext()
 
 
 def _has_sizes(value: Any) -> bool:

@@ -177,3 +177,27 @@ def test_an_input_that_a_call_changes_is_copied() -> None:
     cache = Cache()
     assert ac.verify(Cached(), (tokens(), cache)).passed
     assert len(cache.seen) == 0
+
+
+class MaskedByTheLeastNumber(nn.Module):
+    """Its mask is made in torch's default dtype, which cannot hold the least number of a wider one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PreNorm(layers=2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.inner(ids)
+        return out + torch.full(ids.shape[-1:], torch.finfo(out.dtype).min).clamp_min(0)[:, None]
+
+
+def test_a_model_that_does_not_run_in_fp64_is_verified_without() -> None:
+    model, ids = MaskedByTheLeastNumber(), tokens()
+    with pytest.raises(RuntimeError, match="overflow"):
+        copy.deepcopy(model).double()(ids)
+    found = ac.verify(model, (ids,))
+    assert found.passed
+    assert [check.skipped.split(" (")[0] for check in found.checks if check.skipped] == [
+        "the plain model does not run in float64"
+    ]
+    assert {check.dtype for check in found.checks if not check.skipped} == {"float32"}

@@ -261,6 +261,23 @@ def test_dynamic_sizes_add_no_guard_and_no_symbol() -> None:
     assert len(shapes) > 1
 
 
+def test_composites_that_take_numbers_are_followed_where_sizes_are_symbols() -> None:
+    traces: list[AtenTrace] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[object]) -> object:
+        traces.append(trace_aten(gm))
+        return gm.forward
+
+    def model(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=(x.shape[1], x.shape[2]), mode="bilinear").exp()
+
+    torch.compiler.reset()
+    x = sample(2, 5, 3, WIDTH)
+    torch._dynamo.mark_dynamic(x, 1)
+    torch.compile(model, backend=backend, fullgraph=True)(x)
+    assert only(traces[0], "aten.exp").inputs
+
+
 def test_parameters_of_get_attr_nodes_are_inputs() -> None:
     gm = captured(lambda self, x: x.sin()).gm
     gm.register_buffer("offset", sample(WIDTH))
