@@ -139,6 +139,11 @@ class AttnResConfig:
         value = self.logit_scale
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ConfigError(f"logit_scale={value!r} is not a number > 0; give one, such as width ** -0.5.")
+        if self.sequence_group is not None and not self.mechanism.is_paper:
+            raise ConfigError(
+                f"sequence_group and {self.mechanism} are both given, and blocks are cut along the sequence for the "
+                "paper's mechanism alone; leave sequence_group out."
+            )
         reason = self.mechanism.by_definition
         if reason and self.schedule not in ("auto", "naive"):
             raise ConfigError(

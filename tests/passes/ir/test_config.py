@@ -83,6 +83,11 @@ def test_no_schedule_is_asked_for_that_cannot_be(variant: dict[str, Any], schedu
         AttnResConfig(schedule=schedule, **variant)  # type: ignore[arg-type]
 
 
+def test_no_sequence_shards_of_a_variant() -> None:
+    with pytest.raises(ConfigError, match="sequence_group and window=2 are both given"):
+        AttnResConfig(sequence_group="0", window=2)
+
+
 def test_the_papers_mechanism_goes_without_saying() -> None:
     config = AttnResConfig(mixing="sigmoid", heads=1)
     assert config.to_dict() == {**DEFAULTS, "mixing": "sigmoid"}
