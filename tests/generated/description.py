@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.generated.near_misses import NEAR_MISSES
 from tests.generated.parts import ADDITIONS, CARRIES, NORMS
-from tests.generated.sublayers import BRANCHES, SUBLAYERS
+from tests.generated.sublayers import BRANCHES, SUBLAYERS, SUMS
 
 STYLES = ("sequential", "one norm, one write", "one norm, two writes", "two norms", "sandwich")
 INJECTED = ("nothing", "nothing", "nothing", "root", "root with a weight", "positions")
@@ -125,7 +125,8 @@ def possible(drawn: Description) -> Description:
     place changes what has left the model. A position cannot be taken where the layout changed on the way.
     """
     if drawn.near_miss is not None:
-        return replace(drawn, topology="near miss", towers=drawn.towers[:1])
+        layers = tuple(map(_without_sums, drawn.towers[0].layers))
+        return replace(drawn, topology="near miss", towers=(replace(drawn.towers[0], layers=layers),))
     towers = drawn.towers[: 1 if drawn.topology == "tower" else 2]
     if drawn.topology == "side by side":
         depth = min(len(tower.layers) for tower in towers)
@@ -136,6 +137,11 @@ def possible(drawn: Description) -> Description:
         drawn = replace(drawn, root="sinh")  # an input that is returned is no output of a graph
     is_swapped = any(layer.carry == "swap" for tower in towers for layer in tower.layers[:-1])
     return replace(drawn, towers=tuple(_possible(tower, len(drawn.lead), is_swapped) for tower in towers))
+
+
+def _without_sums(layer: Layer) -> Layer:
+    """Sums inside of a sublayer are declined for reasons of their own, beside that of the model or in its place."""
+    return replace(layer, sublayers=tuple("mlp" if kind in SUMS else kind for kind in layer.sublayers))
 
 
 def _without_view(layer: Layer) -> Layer:
