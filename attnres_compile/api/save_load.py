@@ -157,7 +157,8 @@ def _copy(added: AttnResParameters, tensors: Mapping[str, Tensor], path: Path) -
         for name, parameter in own.items():
             parameter.copy_(_placed_like(parameter, cast[name]))
         # Weights of another plan may have come in place before; these are of the plan.
-        added.get_buffer(plan_tensor.NAME).copy_(plan_tensor.encode(added.plan, torch.float32, torch.device("cpu")))
+        buffer = added.get_buffer(plan_tensor.NAME)
+        buffer.copy_(_placed_like(buffer, plan_tensor.encode(added.plan, torch.float32, torch.device("cpu"))))
 
 
 def _parameters_by_name(added: AttnResParameters) -> dict[str, Tensor]:
