@@ -215,8 +215,9 @@ def all_rates_table(record: Record) -> str:
                 if runs_at_all_rates(size, row)
             ]
             if found:
-                lines.append([size.name, row.name, *_differences(found)])
-    return _markdown(lines, ["size", "row", *_DIFFERENCES]) if lines else "No pair of runs yet.\n"
+                # Pairs of one seed at several rates are not independent, so that there is no p of all of them.
+                lines.append([size.name, row.name, *_differences(found)[:-1]])
+    return _markdown(lines, ["size", "row", *_DIFFERENCES[:-1]]) if lines else "No pair of runs yet.\n"
 
 
 def _losses(record: Record, size: Size, row: Row, rate: float) -> dict[int, float]:
