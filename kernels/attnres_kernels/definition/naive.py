@@ -15,6 +15,14 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocast_device(tensor: Tensor) -> str:
+    """The device type for which autocast is switched off around work on a tensor.
+
+    torch knows no autocast for "meta", not even one that is off; there it is that of "cpu", which casts nothing then.
+    """
+    return "cpu" if tensor.is_meta else tensor.device.type
+
+
 def key_vector(query: Tensor, weight: Tensor) -> Tensor:
     """The effective key vector `query * weight`: the pseudo-query with the weight of the key norm folded in.
 
@@ -97,7 +105,7 @@ def naive_read(sources: Sequence[Tensor], query: Tensor, weight: Tensor, eps: fl
     Returns:
         `[*, d]` in the dtype of the sources.
     """
-    with torch.autocast(sources[0].device.type, enabled=False):
+    with torch.autocast(autocast_device(sources[0]), enabled=False):
         return depth_attention(sources, key_vector(query, weight), eps, scale)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnres_kernels.definition.naive import key_vector, statistics_dtype, weighted_sum
+from attnres_kernels.definition.naive import autocast_device, key_vector, statistics_dtype, weighted_sum
 from attnres_kernels.definition.read_parts import Neighbours, ReadForm, ReadParts
 
 
@@ -42,7 +42,7 @@ def source_logits(source: Tensor, keys: Tensor, first: int, eps: float) -> Tenso
     Returns:
         `[*, R - first]` in the dtype of the keys.
     """
-    with torch.autocast(source.device.type, enabled=False):
+    with torch.autocast(autocast_device(source), enabled=False):
         value = source.to(keys.dtype)
         inverse_rms = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
         return torch.matmul(value, keys[first:].t()) * inverse_rms
@@ -74,7 +74,7 @@ def inter_block(
         `count` outputs `[*, d]`, then `count` log-sum-exps `[*]`, in the dtype of the logits.
     """
     outputs, log_sums = [], []
-    with torch.autocast(sources[0].device.type, enabled=False):
+    with torch.autocast(autocast_device(sources[0]), enabled=False):
         for number in range(first, first + count):
             columns = torch.stack([_column(x, number, total) for x in logits], -1)
             weights = columns.softmax(-1)
@@ -183,7 +183,7 @@ def _read(parts: ReadParts, form: ReadForm) -> Tensor:
     values = [x for x in (parts.inter, *parts.sources) if x is not None]
     columns = [] if parts.log_sum is None else [parts.log_sum]
     columns += [_column(x, form.number, form.total) for x in parts.logits]
-    with torch.autocast(parts.values()[0].device.type, enabled=False):
+    with torch.autocast(autocast_device(parts.values()[0]), enabled=False):
         if parts.partial is not None and parts.key is not None:
             value = parts.partial.to(statistics_dtype(parts.partial.dtype))
             columns.append((value * parts.key).sum(-1) * torch.rsqrt(value.square().mean(-1) + form.eps))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnres_kernels.definition.mechanism import Mechanism
-from attnres_kernels.definition.naive import SCALES, check_sources, key_vector, statistics_dtype
+from attnres_kernels.definition.naive import SCALES, autocast_device, check_sources, key_vector, statistics_dtype
 from attnres_kernels.errors import UnsupportedSourcesError
 
 
@@ -154,5 +154,5 @@ def variant_read(
     Args:
         sources, parameters, eps, scale, how: of `variant_attention`.
     """
-    with torch.autocast(sources[0].device.type, enabled=False):
+    with torch.autocast(autocast_device(sources[0]), enabled=False):
         return variant_attention(sources, parameters, eps, scale, how)

@@ -251,3 +251,12 @@ def test_stream_with_a_single_read_of_its_root_has_nothing_to_lower() -> None:
     found, analysis = analysed(model, block_size=1)
     if analysis.plan.streams:
         lowered(found, analysis, "two_phase")
+
+
+def test_the_definition_runs_without_data() -> None:
+    """Reports count models on the meta device, for which torch has no autocast that could be off."""
+    sources = [torch.empty(2, 3, 4, device="meta") for _ in range(2)]
+    parameters = [torch.empty(4, device="meta") for _ in range(2)]
+    read = naive.naive_read(sources, *parameters, 1e-6, "mean")
+    assert read.is_meta
+    assert read.shape == (2, 3, 4)
