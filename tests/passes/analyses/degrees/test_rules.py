@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from attnres_passes.analyses.aten_trace import STALE_ALIAS, Op, Ref
+from attnres_passes.analyses.aten_trace import LOCAL_PART, SPREAD, STALE_ALIAS, Op, Ref
 from attnres_passes.analyses.degrees.degree import RULES, SHAPE_ONLY, UNKNOWN
+from attnres_passes.analyses.degrees.homogeneous import homogeneous
 from attnres_passes.analyses.degrees.rules import output_degrees
 from tests.passes.analyses.degrees.degree_cases import CASES, TINY, Case, Scaled, U, case, random, s, unknown, w
 from tests.passes.helpers import WIDTH, Function, sample, traced
@@ -89,10 +90,20 @@ def test_operator_scales_as_claimed(case: Case) -> None:
                 torch.testing.assert_close(after, expected, rtol=tolerance(case), atol=1e-9 * factor)
 
 
+COLLECTIVES = ("all_gather_into_tensor", "all_reduce", "all_to_all_single", "reduce_scatter_tensor", "wait_tensor")
+BETWEEN_RANKS = {LOCAL_PART, SPREAD, *(f"_c10d_functional.{name}" for name in COLLECTIVES)}
+
+
 def test_every_operator_of_the_table_has_a_case() -> None:
     covered = {f"aten.{case.overload.split('.')[0]}" for case in CASES}
     covered |= {f"aten.{name}" for name in STAND_INS} | {STALE_ALIAS}
-    assert set(RULES) == covered
+    assert set(RULES) == covered | BETWEEN_RANKS
+
+
+@pytest.mark.parametrize("name", sorted(BETWEEN_RANKS))
+def test_what_goes_between_ranks_keeps_its_degree(name: str) -> None:
+    """A part, a whole, or a sum of what each rank has; ranks run them in tests/end_to_end/borders."""
+    assert RULES[name] is homogeneous
 
 
 @pytest.mark.parametrize("name", STAND_INS)
