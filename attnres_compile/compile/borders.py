@@ -22,6 +22,7 @@ from attnres_compile.compile.dump import LevelDump
 from attnres_compile.compile.regions import compile_graph, compile_graph_later
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, note_state, sources_of
+from attnres_compile.model.border.offloaded import check_loaded
 from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import BorderError, StalePlanError
 from attnres_compile.model.parameters import AttnResParameters, is_in_use
@@ -167,7 +168,9 @@ class PieceGraph:
             first, *others = (like_state(source, args[position]) for source in sources.tensors)
             # A state that does not go on has no gradient of its own.
             given += [first if (sources.stream, position) in variant.going_on else tied(first, args[position]), *others]
-        parameters = own_values(piece.parameters, list(map(self.added.parameter, piece.parameters)), piece.groups)
+        held = list(map(self.added.parameter, piece.parameters))
+        check_loaded(self.added, piece.parameters, held, args)
+        parameters = own_values(piece.parameters, held, piece.groups)
         results = variant.compiled(*map(arrived, (*args, *given)), *parameters)
         own = len(results) - _number_new(piece)
         note_reads(self.added.calls, {parameter.read for parameter in piece.parameters})

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from attnres_compile.model.border.offloaded import check_loaded
 from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import StalePlanError
 from attnres_compile.model.in_force.calls import Calls
@@ -38,7 +39,9 @@ class CompiledGraph:
         self.model = weakref.ref(model)
         self.streams = sorted({parameter.read.stream for parameter in added})
         self._find_holders()
-        self.compiled_for = _signatures(self._look_up())
+        held = self._look_up()
+        self.compiled_for = _signatures(held)
+        self.without_data = any(value.is_meta for value in held)
 
     def _find_holders(self) -> None:
         holders = [self.parameters.holder(parameter) for parameter in self.added]
@@ -63,7 +66,10 @@ class CompiledGraph:
             # A read, or its key norm, was replaced by another module.
             self._find_holders()
         added = self._look_up()
+        if self.without_data:
+            check_loaded(self.parameters, self.added, added, args)
         if _signatures(added) != self.compiled_for:
+            check_loaded(self.parameters, self.added, added, args)
             self._refuse(added)
         added = own_values(self.recorder.rewritten.parameters, added, self.recorder.rewritten.groups)
         self.parameters.calls.note_run(self.streams)

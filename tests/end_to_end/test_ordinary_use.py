@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnres_compile as ac
+from attnres_compile.model.errors import StalePlanError
 
 transformers = pytest.importorskip("transformers")
 
@@ -151,6 +152,24 @@ def offloaded_to_the_cpu(folder: Path) -> nn.Module:
     return model
 
 
+def offloaded_layer_by_layer(folder: Path) -> nn.Module:
+    """Each module has its parameters for its own forward only; those of reads, which others use, stay."""
+    accelerate = pytest.importorskip("accelerate")
+    model = prepared(compiled=False).eval()
+    with torch.no_grad():
+        for number, one in enumerate(model.attnres.parameters()):
+            one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(number)))
+        model.compile(backend="attnres", options={"inner": "eager"})
+        wanted = model(input_ids=token_ids()).logits
+        torch.compiler.reset()
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        with pytest.raises(StalePlanError, match="remove_hook_from_module"):
+            model(input_ids=token_ids())
+        accelerate.hooks.remove_hook_from_module(model.attnres, recurse=True)
+        torch.testing.assert_close(model(input_ids=token_ids()).logits, wanted)
+    return model
+
+
 def activations_on_the_cpu(folder: Path) -> nn.Module:
     model = prepared()
 
@@ -229,6 +248,7 @@ USES = [
     lightning,
     accelerate_in_bf16,
     offloaded_to_the_cpu,
+    offloaded_layer_by_layer,
     activations_on_the_cpu,
     scaled_and_clipped,
     lora,

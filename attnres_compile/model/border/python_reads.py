@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, sources_of
+from attnres_compile.model.border.offloaded import check_loaded
 from attnres_compile.model.border.own_values import own_values
 from attnres_compile.model.errors import BorderError
 from attnres_kernels.definition.naive import key_vector
@@ -151,7 +152,9 @@ def depth_read(state: Tensor, sources: Sources, read_id: ReadId) -> Tensor:
     stream, config = added.plan.streams[read_id.stream], added.plan.config
     own = [ReadParameter(read_id, form.name) for form in forms_of_read(config.mechanism, stream.width)]
     groups = (*sources.groups, *cut_over(state))
-    values = own_values(own, list(map(added.parameter, own)), {read_id: groups})
+    held = list(map(added.parameter, own))
+    check_loaded(added, own, held, [state])
+    values = own_values(own, held, {read_id: groups})
     note_reads(added.calls, [read_id])
     tensors = attended(sources.tensors, sources.state, stream.block_size, config.window)
     parts = read_parts(state)
