@@ -95,11 +95,14 @@ def _add_offline(verbs: Any) -> None:
 
 
 def _add_static(verbs: Any) -> None:
-    text = "launches and bytes of one read, ours and other people's, recorded without a GPU; exit code 1 without peers"
+    text = (
+        "launches, bytes and machine code of a read, ours and other people's, without a GPU; exit code 1 without peers"
+    )
     parser = add_verb(verbs, "static", _run_static, text)
     parser.add_argument(
         "--wheels", metavar="DIR", help="other people's kernels as wheels, else those that are installed"
     )
+    parser.add_argument("--earlier", metavar="FILE", help="a record of the same Triton: what it compiled is taken over")
     parser.add_argument("-o", "--output", metavar="FILE", help="keep the record")
 
 
@@ -158,7 +161,7 @@ def _run_static(arguments: argparse.Namespace) -> int:
     from .static.record_apart import recorded_apart
     from .static.table import static_table, verdict
 
-    record = recorded_apart(arguments.wheels, arguments.command)
+    record = recorded_apart(arguments.wheels, arguments.command, arguments.earlier)
     keep_record(record, arguments.output)
     write_text(static_table(record), None)
     return PASSED if verdict(record) else FAILED

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnres_kernels.generation.logits import logits_text
 from attnres_kernels.generation.phase_1 import phase_1_text
 from attnres_kernels.generation.specs import MOST_SOURCES, LogitsSpec, Phase1Spec
-from attnres_kernels.launch import candidates, rows
+from attnres_kernels.launch import candidates, rows, tiling
 from attnres_kernels.launch.load_triton import launchable
 
 
@@ -67,7 +67,7 @@ def _logits(
     reads = keys.shape[0]
     given = [x for x in (partial, branch) if x is not None]
     # Triton's interpreter, which is what runs on the CPU, multiplies no matrices of bf16.
-    splits_keys = source.dtype == torch.bfloat16 and source.device.type != "cpu"
+    splits_keys = source.dtype == torch.bfloat16 and tiling.is_gpu(source.device)
     kernel = launchable(logits_text(LogitsSpec(splits_keys, adds=bool(given))), candidates.logits(reads))
     kernel[lambda numbers: (rows.cdiv(count, numbers["BLOCK_T"]), rows.cdiv(reads, numbers["BLOCK_R"]))](
         *given,

@@ -111,6 +111,6 @@ def shares(like: torch.Tensor) -> tuple[int, int]:
     with more programs where they are small.
     """
     programs = tiling.programs(like.device)
-    if like.device.type != "cpu":
+    if tiling.is_gpu(like.device):
         programs *= max(1, BACKWARD_WARPS // backward_tile(like.shape[1]).warps)
     return programs, rows.cdiv(like.shape[0], programs)

@@ -131,6 +131,11 @@ def most_in_place(width: int) -> int:
     return MOST_IN_PLACE_WIDE if is_wide(width) else MOST_IN_PLACE
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether launches are made for a GPU; those on the CPU are for Triton's interpreter."""
+    return device.type != "cpu"
+
+
 @cache
 def programs(device: torch.device, at_once: int = 2) -> int:
     """Programs that sum over tokens on their own.
@@ -139,7 +144,7 @@ def programs(device: torch.device, at_once: int = 2) -> int:
         device: that they run on.
         at_once: programs for each multiprocessor.
     """
-    if device.type == "cpu":
+    if not is_gpu(device):
         return INTERPRETED_PROGRAMS
     return at_once * int(torch.cuda.get_device_properties(device).multi_processor_count)
 
@@ -147,6 +152,6 @@ def programs(device: torch.device, at_once: int = 2) -> int:
 @cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory of a multiprocessor; the interpreter has none."""
-    if device.type == "cpu":
+    if not is_gpu(device):
         return 0
     return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)

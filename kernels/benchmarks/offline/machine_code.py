@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +49,9 @@ def nvidia_facts(cubin: bytes, ptx: str, path: Path) -> Facts:
         ptx: what that was assembled from.
         path: of its text, a file that the debug information names.
     """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "--no-dataflow", "--print-code", "--print-line-info", file.name)
+    with _file_of(cubin) as name:
+        usage = _tool("cuobjdump", "-res-usage", name)
+        code = _tool("nvdisasm", "--no-dataflow", "--print-code", "--print-line-info", name)
     spilled, ahead = 0, set()
     for line, name, flags in _nvidia_instructions(code, path):
         bits = next((_BITS[flag.lstrip("US")] for flag in flags if flag.lstrip("US") in _BITS), 32)
@@ -62,6 +61,20 @@ def nvidia_facts(cubin: bytes, ptx: str, path: Path) -> Facts:
             ahead.add(line)
     registers = int(re.findall(r"REG:(\d+)", usage)[-1])
     return Facts(registers, spilled, narrowest_in_ptx(ptx, path), len(ahead))
+
+
+def disassembled(cubin: bytes) -> str:
+    """The text of a kernel's machine code, without lines of its source."""
+    with _file_of(cubin) as name:
+        return _tool("nvdisasm", "--no-dataflow", "--print-code", name)
+
+
+@contextmanager
+def _file_of(cubin: bytes) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        yield file.name
 
 
 def amd_facts(assembly: str, path: Path) -> Facts:

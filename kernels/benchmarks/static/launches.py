@@ -11,7 +11,7 @@ operation of torch between launches moves its inputs and its output.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -21,7 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from attnres_kernels.launch import tiling
 from attnres_passes.torch_private.example_values import fake_mode_of
+
+from .specialization import Specialization, specialize
 
 CAPABILITY = (9, 0)
 
@@ -34,6 +37,8 @@ class Launch:
     nbytes: int
     choices: int
     """Configurations that the package times before it takes one; 1 without autotuning, 0 for an operation of torch."""
+    code: tuple[str, ...] = ()
+    """Digest of each specialization that it chooses among; of some of them if they were thinned out."""
 
 
 @dataclass
@@ -41,6 +46,10 @@ class Recorded:
     """The launches of a call, in order."""
 
     launches: list[Launch] = field(default_factory=list)
+    specializations: dict[str, Specialization] = field(default_factory=dict)
+    """All of them so far, by digest."""
+    keeps: Callable[[list[Any]], list[Any]] = list
+    """Which configurations of an autotuner are specialized; a kernel without one has None alone."""
 
     def taken(self) -> list[Launch]:
         """Those since the last time."""
@@ -89,11 +98,36 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def _inside(kernel: Any) -> Any:
+    while not hasattr(kernel, "params"):
+        kernel = kernel.fn
+    return kernel
+
+
+def _through_heuristics(kernel: Any, args: Any, kwargs: Any, config: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The function of Triton inside a tuned one, and the arguments that it gets."""
+    while not hasattr(kernel, "params"):
+        named = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs, **config.all_kwargs()}
+        kwargs = {**kwargs, **{name: value(named) for name, value in getattr(kernel, "values", {}).items()}}
+        kernel = kernel.fn
+    return kernel, args, kwargs
+
+
 def _same(kernel: Any) -> Any:
     return kernel
 
 
-def _yes(_tensor: Any) -> bool:
+@contextlib.contextmanager
+def _forgetting(*functions: Any) -> Iterator[None]:
+    """What these keep of earlier calls is of the CPU outside, and of a GPU inside."""
+    for function in functions:
+        function.cache_clear()
+    yield
+    for function in functions:
+        function.cache_clear()
+
+
+def _yes(_any: Any) -> bool:
     return True
 
 
@@ -121,18 +155,21 @@ def recording() -> Iterator[Recorded]:
         fake = type(torch.empty(0))
     recorded = Recorded()
 
-    def take(kernel: Any, choices: int, given: Any) -> None:
+    def take(kernel: Any, choices: int, given: tuple[Any, Any], made: list[Specialization]) -> None:
         tensors = {id(x): x.nbytes for x in tree_leaves(given) if isinstance(x, Tensor)}
-        recorded.launches.append(Launch(kernel.__name__, sum(tensors.values()), choices))
+        of_digest = {one.digest: one for one in made}
+        recorded.specializations |= of_digest
+        recorded.launches.append(Launch(kernel.__name__, sum(tensors.values()), choices, tuple(of_digest)))
 
     def run(self: Any, *args: Any, grid: Any = None, warmup: bool = False, **kwargs: Any) -> None:
-        take(self, 1, (args, kwargs))
+        made = [specialize(self, args, kwargs, grid) for _ in recorded.keeps([None])]
+        take(self, 1, (args, kwargs), made)
 
-    def tuned_run(self: Any, *args: Any, **kwargs: Any) -> None:
-        kernel = self.fn
-        while not hasattr(kernel, "__name__"):
-            kernel = kernel.fn  # heuristics
-        take(kernel, len(self.configs), (args, kwargs))
+    def tuned_run(self: Any, *args: Any, grid: Any = None, warmup: bool = False, **kwargs: Any) -> None:
+        self.nargs = dict(zip(self.arg_names, args, strict=False))  # as its own run does for what prunes
+        configs = recorded.keeps(self.prune_configs({**kwargs, "grid": grid}))
+        made = [specialize(*_through_heuristics(self.fn, args, kwargs, config), grid, config) for config in configs]
+        take(_inside(self.fn), len(self.configs), (args, kwargs), made)
 
     cuda = {
         "get_device_name": _Properties.name,
@@ -148,6 +185,9 @@ def recording() -> Iterator[Recorded]:
         stack.enter_context(mock.patch.object(fake, "is_cuda", property(_yes), create=True))
         for name, value in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, return_value=value))
+        # Our operators launch nothing on fake tensors, so theirs are on the CPU, and cut as those on a GPU.
+        stack.enter_context(mock.patch.object(tiling, "is_gpu", _yes))
+        stack.enter_context(_forgetting(tiling.programs, tiling.shared_memory))
         triton.runtime.driver.set_active(_Driver())
         stack.enter_context(_Operations(recorded))
         yield recorded

@@ -19,12 +19,13 @@ from ..gpu.surroundings import make_surroundings
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def recorded_apart(wheels: str | None, command: Sequence[str] = ()) -> dict[str, Any]:
+def recorded_apart(wheels: str | None, command: Sequence[str] = (), earlier: str | None = None) -> dict[str, Any]:
     """The record of a fresh process that finds the packages of ``wheels``.
 
     Args:
         wheels: a folder of wheels of peers and what they need, or None.
         command: the words of the command line, for the record.
+        earlier: a file with a record, whose compiled kernels are taken over.
 
     Raises:
         MeasureError: the process ended without a record.
@@ -34,7 +35,7 @@ def recorded_apart(wheels: str | None, command: Sequence[str] = ()) -> dict[str,
         path = Path(folder) / "record.json"
         environment = around.environment(1, os.cpu_count() or 1)
         environment.pop("TRITON_INTERPRET", None)
-        words = [sys.executable, "-m", "kernels.benchmarks.static.record_apart", str(path), *command]
+        words = [sys.executable, "-m", "kernels.benchmarks.static.record_apart", str(path), earlier or "", *command]
         done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
@@ -48,4 +49,6 @@ def recorded_apart(wheels: str | None, command: Sequence[str] = ()) -> dict[str,
 if __name__ == "__main__":
     from .table import static_record
 
-    Path(sys.argv[1]).write_text(json.dumps(static_record(sys.argv[2:])))
+    target, known, *words = sys.argv[1:]
+    found = static_record(words, earlier=read_record(known) if known else None)
+    Path(target).write_text(json.dumps(found))

@@ -1,19 +1,20 @@
 """Our reads beside other people's: launches and bytes of the same work, and a model of its time.
 
 Every arm of ``against_peers`` that does one read is called for each shape, forward and backward, with its launches
-recorded. The model of the time of an arm is
+recorded. The first table has the model of an arm's time by its bytes alone,
 
     bytes / bandwidth + launches x seconds of a launch
 
-for launches that wait for one another, by bandwidth that a copy reaches. It leaves out what instructions take, so that
-it is a bound from below for kernels that are held up by something else than memory. The first measurement on a GPU
-confirms or refutes it, by the order of the arms.
+for launches that wait for one another, by bandwidth that a copy reaches: a bound from below. Then each launch is
+compiled as it is (``code``), and what that says goes into the others, with a model of what holds a launch up
+(``time_model``). The first measurement on a GPU confirms or refutes both, by the order of the arms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,6 +23,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from attnres_compile.progress import each
+from attnres_compile.report.comparison import MeasureError
 from attnres_compile.report.records import check_record, package_version, record_head
 from attnres_passes.torch_private.example_values import fake_mode_of
 
@@ -31,9 +33,12 @@ from ..against_peers.arms.peers import PACKAGES, PEERS, Peer, peer_arms
 from ..against_peers.timing import first_line
 from ..against_peers.work import OP, Inputs, Shape
 from ..goals.project_goals import DTYPE, SOURCES, WIDTHS
+from .code import code_facts
+from .code_table import PARTS, SHOWN, launch_lines, summary_lines
 from .launches import Launch, Recorded, recording
+from .summary import PER_TOKEN
 
-KIND, SCHEMA_VERSION = "bench static", 1
+KIND, SCHEMA_VERSION = "bench static", 2
 COMMAND = "python -m kernels.benchmarks static"
 TOKENS = 8192
 BANDWIDTH, LAUNCH_SECONDS = 4.3e12, 2e-6
@@ -41,21 +46,32 @@ BANDWIDTH, LAUNCH_SECONDS = 4.3e12, 2e-6
 SMALL = 0.01
 """Share of a row tensor below which a launch counts as a small one: of parameters and of sums over tokens."""
 
-PARTS = ("forward", "backward")
-PER_TOKEN = 0.005
-"""Of the bytes, for scalars of a token, such as logits, of which arms keep some more or fewer."""
+OWN = "kernels, own logits"
+EVERYWHERE = {"forward": (OWN, "fla-core triton"), "backward": (OWN, "liger-kernel")}
+"""Arms whose kernels are compiled for every shape: those that move the fewest bytes."""
+UNCOMPILED = ("fla-core triton, keeps mix", "flash-attn-res")
+"""Those whose kernels are compiled for none: another arm's, with one tensor more or one sum less; and those that move
+nearly three times the bytes, on whose tiles of all sources the assembler works for minutes.
+"""
 
 _HIDDEN = ("fla-core gluon", "fast-attnres")
 """Peers whose launches go through neither of Triton's two functions, or that are written in Gluon."""
 
 
-def static_record(command: Sequence[str] = (), shapes: Sequence[Shape] = ()) -> dict[str, Any]:
+def static_record(
+    command: Sequence[str] = (), shapes: Sequence[Shape] = (), earlier: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The launches of every arm and shape, as a record for JSON.
 
     Args:
         command: its words, for the record.
         shapes: of single reads; none for those of the goals.
+        earlier: a record of the same Triton; what it compiled is taken over where it is the same.
+
+    Raises:
+        MeasureError: an earlier record of another Triton or another version.
     """
+    known = {} if earlier is None else _code_of(earlier)
     shapes = shapes or [Shape(OP, TOKENS, width, sources, 1, DTYPE) for width, sources in product(WIDTHS, SOURCES)]
     record = {**record_head(KIND, SCHEMA_VERSION, command, "cpu"), "cells": []}
     record["environment"]["versions"] |= {name: package_version(name) for name in PACKAGES}
@@ -64,7 +80,52 @@ def static_record(command: Sequence[str] = (), shapes: Sequence[Shape] = ()) -> 
         for shape in each(shapes, "recording the launches of a shape"):
             arms = [_recorded(arm, shape, recorded) for arm in _arms(shape, peers)]
             record["cells"].append(asdict(shape) | {"row_bytes": shape.row_bytes, "arms": arms})
+    of_digest = each(list(recorded.specializations.items()), "compiling a kernel")
+    record["code"] = {digest: known.get(digest) or code_facts(launched) for digest, launched in of_digest}
     return record
+
+
+def _code_of(earlier: dict[str, Any]) -> dict[str, Any]:
+    check_record(earlier, KIND, SCHEMA_VERSION, command=COMMAND, remedy="leave --earlier out")
+    then, now = earlier["environment"]["versions"]["triton"], package_version("triton")
+    if then != now:
+        raise MeasureError(f"the earlier record was made with Triton {then}, and here is {now}: leave --earlier out")
+    code: dict[str, Any] = earlier["code"]
+    return code
+
+
+def of_arm(name: str, part: str, shape: Shape) -> Callable[[list[Any]], list[Any]]:
+    """Which configurations of an arm's kernels are compiled: those of the fewest stages, and elsewhere than for the
+    shape that is shown also of the fewest warps.
+
+    Args:
+        name: of the arm.
+        part: "forward" or "backward".
+        shape: of the read.
+    """
+    is_shown = (shape.width, shape.sources) == SHOWN
+    if name in UNCOMPILED or not (is_shown or name in EVERYWHERE[part]):
+        return _none_of
+    return partial(thinned_out, also_warps=not is_shown)
+
+
+def _none_of(_configs: list[Any]) -> list[Any]:
+    return []
+
+
+def thinned_out(configs: list[Any], also_warps: bool) -> list[Any]:
+    """An autotuner's configurations of the fewest stages: code that is not pipelined is the same with more.
+
+    Args:
+        configs: all of them, or None alone.
+        also_warps: those of the fewest warps only.
+    """
+    if configs == [None]:
+        return configs
+    stages = min(config.num_stages for config in configs)
+    found = [config for config in configs if config.num_stages == stages]
+    warps = min(config.num_warps for config in found)
+    return [config for config in found if not also_warps or config.num_warps == warps]
 
 
 def _arms(shape: Shape, peers: tuple[Peer, ...]) -> list[Arm]:
@@ -93,9 +154,11 @@ def _parts(arm: Arm, shape: Shape, recorded: Recorded) -> dict[str, Any]:
     inputs = _inputs(shape)
     given = arm.prepare(inputs)
     recorded.taken()
+    recorded.keeps = of_arm(arm.name, "forward", shape)
     outputs = arm.call(inputs, given)
     forward = recorded.taken()
     leaves = list(inputs.leaves(shape.reads).values())
+    recorded.keeps = of_arm(arm.name, "backward", shape)
     torch.autograd.grad(outputs, leaves, [torch.empty_like(x) for x in outputs], allow_unused=True)
     return {"forward": _listed(forward), "backward": _listed(recorded.taken())}
 
@@ -129,7 +192,8 @@ def static_table(record: dict[str, Any]) -> str:
         f"{peers or 'no peers'}; triton {versions['triton']}, {record['environment']['date'][:10]}"
     )
     table = tabulate(rows, ["shape", "", *names], disable_numparse=True)
-    return "\n".join([heading, table, *_missing(record), *verdict(record)])
+    lines = [heading, table, *_missing(record), *verdict(record)]
+    return "\n".join([*lines, "", *launch_lines(record), "", *summary_lines(record)])
 
 
 def _row(cell: dict[str, Any], part: str, names: Sequence[str]) -> list[str]:
