@@ -61,7 +61,7 @@ def test_what_a_launch_compiles_is_what_triton_would_for_each_configuration_that
         "twice": "constexpr",
     }
     assert told["constants"] == {"other": 1, "size": 64, "tile": 128, "twice": True}
-    assert told["divisible"] == [[0, 0], [0, 1], [1]], "of the tensors, and not of the number of rows"
+    assert told["divisible"] == [[0, 0], [0, 1]], "not the output, a view 8 bytes into a tensor, nor the number of rows"
     assert told["options"] == [[4, 3], [4, 2]]
     assert told["arguments"] == [True, True, True, 9 - 4]
     assert told["grid"] == [8, 2, 1]
@@ -70,7 +70,9 @@ def test_what_a_launch_compiles_is_what_triton_would_for_each_configuration_that
 
 def test_a_loop_is_counted_by_its_argument_and_a_launch_by_its_grid(found):
     five, nine = (found["peer"]["facts"][count] for count in ("5", "9"))
-    assert (five["loads_by_warp"], nine["loads_by_warp"]) == (5 + 1, 9 + 1), "and one behind the loop"
+    assert nine["loads_by_warp"] - five["loads_by_warp"] == 9 - 5
+    # One stands behind the loop, and three stages issue up to two beyond its end under a predicate that is false.
+    assert 5 + 1 <= five["loads_by_warp"] <= 5 + 1 + 2
     assert five["issue_slots"] == five["issued_by_warp"] * 4 * (8 * 2)
     assert five["instructions"] == nine["instructions"], "the same code"
     assert 0 < nine["issued_by_warp"] - five["issued_by_warp"] < nine["instructions"]
