@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_compile.capture.cuts import placeholder_values
 from attnres_compile.compile.dump import LevelDump
-from attnres_compile.compile.regions import compile_graph, compile_graph_later
+from attnres_compile.compile.regions import compile_graph, compile_graph_later, compile_piece_graph
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, note_state, sources_of
 from attnres_compile.model.border.offloaded import check_loaded
@@ -119,7 +120,9 @@ class PieceGraph:
         analysis = self.analyse(states)
         if all(piece.is_idle and piece.enters and not piece.leaving for piece in analysis.pieces):
             return False
-        self.variants[_key(states)] = self._compiled(analysis, inputs, dump, compile_graph)
+        self.variants[_key(states)] = self._compiled(
+            analysis, inputs, dump, partial(compile_piece_graph, added=self.added)
+        )
         return True
 
     def analyse(self, states: Mapping[int, Sources]) -> PieceAnalysis:

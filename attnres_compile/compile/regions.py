@@ -2,13 +2,15 @@
 
 A deep model is the same few parts over and over. What is compiled for one part serves all that are alike: the same
 calls, on inputs of the same sizes, strides, dtypes and devices. Python calls them one after the other, and autograd
-goes from one to the next, as it does between layers that are compiled by themselves.
+goes from one to the next, as it does between layers that are compiled by themselves. Layers of one model that are
+compiled by themselves share their kinds, whichever graph a kind came in first.
 """
 
 from __future__ import annotations
 
 import logging
 import operator
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from attnres_compile.model.parameters import AttnResParameters
 from attnres_kernels import autograd
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.lower.split_at_reads import NotSplit, Part, split_at_reads
@@ -33,7 +36,7 @@ log = logging.getLogger("attnres_compile")
 
 
 def compile_graph(gm: GraphModule, inputs: list[Any], config: AttnResConfig, mode: str | None) -> Callable[..., Any]:
-    """Hand a graph to the inner compiler, whole, or in parts where the config asks for it and the graph can be cut.
+    """Hand a whole graph to the inner compiler, in parts where the config asks for it and the graph can be cut.
 
     Args:
         gm: lowered, its checkpoints closed.
@@ -43,13 +46,35 @@ def compile_graph(gm: GraphModule, inputs: list[Any], config: AttnResConfig, mod
     """
     if not config.regions:
         return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
+    return _in_parts(gm, inputs, config, mode, {})
+
+
+def compile_piece_graph(
+    gm: GraphModule, inputs: list[Any], config: AttnResConfig, mode: str | None, *, added: AttnResParameters
+) -> Callable[..., Any]:
+    """``compile_graph`` of a graph that is a piece of a prepared model: in parts in training, unless the config forbids.
+
+    Args:
+        gm, inputs, config, mode: those of ``compile_graph``.
+        added: parameters of the model, whose pieces have their kinds in common.
+    """
+    by_itself = config.regions is None and config.inner != "eager" and torch.is_grad_enabled()
+    if not (config.regions or by_itself):
+        return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
+    return _in_parts(gm, inputs, config, mode, _shared_kinds.setdefault(added, {}))
+
+
+def _in_parts(
+    gm: GraphModule, inputs: list[Any], config: AttnResConfig, mode: str | None, kinds: dict[Any, _Kind]
+) -> Callable[..., Any]:
     parts = split_at_reads(gm)
     if not isinstance(parts, NotSplit):
-        compiled = _Compiler(gm, inputs, config.inner, mode).run(parts)
+        compiled = _Compiler(gm, inputs, config.inner, mode, kinds).run(parts)
         if not isinstance(compiled, NotSplit):
             return compiled
         parts = compiled
-    log.warning("attnres: regions=True, and yet this graph is compiled as one: %s", parts.message)
+    level = logging.WARNING if config.regions else logging.INFO
+    log.log(level, "attnres: regions=True, and yet this graph is compiled as one: %s", parts.message)
     return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
 
 
@@ -88,24 +113,30 @@ def _is_operators(gm: GraphModule) -> bool:
 
 @dataclass(frozen=True)
 class _Kind:
-    """Parts that are alike. name: of the module that runs them; results: what they give; changed: the places of the
-    inputs that they change in place.
+    """Parts that are alike. module: runs them; results: what they give; changed: the places of the inputs that they
+    change in place.
     """
 
-    name: str
+    module: _Compiled
     results: tuple[Example, ...]
     changed: tuple[int, ...]
 
 
-class _Compiler:
-    """Follows the values of a graph without data, and compiles each kind of part when it first comes."""
+_shared_kinds: weakref.WeakKeyDictionary[AttnResParameters, dict[Any, _Kind]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, gm: GraphModule, inputs: Sequence[Any], inner: str, mode: str | None) -> None:
-        self.gm, self.inner, self.mode = gm, inner, mode
+
+class _Compiler:
+    """Follows the values of a graph without data, and compiles each kind of part that is not known yet."""
+
+    def __init__(
+        self, gm: GraphModule, inputs: Sequence[Any], inner: str, mode: str | None, kinds: dict[Any, _Kind]
+    ) -> None:
+        self.gm, self.inner, self.mode, self.kinds = gm, inner, mode, kinds
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
         self.fake_mode = fake_mode_of([*map(example_value, placeholders), *inputs])
         self.inputs = dict(zip(placeholders, inputs, strict=True))
-        self.kinds: dict[Any, _Kind] = {}
+        self.state = (inner, mode, inner_compilers.settings_token())
+        self.names: dict[_Kind, str] = {}
         self.compiled = 0
         self.calls, self.graph = GraphModule({}, Graph()), Graph()
         self.env: dict[Node, Node] = {}
@@ -123,7 +154,7 @@ class _Compiler:
             kind = self._kind(part, tuple(values[node] for node in part.inputs))
             if any(self._is_shared(part.inputs[place], parts) for place in kind.changed):
                 return NotSplit(f"one sublayer changes in place what another one is given ({part.origin})")
-            call = self.graph.call_module(kind.name, tuple(self.env[node] for node in part.inputs))
+            call = self.graph.call_module(self._name(kind), tuple(self.env[node] for node in part.inputs))
             for index, (node, result) in enumerate(zip(part.outputs, kind.results, strict=True)):
                 values[node] = result
                 self.env[node] = self.graph.call_function(operator.getitem, (call, index))
@@ -138,7 +169,10 @@ class _Compiler:
 
     def _kind(self, part: Part, examples: tuple[Example, ...]) -> _Kind:
         """The kind of a part that is given such values; compiled, if it is the first."""
-        known = self.kinds.get((part.token, examples))
+        # Symbols of sizes mean nothing outside of their own graph.
+        graphs = inner_compilers.sizes_of(self.fake_mode) if any(one.has_symbols for one in examples) else None
+        key = self.state, graphs, part.token, examples
+        known = self.kinds.get(key)
         if known is not None:
             return known
         results, changed = results_of(part.gm, examples, self.fake_mode)
@@ -148,9 +182,15 @@ class _Compiler:
         else:
             self.compiled += 1
             compiled = inner_compilers.compile_examples(part.gm, examples, self.fake_mode, self.inner, self.mode)
-        kind = self.kinds[part.token, examples] = _Kind(f"attnres_part_{len(self.kinds)}", results, tuple(changed))
-        self.calls.add_submodule(kind.name, _Compiled(compiled))
+        kind = self.kinds[key] = _Kind(_Compiled(compiled), results, tuple(changed))
         return kind
+
+    def _name(self, kind: _Kind) -> str:
+        """Of the module that runs a kind, in the graph of calls."""
+        if kind not in self.names:
+            self.names[kind] = f"attnres_part_{len(self.names)}"
+            self.calls.add_submodule(self.names[kind], kind.module)
+        return self.names[kind]
 
     def _is_shared(self, node: Node, parts: Sequence[Part]) -> bool:
         """Whether a value that a part changes is another part's as well, or lies in the memory of another input.

@@ -2,10 +2,12 @@
 
     python -m kernels.benchmarks.regions first --layers 12 36
     python -m kernels.benchmarks.regions steady --layers 6 --width 768 --tokens 512
+    python -m kernels.benchmarks.regions steady --layers 6 --width 768 --tokens 512 --forms layers "whole layers"
 
 ``first``: from ``prepare`` to the end of the first backward, each form in a process of its own with empty caches: the
-plain model under torch.compile, AttnRes as one graph, and in regions. Processor time is that of the process, with its
-threads, and of the C++ compilers it starts. ``steady``: both forms of AttnRes in one process, step by step in turn.
+plain model under torch.compile, AttnRes as one graph, and in regions; then all three layer by layer. Processor time is
+that of the process, with its threads, and of the C++ compilers it starts. ``steady``: two forms in one process, step by
+step in turn.
 """
 
 from __future__ import annotations
@@ -26,8 +28,15 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-FORMS: dict[str, dict[str, Any] | None] = {"plain": None, "whole": {}, "regions": {"regions": True}}
-"""Options of the backend; None for the plain model."""
+FORMS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "whole": {},
+    "regions": {"regions": True},
+    "plain layers": None,
+    "whole layers": {"regions": False},
+    "layers": {},
+}
+"""Options of the backend; None for the plain model. "layers": each is compiled by itself."""
 
 BURN_IN = 3
 
@@ -67,11 +76,14 @@ def compiled_step(form: str, shape: Shape) -> Callable[[], None]:
     options = FORMS[form]
 
     def prepare_and_compile() -> None:
-        if options is None:
-            model.compile(backend=shape.inner)
-            return
-        attnres_compile.prepare(model, kwargs={"input_ids": ids, "labels": ids})
-        model.compile(backend="attnres", options=options | {"inner": shape.inner})
+        compiled_modules = model.transformer.h if form.endswith("layers") else [model]
+        if options is not None:
+            attnres_compile.prepare(model, kwargs={"input_ids": ids, "labels": ids})
+        for module in compiled_modules:
+            if options is None:
+                module.compile(backend=shape.inner)
+            else:
+                module.compile(backend="attnres", options=options | {"inner": shape.inner})
 
     compiled: list[bool] = []
 
@@ -142,9 +154,9 @@ def run_first(given: argparse.Namespace) -> None:
     rows = []
     for layers in given.layers:
         plain: dict[str, Any] = {}
-        for form in given.forms:
+        for form in given.forms or FORMS:
             found = first_step_apart(form, shape_of(given, layers), given.threads)
-            plain = found if form == "plain" else plain
+            plain = found if FORMS[form] is None else plain
             over = [f"{found[clock] / plain[clock]:.3f}" if plain else "" for clock in ("processor", "wall")]
             rows.append([layers, form, f"{found['processor']:.1f}", f"{found['wall']:.1f}", *over])
             print(f"{layers} layers, {form}: {found['processor']:.1f} s of processors", file=sys.stderr, flush=True)
@@ -158,13 +170,13 @@ def run_first(given: argparse.Namespace) -> None:
 
 
 def run_steady(given: argparse.Namespace) -> None:
-    """Print the ratio of a step in regions over one of the whole graph.
+    """Print the ratio of a step of one form over that of another one.
 
     Args:
         given: the command line.
     """
-    (layers,) = given.layers
-    steps = {form: compiled_step(form, shape_of(given, layers)) for form in ("whole", "regions")}
+    (layers,), (first, second) = given.layers, given.forms or ("regions", "whole")
+    steps = {form: compiled_step(form, shape_of(given, layers)) for form in (second, first)}
     clocks = {"processor": time.process_time, "wall": time.perf_counter}
     samples: dict[str, list[dict[str, float]]] = {form: [] for form in steps}
     for turn in range(BURN_IN + given.rounds):
@@ -174,10 +186,10 @@ def run_steady(given: argparse.Namespace) -> None:
             if turn >= BURN_IN:
                 samples[form].append({name: clock() - before[name] for name, clock in clocks.items()})
     for name in clocks:
-        ratios = sorted(a[name] / b[name] for a, b in zip(samples["regions"], samples["whole"], strict=True))
-        middle = [1e3 * statistics.median(sample[name] for sample in samples[form]) for form in ("regions", "whole")]
+        ratios = sorted(a[name] / b[name] for a, b in zip(samples[first], samples[second], strict=True))
+        middle = [1e3 * statistics.median(sample[name] for sample in samples[form]) for form in (first, second)]
         print(
-            f"training step, {name}: regions {middle[0]:.1f} ms, whole {middle[1]:.1f} ms; ratio "
+            f"training step, {name}: {first} {middle[0]:.1f} ms, {second} {middle[1]:.1f} ms; ratio "
             f"{statistics.median(ratios):.4f} [{ratios[len(ratios) // 4]:.4f}, {ratios[-1 - len(ratios) // 4]:.4f}], "
             f"middle half of {given.rounds} pairs"
         )
@@ -196,7 +208,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--inner", choices=("inductor", "aot_eager"), default="inductor", help="of both backends")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="of `first`")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, help="all of `first`, by default; two of `steady`")
     parser.add_argument("--form", choices=FORMS, help="of `one`")
     parser.add_argument("--rounds", type=int, default=21, help="of `steady`")
     parser.add_argument("--threads", type=int, default=2)

@@ -222,19 +222,14 @@ def _piece(
 ) -> PieceOfStream | NotReplaceable:
     trace, stream = places.trace, plan.streams[one.stream]
     own = frozenset(addition.op for addition in candidate.additions)
-    groups = join_shared_reads(trace, candidate, find_reads(trace, candidate, additions - own)).groups
     output = len(trace.nodes) - 1
-    taken: list[tuple[ReadGroup, int]] = []
-    plain: set[tuple[int, int]] = set()
-    left = set(range(len(stream.reads)))
-    for group in groups:
-        uses = tuple(use for use in group.uses if use[1] != output)
-        planned = _planned_read(places, uses, one.state + group.state, stream, left) if uses else None
-        if planned is None:
-            plain.update(uses)
-            continue
-        left.discard(planned)
-        taken.append((replace(group, uses=uses), planned))
+    groups = [
+        replace(group, uses=tuple(use for use in group.uses if use[1] != output))
+        for group in join_shared_reads(trace, candidate, find_reads(trace, candidate, additions - own)).groups
+    ]
+    matched = _planned_reads(places, groups, one.state, stream)
+    taken = [(group, planned) for group, planned in zip(groups, matched, strict=True) if planned is not None]
+    plain = {use for group, planned in zip(groups, matched, strict=True) if planned is None for use in group.uses}
     nodes = locate_stream(trace, candidate, tuple(group for group, _ in taken))
     if isinstance(nodes, NotReplaceable):
         return nodes
@@ -244,6 +239,38 @@ def _piece(
     reads = tuple(ReadId(one.stream, planned) for _, planned in taken)
     of_ranks = token_groups(trace, nodes, one.groups)
     return PieceOfStream(one.stream, one.state, enters, nodes, reads, frozenset(plain), leaving, of_ranks)
+
+
+def _planned_reads(places: _Places, groups: Sequence[ReadGroup], first: int, stream: Stream) -> list[int | None]:
+    """For each group of uses of one state, the read of the plan that it is.
+
+    Args:
+        places: of the graph.
+        groups: in the order of the graph.
+        first: writes that come before state 0 of the graph.
+        stream: of the plan.
+    """
+    found: list[int | None] = []
+    left = set(range(len(stream.reads)))
+    for group in groups:
+        planned = _planned_read(places, group.uses, first + group.state, stream, left)
+        left -= {planned}
+        found.append(planned)
+    # A cast that is none in another dtype moves the line where a norm begins; its module and its state are the same.
+    for index, group in enumerate(groups):
+        modules = {module for _, node in group.uses for module in places.modules(places.trace.nodes[node])}
+        alike = [k for k in left if stream.reads[k].state == first + group.state and stream.reads[k].module in modules]
+        others = [other for other in groups if other.state == group.state and found[groups.index(other)] is None]
+        if found[index] is None and len(alike) == 1 and _in_module(places, others, stream.reads[alike[0]].module) == 1:
+            found[index] = alike[0]
+            left -= {alike[0]}
+    return found
+
+
+def _in_module(places: _Places, groups: Sequence[ReadGroup], module: str) -> int:
+    """How many groups have a use in a module."""
+    nodes = places.trace.nodes
+    return sum(any(module in places.modules(nodes[node]) for _, node in group.uses) for group in groups)
 
 
 def _planned_read(

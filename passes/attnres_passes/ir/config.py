@@ -59,7 +59,8 @@ class AttnResConfig:
     streams: names of the streams to rewrite; None for all.
     eps: added to the mean square in the key norm (paper equation 3).
     regions: compile what is alike in all layers once, so that the time to compile hardly grows with depth; Python then
-        calls the parts of a graph one after the other.
+        calls the parts of a graph one after the other. None does so in training for layers that are compiled by
+        themselves, and for no whole model.
     sequence_group: name of a process group, ``group.group_name``, over whose ranks the stored blocks are cut along the
         sequence (paper section 4.2); None keeps all of them on every rank. For inference.
 
@@ -86,7 +87,7 @@ class AttnResConfig:
     allow_unnormed: bool = False
     streams: tuple[str, ...] | None = None
     eps: float = 1e-6
-    regions: bool = False
+    regions: bool | None = None
     sequence_group: str | None = None
     key_norm: KeyNorm = "weight"
     logit_scale: float = 1.0
@@ -112,8 +113,9 @@ class AttnResConfig:
         if self.streams is not None:
             self._check_names()
             object.__setattr__(self, "streams", tuple(self.streams))
-        for name in ("allow_unnormed", "regions"):
-            self._check_flag(name)
+        self._check_flag("allow_unnormed")
+        if self.regions is not None:
+            self._check_flag("regions")
         if not isinstance(self.eps, (int, float)) or not 0 <= self.eps < math.inf:
             raise ConfigError(f"eps={self.eps!r} is not a number >= 0; give a small one such as 1e-6.")
         self._check_ranks()

@@ -54,6 +54,20 @@ def inductor_modes() -> dict[str, dict[str, Any]]:
     return modes
 
 
+def settings_token() -> Any:
+    """Equal where compilers would do the same with the same graph: modes of the thread, and torch's own settings."""
+    import torch._functorch.config as functorch
+    import torch._inductor.config as inductor
+
+    state = torch._C._dynamo.guards.GlobalStateGuard().__getstate__()
+    return state, torch.is_inference_mode_enabled(), inductor.get_hash(), functorch.get_hash()
+
+
+def sizes_of(fake_mode: FakeTensorMode) -> Any:
+    """What the symbols of sizes are of, in values of a fake mode; None if it has no symbols."""
+    return fake_mode.shape_env
+
+
 def traced_anew(anew: bool) -> contextlib.AbstractContextManager[Any]:
     """If ``anew``, graphs that torch knows from an earlier process are traced again.
 

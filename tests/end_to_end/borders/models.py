@@ -12,13 +12,11 @@ from torch import Tensor, nn
 import attnres_compile as ac
 from tests.end_to_end.guarded_model import EAGER, randomize
 
-LAYERS = 2
 IDS = torch.arange(10).view(2, 5)
 _SIZES = {
     "vocab_size": 32,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 4,
@@ -26,27 +24,32 @@ _SIZES = {
 }
 
 
-def gpt2() -> nn.Module:
-    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": LAYERS, "n_head": 2}
+def gpt2(layers: int) -> nn.Module:
+    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": layers, "n_head": 2}
     config = transformers.GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
     return transformers.GPT2LMHeadModel(config)
 
 
-def llama() -> nn.Module:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SIZES))
+def llama(layers: int) -> nn.Module:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SIZES, num_hidden_layers=layers))
 
 
-def qwen3() -> nn.Module:
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_SIZES))
+def qwen3(layers: int) -> nn.Module:
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_SIZES, num_hidden_layers=layers))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"gpt2": gpt2, "llama": llama, "qwen3": qwen3}
+MODELS: dict[str, Callable[[int], nn.Module]] = {"gpt2": gpt2, "llama": llama, "qwen3": qwen3}
 
 
-def prepared(name: str, **options: Any) -> nn.Module:
-    """A model in fp64, in training, with queries and key norms that are not those of the beginning."""
+def plain(name: str, layers: int = 2) -> nn.Module:
+    """A model in fp64, in training."""
     torch.manual_seed(0)
-    model = MODELS[name]().double().train()
+    return MODELS[name](layers).double().train()
+
+
+def prepared(name: str, layers: int = 2, **options: Any) -> nn.Module:
+    """That model with queries and key norms that are not those of the beginning."""
+    model = plain(name, layers)
     ac.prepare(model, (), {"input_ids": IDS}, **options)
     randomize(model)
     return model

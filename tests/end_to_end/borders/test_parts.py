@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,62 @@ def test_layers_in_regions(caplog: pytest.LogCaptureFixture) -> None:
         layer.compile(backend="attnres", options={"inner": "aot_eager", "regions": True})
     assert_same(step(model), wanted)
     assert caplog.text.count("kinds of them compiled, each once") >= 2
+
+
+def _kinds(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """How many kinds of parts were compiled for each graph, in order."""
+    return [int(number) for number in re.findall(r"(\d+) kinds of them compiled", caplog.text)]
+
+
+def test_layers_share_what_is_alike_in_them(caplog: pytest.LogCaptureFixture) -> None:
+    """What is compiled does not grow with depth, whichever layer it came in first, and for all sizes of a batch."""
+    caplog.set_level("INFO", "attnres_compile")
+    compiled = {}
+    for depth in (4, 8):
+        torch.compiler.reset()
+        caplog.clear()
+        model = prepared("llama", depth, num_blocks=2)
+        for layer in layers(model):
+            layer.compile(backend="attnres", options={"inner": "aot_eager"})
+        found = step(model)
+        kinds = _kinds(caplog)
+        assert len(kinds) == depth
+        compiled[depth] = sum(kinds)
+        torch.compiler.reset()
+        assert_same(found, step(whole(prepared("llama", depth, num_blocks=2))))
+    # The attention, the feed-forward, and what is computed of the positions in the first layer alone.
+    assert compiled[4] == compiled[8] <= 3
+
+
+def test_layers_share_nothing_between_modes_of_torch(caplog: pytest.LogCaptureFixture) -> None:
+    """What was compiled under other settings, which a compiler may look at, serves nobody else."""
+    caplog.set_level("INFO", "attnres_compile")
+    torch.compiler.reset()
+    model = prepared("gpt2", 2, num_blocks=2)
+    for layer in layers(model):
+        layer.compile(backend="attnres", options={"inner": "aot_eager"})
+    step(model)
+    torch.use_deterministic_algorithms(True)
+    try:
+        step(model)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    first, second, under_mode, second_under_mode = _kinds(caplog)
+    assert first == under_mode > 0
+    assert second == second_under_mode == 0
+
+
+def test_reads_that_begin_on_another_line_in_another_dtype() -> None:
+    """Llama's norm casts to fp32, which is an operation of a model in fp64, whose plan it was, and none in fp32."""
+    torch.compiler.reset()
+    model = prepared("llama", 2, num_blocks=2).float()
+    expected = step(whole(model))
+    torch.compiler.reset()
+    again = per_block(prepared("llama", 2, num_blocks=2).float())
+    found = step(again)
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=5e-5, rtol=1e-4)
+    assert ac.status(again).rewritten_calls == 1
 
 
 @pytest.mark.parametrize("schedule", ["naive", "direct", "two_phase"])

@@ -12,7 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter
 
-from attnres_passes.torch_private.example_values import size_token
+from attnres_passes.torch_private.example_values import size_token, symbols_of
 from attnres_passes.torch_private.recompute import checkpoint_in_graph
 
 
@@ -32,6 +32,11 @@ class Example:
 
     def __hash__(self) -> int:
         return hash(self.kind)
+
+    @property
+    def has_symbols(self) -> bool:
+        """Whether it is a symbol, or has one among its sizes."""
+        return bool(symbols_of(self.value))
 
     def fresh(self) -> Any:
         """A new tensor without data, or the number; call it under the fake mode.
