@@ -52,7 +52,7 @@ def compile_graph(gm: GraphModule, inputs: list[Any], config: AttnResConfig, mod
 def compile_piece_graph(
     gm: GraphModule, inputs: list[Any], config: AttnResConfig, mode: str | None, *, added: AttnResParameters
 ) -> Callable[..., Any]:
-    """``compile_graph`` of a graph that is a piece of a prepared model: in parts in training, unless the config forbids.
+    """``compile_graph`` of a graph that is a piece of a prepared model: in training in parts, if nothing forbids it.
 
     Args:
         gm, inputs, config, mode: those of ``compile_graph``.

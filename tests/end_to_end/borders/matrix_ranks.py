@@ -29,13 +29,17 @@ Step = Callable[[Tensor], Tensor | None]
 """Forward and backward of a batch; gives the loss where it is known."""
 
 
-def train(rank: int, size: int, store: str, cell: str, result: str) -> None:
-    """Five steps in the ways of a cell. result: beginning of the file that a process writes what it found to."""
+def train(rank: int, size: int, store: str, cell: str, result: str, by_torch: bool) -> None:
+    """Five steps in the ways of a cell, or one of the plain model by torch alone.
+
+    result: beginning of the file that a process writes what it found to.
+    """
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     ways = set(cell.split("+"))
     try:
-        found: dict[str, object] = {"difference": difference(ways, meshes(ways, size))}
+        run = torch_alone if by_torch else difference
+        found: dict[str, object] = {"difference": run(ways, meshes(ways, size))}
     except Exception as error:  # what cannot be is in the record
         found = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"}
     Path(f"{result}.{rank}").write_text(json.dumps(found))
@@ -84,6 +88,19 @@ def difference(ways: set[str], mesh: DeviceMesh) -> float:
         worst = max(worst, abs(float(known[0] / known[1]) - wanted[number]))
     assert status() in ("rewritten", "pipeline"), status()
     return worst
+
+
+def torch_alone(ways: set[str], mesh: DeviceMesh) -> float:
+    """One step of the plain model, compiled by torch alone; whether that can be. Not for pipelines."""
+    model = titan.build(torch.float32)
+    if ways & MODEL:
+        split(model, ways, mesh["parts"])
+    model.compile(backend="eager")
+    wrapped = shard(model, ways, mesh)
+    tokens = titan.ids(0, 0, ROWS)
+    titan.loss_of(wrapped(tokens), tokens).backward()
+    torch.optim.SGD(wrapped.parameters(), RATE, foreach=False).step()
+    return 0.0
 
 
 def alone(data: int) -> list[float]:
