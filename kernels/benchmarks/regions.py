@@ -59,8 +59,10 @@ def model_and_ids(shape: Shape) -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
     sizes = {"n_layer": shape.layers, "n_embd": shape.width, "n_head": shape.width // 64, "vocab_size": 1024}
-    config = GPT2Config(**sizes, n_positions=shape.tokens, **off)
-    return GPT2LMHeadModel(config), torch.randint(0, 1024, (shape.batch, shape.tokens))
+    model = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=shape.tokens, **off))
+    # Without it, transformers logs a warning at the first call, where a graph breaks.
+    model.loss_type = "ForCausalLM"
+    return model, torch.randint(0, 1024, (shape.batch, shape.tokens))
 
 
 def compiled_step(form: str, shape: Shape) -> Callable[[], None]:
