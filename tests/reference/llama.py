@@ -7,7 +7,7 @@ differs from them by fp32 rounding; `widen_norms` takes the larger of the two ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,16 @@ def llama_logits(
     eps: float = KEY_NORM_EPS,
     scale: Scale = "mean",
     norm_dtype: torch.dtype = torch.float32,
+    attend: Callable[..., Tensor] = causal_attention,
 ) -> Tensor:
     """Logits [B, T, vocabulary] for input_ids [B, T].
 
     reads: (query, key_weight) of each read with two sources or more, in read order: before each attention but
     the first, before each MLP, and before the final norm. None gives the plain Llama. Gradients flow into the
     model's own parameters. norm_dtype: what the model's norms compute in; fp32 is what transformers does.
+    attend: (query, key, value, window) to the attention's output, as ``causal_attention``.
+
+    The decoders that differ from Llama by biases or a sliding window only, as Qwen 2, are computed as well.
     """
     body, config = model.model, model.config
     root = F.embedding(input_ids, body.embed_tokens.weight)
@@ -46,7 +50,7 @@ def llama_logits(
     residuals = make_residuals(root, reads, block_size, eps, scale)
     for layer in body.layers:
         attention_input = _rms_norm(layer.input_layernorm, residuals.read(), norm_dtype)
-        residuals.write(_attention(layer.self_attn, attention_input, angles, config))
+        residuals.write(_attention(layer.self_attn, attention_input, angles, config, attend))
         mlp_input = _rms_norm(layer.post_attention_layernorm, residuals.read(), norm_dtype)
         residuals.write(_mlp(layer.mlp, mlp_input))
     hidden = _rms_norm(body.norm, residuals.read(), norm_dtype)
@@ -89,7 +93,7 @@ def _rotary(config: LlamaConfig, input_ids: Tensor, dtype: torch.dtype) -> tuple
     """Cosines and sines [T, e] for positions 0 .. T - 1, in fp32 and then cast."""
     rope = config.rope_parameters
     assert rope["rope_type"] == "default", rope
-    width = config.head_dim
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=input_ids.device) / width
     frequencies = 1.0 / (rope["rope_theta"] ** exponents)  # [e / 2]
     positions = torch.arange(input_ids.shape[1], dtype=torch.float32, device=input_ids.device)
@@ -102,11 +106,18 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _attention(attention: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor], config: LlamaConfig) -> Tensor:
+def _attention(
+    attention: nn.Module,
+    x: Tensor,
+    angles: tuple[Tensor, Tensor],
+    config: LlamaConfig,
+    attend: Callable[..., Tensor],
+) -> Tensor:
     query = split_heads(_linear(attention.q_proj, x), config.num_attention_heads)
     key = split_heads(_linear(attention.k_proj, x), config.num_key_value_heads)
     value = split_heads(_linear(attention.v_proj, x), config.num_key_value_heads)
-    return _linear(attention.o_proj, causal_attention(_rotate(query, *angles), _rotate(key, *angles), value))
+    window = getattr(attention, "sliding_window", None)
+    return _linear(attention.o_proj, attend(_rotate(query, *angles), _rotate(key, *angles), value, window))
 
 
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
