@@ -26,7 +26,8 @@ TOLERANCES = {
 class Check:
     """One comparison. error: largest difference relative to the largest element, over all outputs and reads.
 
-    wrong_read: the first read, in graph order, whose value is off by more than ``tolerance``; '' if none is.
+    wrong_read: the first read, in graph order, whose value is off by more than ``tolerance``, '' if none is; or why
+    there is no value to compare. refused: the rewritten model stopped with an error of ours that says what to do.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Check:
     tolerance: float
     wrong_read: str = ""
     skipped: str = ""
+    refused: bool = False
 
 
 MOST_NAMED = 8

@@ -77,15 +77,17 @@ def _judged(make: Callable[[], SmallModel], work: _Work) -> Outcome:
     with work.timed("verify"):
         verification = verify(made.module, made.args, made.kwargs, config=config)
     checks = [check for check in verification.checks if not check.skipped]
-    failed = [f"{one.name} ({one.dtype}): {one.error:.1e}, {one.wrong_read}" for one in checks if not one.passed]
+    failed = [one for one in checks if not one.passed]
     work.record["verified"] = {
         "checks": len(checks),
         "skipped": len(verification.checks) - len(checks),
         "max_error": verification.max_error,
     }
     if not verification.passed:
-        work.record["reason"] = "; ".join(failed) or "no check could be made"
-        return Outcome.WRONG
+        words = [f"{one.name} ({one.dtype}): {one.error:.1e}, {one.wrong_read}" for one in failed]
+        work.record["reason"] = "; ".join(words) or "no check could be made"
+        # What stops with its reason gives no number, and so no wrong one.
+        return Outcome.REFUSED if failed and all(one.refused for one in failed) else Outcome.WRONG
     return Outcome.PARTIAL if plan.partial else Outcome.REWRITTEN
 
 

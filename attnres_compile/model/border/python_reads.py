@@ -1,7 +1,7 @@
-"""Reads whose module Python runs: the final norm of a model whose layers alone are compiled, behind a graph break.
+"""Reads that Python makes: of the final norm of a model whose layers alone are compiled, behind a graph break.
 
-Such a module is given the depth attention of the sources in place of the state, before its forward runs. Inside a
-graph, the rewrite has seen to it.
+A module that reads is given the depth attention of the sources in place of the state, before its forward runs, and so
+is the caller of a model that returns a state as it is. Inside a graph, the rewrite has seen to it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from attnres_compile.model.border.call_reads import note_reads
+from attnres_compile.model.border.call_reads import CallReads, missing_reads, note_reads
 from attnres_compile.model.border.known_states import Sources, sources_of
 from attnres_compile.model.border.offloaded import check_loaded
 from attnres_compile.model.border.own_values import own_values
@@ -138,6 +139,36 @@ def _read(path: str, value: Any) -> Any:
             "part of the model: which of them its input is for cannot be told. Compile it."
         )
     return tied(depth_read(value, sources, reads[0]), value) if reads else value
+
+
+@never_traced
+def with_reads_of_result(result: Any, of_call: CallReads, plan: Plan) -> Any:
+    """What a model returns, with the depth attention in place of each state in it that no graph of it has read.
+
+    A container that torch's pytrees do not know is left as it is, and what was to be read in it stays left out.
+
+    Args:
+        result: of the forward of the model, which Python ran.
+        of_call: with the reads that its parts have made.
+        plan: of the model.
+    """
+    missing = [one for one in missing_reads(of_call, plan, "") if plan.depth_reads[one].returned]
+    if not missing or not of_call.pieces:
+        return result
+    read: dict[int, Tensor] = {}
+
+    def given(state: Tensor) -> Tensor:
+        sources = sources_of(state) if id(state) not in read else None
+        if sources is not None and sources.added.calls is of_call.calls:
+            reads = [
+                one for one in missing if (one.stream, plan.depth_reads[one].state) == (sources.stream, sources.state)
+            ]
+            if len(reads) == 1:
+                read[id(state)] = tied(depth_read(state, sources, reads[0]), state)
+        return read.get(id(state), state)
+
+    changed = tree_map_only(Tensor, given, result)
+    return changed if read else result
 
 
 def depth_read(state: Tensor, sources: Sources, read_id: ReadId) -> Tensor:

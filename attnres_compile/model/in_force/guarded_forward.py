@@ -22,6 +22,7 @@ from attnres_compile.model.border.part_of import mark_parts_of_copy
 from attnres_compile.model.in_force.calls import Calls
 from attnres_compile.model.in_force.causes import before_call, behind_call, left_out, refuse, traced_by
 from attnres_passes.ir.plan import Plan
+from attnres_passes.ir.read_id import ReadId
 from attnres_passes.torch_private.dynamo import as_backend_failure
 from attnres_passes.torch_private.frames import (
     Around,
@@ -193,6 +194,8 @@ def _run_by_python(
     of_call = _begin(module, guard)
     try:
         result = forward(module, *args, **kwargs)
+        if not guard.path:
+            result = python_reads.with_reads_of_result(result, of_call, guard.plan)
     finally:
         call_reads.end_call(of_call)
     _check_behind(module, guard, runs, of_call)
@@ -234,7 +237,8 @@ def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int], of_call:
     ran = {stream for stream, before in enumerate(runs) if guard.calls.runs[stream] > before}
     left = len(ran) < len(runs)  # most models run whole, and this is on the way of every step
     missing = call_reads.missing_reads(of_call, guard.plan, guard.path) if left else []
-    missing = [read for read in missing if read.stream not in ran]
+    # What a part returns to the model is read by what the model makes of it, and what the model returns, by the caller.
+    missing = [one for one in missing if one.stream not in ran and not (of_call.depth and _is_returned(guard, one))]
     in_pieces = {read.stream for read in of_call.reads} - ran
     unfinished = [read for read in missing if read.stream in in_pieces]
     due = set(guard.streams) or set(range(len(runs)))
@@ -248,6 +252,10 @@ def _check_behind(module: nn.Module, guard: Guard, runs: Sequence[int], of_call:
     else:
         cause = behind_call(module, codes_of(module))
     refuse(cause, guard.calls, guard.plan.config.on_plain)
+
+
+def _is_returned(guard: Guard, read: ReadId) -> bool:
+    return guard.plan.depth_reads[read].returned
 
 
 def _reduce(self: Any, protocol: int) -> Any:

@@ -42,13 +42,29 @@ class LayerLabel:
 
 
 @dataclass(frozen=True)
+class OwnLabel:
+    """Of one model where the classes of its layers do not decide. partial: whether pieces of a stream are all there is.
+
+    why: with the file and lines that decide.
+    """
+
+    writes: int
+    why: str
+    partial: bool = False
+
+
+@dataclass(frozen=True)
 class ModelLabel:
-    """Of one model, as it was swept. kinds: of the layers that it calls, without those that add nothing."""
+    """Of one model, as it was swept. kinds: of the layers that it calls, without those that add nothing.
+
+    partial: whether a stream is cut, so that pieces are rewritten.
+    """
 
     kinds: tuple[str, ...]
     writes: int
     at: tuple[str, ...]
     why: str = ""
+    partial: bool = False
 
     @property
     def kind(self) -> str:
@@ -61,8 +77,7 @@ class Labels:
     """All labels. read_from: versions of the libraries whose source was read."""
 
     layers: Mapping[str, LayerLabel]
-    models: Mapping[str, tuple[int, str]]
-    """Writes and the reason, of models where the class does not decide."""
+    models: Mapping[str, OwnLabel]
     read_from: Mapping[str, str]
 
     def of(self, record: ModelRecord) -> ModelLabel | None:
@@ -71,22 +86,23 @@ class Labels:
             return None
         found = {name: self.layers[name] for name in record.layers}
         counted = sum(calls * found[name].writes for name, calls in record.layers.items())
-        writes, why = self.models.get(record.name, (counted, ""))
+        own = self.models.get(record.name, OwnLabel(counted, ""))
         adding = [label for label in found.values() if label.kind != "none"]
         kinds = tuple(kind for kind in KINDS if any(label.kind == kind for label in adding))
-        return ModelLabel(kinds, writes, tuple(label.at for label in adding or found.values()), why)
+        at = tuple(label.at for label in adding or found.values())
+        return ModelLabel(kinds, own.writes, at, own.why, own.partial)
 
 
 def read_labels() -> Labels:
     """The labels of the package."""
     data = json.loads(resources.files(__package__).joinpath("labels.json").read_text(encoding="utf-8"))
     layers = {name: LayerLabel(*entry) for name, entry in data["layers"].items()}
-    models = {name: (entry["writes"], entry["why"]) for name, entry in data["models"].items()}
+    models = {name: OwnLabel(**entry) for name, entry in data["models"].items()}
     return Labels(layers, models, data["read_from"])
 
 
 def agrees(record: ModelRecord, label: ModelLabel) -> bool:
-    """Whether what became of a model is what its label says: as many writes, in whole streams, or none at all.
+    """Whether what became of a model is what its label says: as many writes, in whole streams or in pieces, or none.
 
     Args:
         record: of a model that was decided.
@@ -94,4 +110,5 @@ def agrees(record: ModelRecord, label: ModelLabel) -> bool:
     """
     if label.writes == 0:
         return record.outcome is Outcome.DECLINED
-    return record.outcome is Outcome.REWRITTEN and record.writes == label.writes
+    wanted = Outcome.PARTIAL if label.partial else Outcome.REWRITTEN
+    return record.outcome is wanted and record.writes == label.writes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from attnres_compile.sweep.agreement.labels import Labels, ModelLabel, agrees, read_labels
+from attnres_compile.sweep.agreement.labels import Labels, ModelLabel, OwnLabel, agrees, read_labels
 from attnres_compile.sweep.record import DECIDED, FAULTS, ModelRecord, Outcome, read_records
 
 _INPUTS = {
@@ -101,7 +101,7 @@ def by_model(records: Sequence[ModelRecord]) -> str:
     """A list: models whose label does not follow from the classes of their layers, with the reason."""
     labelled = read_labels().models
     found = [record.name for record in records if record.name in labelled]
-    return "\n".join(f"- `{name}`: {labelled[name][0]} writes; {labelled[name][1]}" for name in found) or "None."
+    return "\n".join(f"- `{name}`: {_own(labelled[name])}" for name in found) or "None."
 
 
 def not_made(records: Sequence[ModelRecord]) -> str:
@@ -163,8 +163,12 @@ def _found(record: ModelRecord) -> str:
         return f"{record.outcome}: {_short(record.reason)}"
     streams = "; ".join(f"{one.name} with {one.writes}" for one in record.streams[:6])
     more = f" and {len(record.streams) - 6} more" if len(record.streams) > 6 else ""
-    why = f"; {_short(record.reason)}" if record.outcome is Outcome.WRONG else ""
+    why = f"; {_short(record.reason)}" if record.outcome in (Outcome.WRONG, Outcome.REFUSED) else ""
     return f"{record.outcome}, {record.writes} writes in {len(record.streams)} streams: {streams}{more}{why}"
+
+
+def _own(label: OwnLabel) -> str:
+    return f"{label.writes} writes{' in pieces' if label.partial else ''}; {label.why}"
 
 
 def _places(label: ModelLabel) -> str:

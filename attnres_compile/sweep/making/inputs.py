@@ -38,7 +38,7 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
     pairs = [[*first, name] for name in together if name not in first]
     alone = [[name] for name in together]
     grid = [name for name in _GRIDS if name in parameters]
-    if grid and main != "input_ids":
+    if grid and "input_ids" not in parameters:  # the main input is named so wherever a class names none
         yield from _patches(model.config, grid[0], first)
     seen: list[list[str]] = []
     sets: list[list[str]] = [first, *pairs, together, *alone]
@@ -137,6 +137,7 @@ def _sounds(config: Any) -> list[torch.Tensor]:
 
 def _embeddings(config: Any) -> list[torch.Tensor]:
     width = _first([config], ("hidden_size", "d_model", "embed_dim", "n_embd", "dim")) or 64
+    width = width if isinstance(width, int) else width[0]  # of the first stage
     return [torch.randn(1, TOKENS, width)]
 
 

@@ -78,11 +78,12 @@ def _shrunk(values: dict[str, Any], size: Size, tokens: _Tokens) -> dict[str, An
     kept = _kept_layers(values)
     result: dict[str, Any] = {}
     for name, value in values.items():
+        if name in _DATA["dropped"]:
+            continue
         if isinstance(value, dict):
             result[name] = _shrunk(value, size, tokens)
-        elif name in _DATA["dropped"] or isinstance(value, (bool, str)) or value is None:
-            if name not in _DATA["dropped"]:
-                result[name] = value
+        elif isinstance(value, (bool, str)) or value is None:
+            result[name] = value
         elif isinstance(value, list) and len(value) in kept and name not in _DATA["not_by_layer"]:
             result[name] = [value[index] for index in kept[len(value)]]
         else:

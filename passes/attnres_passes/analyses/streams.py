@@ -132,6 +132,7 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
             block=blocks.block_of_read(read.state, size, num_blocks),
             state=read.state,
             normed=read.normed,
+            returned=all(trace.nodes[user].op == "output" for _, user in read.uses),
         )
         for read in reads.groups
     )

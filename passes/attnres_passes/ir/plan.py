@@ -71,7 +71,8 @@ class Read:
 
     module: path of the reader, usually a norm; source: its ``file:line``; num_sources: completed blocks plus the
     open partial sum (paper equation 6); block: the block that is open, or about to open, None behind the last one;
-    state: writes that the state holds; normed: whether all that the read leads to is invariant to its scale.
+    state: writes that the state holds; normed: whether all that the read leads to is invariant to its scale; returned:
+    whether the reader is no operation, and the state is given back as it is.
     """
 
     module: str
@@ -80,6 +81,7 @@ class Read:
     block: int | None
     state: int
     normed: bool
+    returned: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from attnres_compile.sweep.agreement import page as pages
-from attnres_compile.sweep.agreement.labels import KINDS, Labels, LayerLabel, ModelLabel, agrees, read_labels
+from attnres_compile.sweep.agreement.labels import KINDS, Labels, LayerLabel, ModelLabel, OwnLabel, agrees, read_labels
 from attnres_compile.sweep.record import Found, ModelRecord, Outcome, write_records
 
 BLOCK, BERT = "transformers.models.gpt2.modeling_gpt2.GPT2Block", "transformers.models.bert.modeling_bert.BertLayer"
@@ -75,8 +75,17 @@ def test_what_nobody_has_read_is_not_labelled(layers: dict[str, int]) -> None:
 
 
 def test_a_configuration_may_decide() -> None:
-    labels = Labels({BLOCK: LayerLabel("prenorm", 3, "a.py:1-2")}, {"toy": (4, "no encoder")}, {})
+    labels = Labels({BLOCK: LayerLabel("prenorm", 3, "a.py:1-2")}, {"toy": OwnLabel(4, "no encoder")}, {})
     assert labels.of(record()).writes == 4
+
+
+@pytest.mark.parametrize(
+    ("outcome", "writes", "same"),
+    [(Outcome.PARTIAL, 4, True), (Outcome.PARTIAL, 3, False), (Outcome.REWRITTEN, 4, False)],
+)
+def test_a_stream_that_its_source_cuts_is_rewritten_in_pieces(outcome: Outcome, writes: int, same: bool) -> None:
+    labels = Labels({BLOCK: LayerLabel("prenorm", 3, "a.py:1-2")}, {"toy": OwnLabel(4, "cut at a.py:3", True)}, {})
+    assert agrees(record(outcome, writes), labels.of(record())) is same
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,18 @@ def test_a_rewrite_that_verify_does_not_pass_is_wrong(monkeypatch: pytest.Monkey
     assert record.reason == "zero queries (float32): 5.0e-01, read 0.1 of layers"
 
 
+@pytest.mark.parametrize(("others", "outcome"), [((), Outcome.REFUSED), ((0.5,), Outcome.WRONG)])
+def test_a_rewrite_that_stops_with_its_reason_is_refused_unless_a_number_is_wrong(
+    others: tuple[float, ...], outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = Check("compiled parts", "float32", False, float("inf"), 1e-5, "left 1 out", refused=True)
+    wrong = [Check("zero queries", "float32", False, error, 1e-5, "read 0.1 of layers") for error in others]
+    monkeypatch.setattr(judging, "verify", lambda *_, **__: Verification((stopped, *wrong)))
+    record = judged(made())
+    assert record.outcome is outcome
+    assert record.reason.startswith("compiled parts (float32): inf, left 1 out")
+
+
 def test_a_rewrite_that_could_not_be_checked_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     check = Check("zero queries", "float64", False, float("nan"), 0.0, skipped="inside")
     monkeypatch.setattr(judging, "verify", lambda *_, **__: Verification((check,)))

@@ -67,6 +67,11 @@ def test_images_are_small_only_where_asked(images: bool, expected: int) -> None:
     assert shrunk({"image_size": 1024, "patch_size": 16}, Size(8, images))["image_size"] == expected
 
 
+def test_tables_that_name_layers_by_number_are_left_to_the_configuration() -> None:
+    small = shrunk({"num_hidden_layers": 8, "per_layer_config": {5: {"head_dim": 512}}}, EIGHTH)
+    assert small == {"num_hidden_layers": 2}
+
+
 def test_flags_texts_and_small_numbers_stay() -> None:
     values = {"use_cache": True, "hidden_act": "silu", "rms_norm_eps": 1e-6, "num_channels": 3, "hidden_dim": 8}
     assert shrunk(values, EIGHTH) == values

@@ -213,17 +213,6 @@ def test_a_layer_that_is_used_twice() -> None:
     assert_by_hand(per_block(model), example())
 
 
-def test_a_state_that_python_returns_is_a_read_that_is_left_out() -> None:
-    """The plan has a read of the last state, which is given back as the plain sum here."""
-    model = prepared(example())
-    ac.unprepare(model)
-    model.body.norm = model.head = nn.Identity()
-    ac.prepare(model, (example(),), block_size=1)
-    assert not ac.status(model).plan.streams[0].reads[-1].normed
-    with pytest.raises(ac.AttnResError, match="left 1 out"):
-        per_block(model)(example())
-
-
 def test_queries_that_are_trained_after_they_were_frozen_get_gradients() -> None:
     model = prepared(example())
     model.attnres.requires_grad_(False)
