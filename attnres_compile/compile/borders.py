@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from attnres_compile.capture.cuts import placeholder_values
 from attnres_compile.compile.dump import LevelDump
+from attnres_compile.compile.obstacle_text import obstacle_text
 from attnres_compile.compile.regions import compile_graph, compile_graph_later, compile_piece_graph
 from attnres_compile.model.border.call_reads import note_reads
 from attnres_compile.model.border.known_states import Sources, note_state, sources_of
@@ -32,9 +33,7 @@ from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.piece import Entering, Obstacle, PieceAnalysis, find_pieces
 from attnres_passes.inline.close_regions import close_regions
 from attnres_passes.inline.open_regions import open_regions
-from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.plan import Plan, short_source
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, SourceAt, rewrite_piece
@@ -139,7 +138,7 @@ class PieceGraph:
                 entering[value] = Entering(sources.stream, sources.state, sources.groups)
         found = find_pieces(self.trace, plan, entering, self.options.within)
         if isinstance(found, Obstacle):
-            raise BorderError(_text(found, plan))
+            raise BorderError(obstacle_text(found, plan))
         return found
 
     def __call__(self, *args: Any) -> Any:
@@ -248,22 +247,6 @@ class PieceGraph:
         )
         variant = _Variant(compiled, rewritten, going_on)
         return replace(variant, compiled_for=self._signatures(variant))
-
-
-def _text(obstacle: Obstacle, plan: Plan) -> str:
-    place, name = short_source(provenance.source_line(obstacle.node)), plan.streams[obstacle.stream].name
-    if obstacle.lost_write:
-        return (
-            f"{obstacle.lost_write} adds to the stream {name!r} at {place}, in a part of the model that is compiled by "
-            "itself, and the sources of what it adds to are not known: no compiled part of the same model gave it, or "
-            "it was changed since. Call the whole model; compile all parts that add to the stream; and leave what goes "
-            "from one to the next as it is."
-        )
-    return (
-        f"the stream {name!r} cannot be followed through a part of the model that is compiled by itself: "
-        f"{obstacle.message}, at {place}. Write it as a plain addition of tensors that nothing else changes in place, "
-        "or compile the whole model."
-    )
 
 
 def _key(states: Mapping[int, Sources]) -> Key:
