@@ -28,8 +28,9 @@ def candidates(model: Any) -> Iterator[dict[str, Any]]:
         if parameter.default is inspect.Parameter.empty
         and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     ]
-    main: str = getattr(model, "main_input_name", "")
-    first = [name for name in dict.fromkeys([main, *required]) if name in parameters]
+    main: str | list[str] = getattr(model, "main_input_name", "")
+    mains = [main] if isinstance(main, str) else main
+    first = [name for name in dict.fromkeys([*mains, *required]) if name in parameters]
     if "bbox" in parameters:
         first.append("bbox")
     if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
