@@ -136,7 +136,7 @@ def of_transformers(rank: int, size: int, store: str, folder: str, cells: list[t
     for name, compiled in cells:
         torch.compiler.reset()
         path = Path(folder, name)
-        alone = models.MODELS[name]().double().train()
+        alone = models.plain(name)
         if rank == 0:
             alone.save_pretrained(path)
         dist.barrier()
