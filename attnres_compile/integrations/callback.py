@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +15,9 @@ from attnres_compile.api.optimizers import param_groups
 from attnres_compile.api.save_load import save
 from attnres_compile.model import parameters, plan_tensor
 from attnres_compile.model.errors import OptimizerError
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_WRITTEN_LAST = "trainer_state.json"
 
 
 class AttnResCallback:
@@ -28,7 +33,7 @@ class AttnResCallback:
         trainer = Trainer(
             model, arguments, callbacks=[callback], optimizers=callback.optimizers(model, arguments), ..
         )
-        trainer.train(resume_from_checkpoint=True)
+        trainer.train(resume_from_checkpoint=callback.last_checkpoint(arguments.output_dir))
 
     Args:
         options: of the backend, as ``model.compile(backend="attnres", options=..)`` takes them.
@@ -74,6 +79,22 @@ class AttnResCallback:
             )
         return cls(groups, **options), None
 
+    def last_checkpoint(self, folder: str | Path) -> str | None:
+        """For ``train(resume_from_checkpoint=)``: the newest checkpoint that was written to its end.
+
+        The Trainer writes a checkpoint file by file into its place. ``resume_from_checkpoint=True`` takes the newest
+        folder, which of a run that was killed while it saved is half a checkpoint, and an error.
+
+        Args:
+            folder: ``output_dir`` of the arguments.
+
+        Returns:
+            Its path; None if there is none, from which the Trainer begins anew.
+        """
+        found = [path for path in Path(folder).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+        newest_first = sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+        return next((str(path) for path in newest_first if _is_whole(path)), None)
+
     def on_init_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:
         """Compile the model, before the Trainer wraps it."""
         if model is not None:
@@ -97,6 +118,15 @@ class AttnResCallback:
         prepared = parameters.require_prepared(model)
         if prepared._compiled_call_impl is None:
             prepared.compile(backend="attnres", options=self.options)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """By the file that the Trainer writes behind all others, and without which it does not resume."""
+    try:
+        json.loads((checkpoint / _WRITTEN_LAST).read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _joined(cls: Any, callback: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The parts of tests.md: the records of the faults, and of the generated models."""
+"""The parts of tests.md: the records of the faults, of the generated models, and of the kills."""
 
 import json
 from collections import Counter
@@ -39,3 +39,17 @@ def models() -> str:
     )
     rest = f", {record['wrong']} are not." if record["wrong"] else "."
     return f"{text}{rest}\n\n{table(rows, ['model', 'outcome', 'models'])}"
+
+
+@part
+def kills() -> str:
+    record = json.loads((BENCHMARKS / "kills.json").read_text())["ways"]
+    places = list(next(iter(record.values()))["kills"])
+    rows = [
+        [way, *one["kills"].values(), one["every"], one["most_lost"], one["repeated"], one["ends"], len(one["faults"])]
+        for way, one in record.items()
+    ]
+    heads = ["way", *places, "interval", "most steps lost", "steps compared", "runs to the end", "faults"]
+    (one, *_) = record.values()
+    said = f"{one['steps']} steps a run, dropout on, on the CPU under torch {one['versions']['torch']}."
+    return f"{said}\n\n{table(rows, heads)}"

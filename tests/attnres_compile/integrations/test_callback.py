@@ -112,3 +112,18 @@ def test_the_name_of_our_backend_is_not_in_the_list_of_accelerate(tmp_path: Path
     values = arguments(tmp_path, torch_compile=True, torch_compile_backend="attnres")
     with pytest.raises(ValueError, match="is not a valid DynamoBackend"):
         transformers.Trainer(model=model_with_dropout(), args=values, train_dataset=data()).train()
+
+
+def test_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    """Of a run that was killed while it saved, the newest folder is half a checkpoint."""
+    callback = ac.AttnResCallback()
+    assert callback.last_checkpoint(tmp_path) is None
+    trainer(model_with_dropout(), tmp_path).train()
+    whole = str(tmp_path / "checkpoint-4")
+    assert callback.last_checkpoint(tmp_path) == whole
+    for number, state in ((10, None), (12, '{"global_step": 1')):
+        half = tmp_path / f"checkpoint-{number}"
+        half.mkdir()
+        if state is not None:
+            (half / "trainer_state.json").write_text(state)
+        assert callback.last_checkpoint(tmp_path) == whole
