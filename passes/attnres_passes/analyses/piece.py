@@ -254,23 +254,24 @@ def _planned_reads(places: _Places, groups: Sequence[ReadGroup], first: int, str
     left = set(range(len(stream.reads)))
     for group in groups:
         planned = _planned_read(places, group.uses, first + group.state, stream, left)
-        left -= {planned}
         found.append(planned)
-    # A cast that is none in another dtype moves the line where a norm begins; its module and its state are the same.
-    for index, group in enumerate(groups):
-        modules = {module for _, node in group.uses for module in places.modules(places.trace.nodes[node])}
-        alike = [k for k in left if stream.reads[k].state == first + group.state and stream.reads[k].module in modules]
-        others = [other for other in groups if other.state == group.state and found[groups.index(other)] is None]
-        if found[index] is None and len(alike) == 1 and _in_module(places, others, stream.reads[alike[0]].module) == 1:
-            found[index] = alike[0]
-            left -= {alike[0]}
+        left.discard(-1 if planned is None else planned)
+    # A cast that is none in another dtype moves the line where a norm begins, and its module and state stay.
+    for k in sorted(left):
+        read = stream.reads[k]
+        # Elsewhere, another line of the module may be another use of the state.
+        is_norm = not any(f"{write.module}.".startswith(f"{read.module}.") for write in stream.writes)
+        alike = [j for j in left if (stream.reads[j].module, stream.reads[j].state) == (read.module, read.state)]
+        may_be = [
+            index
+            for index, group in enumerate(groups)
+            if found[index] is None
+            and first + group.state == read.state
+            and any(read.module in places.modules(places.trace.nodes[node]) for _, node in group.uses)
+        ]
+        if read.module and is_norm and len(alike) == len(may_be) == 1:
+            found[may_be[0]] = k
     return found
-
-
-def _in_module(places: _Places, groups: Sequence[ReadGroup], module: str) -> int:
-    """How many groups have a use in a module."""
-    nodes = places.trace.nodes
-    return sum(any(module in places.modules(nodes[node]) for _, node in group.uses) for group in groups)
 
 
 def _planned_read(

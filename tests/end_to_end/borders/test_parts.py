@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import attnres_compile as ac
 from tests.end_to_end.borders.models import MODELS, assert_same, broken, layers, per_block, prepared, step, whole
+from tests.end_to_end.guarded_model import randomize
 
 BLOCKS = {"2 blocks": {"num_blocks": 2}, "4 blocks": {"num_blocks": 4}, "ends inside a layer": {"block_size": 3}}
 
@@ -136,6 +138,53 @@ def test_reads_that_begin_on_another_line_in_another_dtype() -> None:
     for name, gradient in expected[1].items():
         torch.testing.assert_close(found[1][name], gradient, atol=5e-5, rtol=1e-4)
     assert ac.status(again).rewritten_calls == 1
+
+
+class Watched(nn.Module):
+    """A layer that norms by itself, and may look at what comes in before a graph break."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.seen: list[torch.Tensor] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.seen is not None:
+            self.seen.append(x * self.linear.bias)
+            torch._dynamo.graph_break()
+        return x + self.linear(nn.functional.layer_norm(x, (8,))).tanh()
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.norm = nn.ModuleList(Watched() for _ in range(3)), nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def test_what_a_layer_sees_of_a_state_is_no_read_of_the_plan() -> None:
+    """Another line of the module that reads, in a graph without the read: it sees the running sum."""
+    torch.compiler.reset()
+    x = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = Stack().double()
+    ac.prepare(model, (x,), block_size=1)
+    randomize(model)
+    states: list[torch.Tensor] = []
+    for layer in model.layers:
+        layer.compile(backend="attnres", options={"inner": "eager"})
+        layer.register_forward_pre_hook(lambda layer, given: states.append(given[0]))
+    expected = model(x)
+    before, seen = states[:3], [[] for _ in model.layers]
+    for layer, into in zip(model.layers, seen, strict=True):
+        layer.seen = into
+    torch.testing.assert_close(model(x), expected, atol=1e-12, rtol=0)
+    for state, layer, (found,) in zip(before, model.layers, seen, strict=True):
+        torch.testing.assert_close(found, state * layer.linear.bias, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("schedule", ["naive", "direct", "two_phase"])
