@@ -222,9 +222,7 @@ class SetByListsOfTensors(nn.Module):
 def test_a_model_that_cannot_be_compiled_is_said_to_be_that() -> None:
     model = SetByListsOfTensors()
     model(tokens())
-    with pytest.raises(
-        errors.CaptureError, match=r"does not run SetByListsOfTensors .*test_verify.py:\d+: "
-    ):
+    with pytest.raises(errors.CaptureError, match=r"does not run SetByListsOfTensors .*test_verify.py:\d+: "):
         ac.verify(model, (tokens(),))
     assert not hasattr(model, "attnres")
 
