@@ -17,9 +17,9 @@ from tests.reference.variants import variant_mix
 
 WIDTH, EPS = 8, 1e-3
 MECHANISMS = [
-    Mechanism(key_norm, scale, mixing, None, heads, query)
-    for key_norm, scale, mixing, heads, query in itertools.product(
-        ("weight", "plain", "none"), (1.0, 0.5), ("softmax", "sigmoid"), (1, 4), ("learned", "input")
+    Mechanism(key_norm, scale, mixing, None, heads, query, value_norm)
+    for key_norm, scale, mixing, heads, query, value_norm in itertools.product(
+        ("weight", "plain", "none"), (1.0, 0.5), ("softmax", "sigmoid"), (1, 4), ("learned", "input"), ("none", "plain")
     )
 ]
 
@@ -60,13 +60,16 @@ def compare(how: Mechanism, scale: str, form: str) -> None:
 
 
 def test_training_starts_where_the_papers_does() -> None:
-    """With the parameters as they begin, every source weighs 1/n."""
+    """With the parameters as they begin, every source weighs 1/n, as it is or normed."""
     for how in MECHANISMS:
         sources, _ = given(how)
+        mixed = [
+            torch.nn.functional.rms_norm(x, (WIDTH,), eps=EPS) if how.value_norm == "plain" else x for x in sources
+        ]
         forms = forms_of_read(how, WIDTH)
         fresh = [torch.full(form.shape, float(form.first == "ones"), dtype=torch.float64) for form in forms]
-        torch.testing.assert_close(variant_read(sources, fresh, EPS, "mean", how), torch.stack(sources).mean(0))
-        torch.testing.assert_close(variant_read(sources, fresh, EPS, "sum", how), torch.stack(sources).sum(0))
+        torch.testing.assert_close(variant_read(sources, fresh, EPS, "mean", how), torch.stack(mixed).mean(0))
+        torch.testing.assert_close(variant_read(sources, fresh, EPS, "sum", how), torch.stack(mixed).sum(0))
 
 
 def test_low_precision_is_rounded_once() -> None:
