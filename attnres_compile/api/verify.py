@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnres_compile.api.checks import normed_values
+from attnres_compile.api.checks import alike_queries, normed_values
 from attnres_compile.api.checks.scale_deviations import scale_deviations
 from attnres_compile.api.prepare import config_from
 from attnres_compile.api.verification import TOLERANCES, Check, Deviation, Verification, dtype_name, relative_error
@@ -134,7 +134,7 @@ def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig, is_copy: bool
 
 def _under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
     """The graph with the analysis that another config gives."""
-    return AnalysedGraph(graph.captured, find_streams(graph.analysis.trace, config))
+    return dataclasses.replace(graph, analysis=find_streams(graph.analysis.trace, config))
 
 
 def _window_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
@@ -174,6 +174,8 @@ def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> tuple[P
     """Every schedule with random queries and key weights equals the definition; what reads are bound to."""
     checks = [] if config.window is None else [_window_check(graph, config)]
     checks += [] if config.value_norm == "none" else [_normed_values_check(graph, config)]
+    if config.queries != "one":
+        checks.append(_compare(alike_queries.NAME, graph, *alike_queries.runs(graph, config)))
     if config.mechanism.by_definition:
         levels = run_passes_under(graph, dataclasses.replace(config, schedule="naive"), keeps_values=True)
         return levels.choice.provider, [*checks, _random_query_check(graph, levels, "as compiled")]

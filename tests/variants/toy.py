@@ -23,6 +23,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"heads": 4},
     {"query": "input"},
     {"value_norm": "plain"},
+    {"queries": "qkv"},
     {
         "heads": 2,
         "mixing": "sigmoid",

@@ -11,6 +11,7 @@ KEY_NORMS = ("weight", "plain", "none")
 MIXINGS = ("softmax", "sigmoid")
 QUERIES = ("learned", "input")
 VALUE_NORMS = ("none", "plain")
+NUMBERS_OF_QUERIES = ("one", "qkv")
 
 
 class Mechanism(NamedTuple):
@@ -20,7 +21,8 @@ class Mechanism(NamedTuple):
     logits; mixing: "softmax" over the sources, or "sigmoid" of each logit by itself; window: completed blocks beside
     the root that a read attends to, the last ones, None for all; heads: parts of the width that have weights of their
     own; query: one learned vector, or "input", made of the newest source by a learned matrix; value_norm:
-    "none" mixes the sources as they are, "plain" each over its root mean square, as key_norm="plain" has them.
+    "none" mixes the sources as they are, "plain" each over its root mean square, as key_norm="plain" has them; queries:
+    "one" a read, or "qkv", a read each for the q, k and v of an attention, where these are told apart.
     """
 
     key_norm: str = "weight"
@@ -30,6 +32,7 @@ class Mechanism(NamedTuple):
     heads: int = 1
     query: str = "learned"
     value_norm: str = "none"
+    queries: str = "one"
 
     @property
     def is_paper(self) -> bool:
