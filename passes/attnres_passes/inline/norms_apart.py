@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -29,11 +30,13 @@ from attnres_passes.analyses.arguments.projections import Projections, projectio
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.aten_trace import OPAQUE, STALE_ALIAS, AtenTrace
 from attnres_passes.analyses.degrees.degree import is_shape_only
+from attnres_passes.analyses.norms.norm_behind import modes
 from attnres_passes.analyses.reads import ReadGroup
 from attnres_passes.analyses.stream_nodes import StreamNodes
 from attnres_passes.analyses.streams import Analysis, find_streams
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.read_arguments import ReadArgument, is_told, tell
+from attnres_passes.ir.regions import Region, region_of
 from attnres_passes.torch_private.graph_copies import copy_dynamo_attributes, copy_dynamo_source
 from attnres_passes.torch_private.operators import is_operator
 
@@ -68,6 +71,7 @@ def norms_apart(gm: GraphModule, trace: AtenTrace, streams: Sequence[tuple[Strea
         The copy, or ``gm`` itself if there is nothing to say of any read.
     """
     arguments = attention_arguments(trace)
+    places = _Places({node: k for k, node in enumerate(trace.nodes)}, modes(gm.graph))
     stream_ops = frozenset[int]().union(*(stream.trunk.ops for stream, _ in streams))
     told: dict[int, ReadArgument] = {}
     norms: list[_Norm] = []
@@ -77,7 +81,7 @@ def norms_apart(gm: GraphModule, trace: AtenTrace, streams: Sequence[tuple[Strea
             if first + read.state == 0 or not read.uses or any(is_told(trace.nodes[node]) for _, node in read.uses):
                 continue
             found = projections_behind(trace, read, arguments, stream_ops)
-            norm = found if isinstance(found, str) else _norm(trace, read, found, stream_ops)
+            norm = found if isinstance(found, str) else _norm(trace, read, found, stream_ops, places)
             if isinstance(norm, _Norm):
                 norms.append(norm)
                 norm_told = ReadArgument("rest" if norm.has_rest else "q")
@@ -92,30 +96,48 @@ class _Norm:
     """A norm to be put apart, as indices of nodes.
 
     inner: for each argument, the nodes from the state to its projections; projections: of each argument; has_rest:
-    whether anything but these projections needs the norm; reading: the nodes that read the state.
+    whether anything but these projections needs the norm; reading: the nodes that read the state; is_in_one_place:
+    whether all nodes of ``inner`` stand under the same modes, and in the same region of recomputation.
     """
 
     inner: Mapping[Argument, tuple[int, ...]]
     projections: Mapping[Argument, frozenset[int]]
     has_rest: bool
     reading: frozenset[int]
+    is_in_one_place: bool
 
     def copies(self) -> Iterator[tuple[int, Argument, int]]:
         """The copies to make: behind which node, for which argument, of which node.
 
         All of one argument stand together, behind the norm, so that it can be fused with its read; where a projection
-        stands inside of the norm of another one, each copy is behind what it is a copy of.
+        stands inside of the norm of another one, or parts of a norm have to stand in different places (autocast, a
+        checkpoint), each copy is behind what it is a copy of.
         """
         last = max(max(nodes) for nodes in self.inner.values())
-        together = all(node > last for nodes in self.projections.values() for node in nodes)
+        are_behind = all(node > last for nodes in self.projections.values() for node in nodes)
+        together = self.is_in_one_place and are_behind
         for argument, nodes in self.inner.items():
             if argument != "q" or self.has_rest:
                 yield from ((last if together else node, argument, node) for node in nodes)
 
 
-def _norm(trace: AtenTrace, read: ReadGroup, found: Projections, stream_ops: Collection[int]) -> _Norm | str:
+@dataclass(frozen=True)
+class _Places:
+    """Where the nodes of a graph stand. index: in their order; modes: that each runs under."""
+
+    index: Mapping[Node, int]
+    modes: Mapping[Node, Any]
+
+    def of(self, node: Node) -> tuple[Any, Region | None]:
+        """What a copy of a node has to share with it."""
+        return self.modes[node], region_of(node)
+
+
+def _norm(
+    trace: AtenTrace, read: ReadGroup, found: Projections, stream_ops: Collection[int], places: _Places
+) -> _Norm | str:
     """What has to be copied of a norm, or why it cannot be."""
-    index = {node: k for k, node in enumerate(trace.nodes)}
+    index = places.index
     reading = frozenset(node for _, node in read.uses)
     stops = found.every | {trace.ops[op].node for op in stream_ops}
     behind, pending = set(reading), list(reading)
@@ -132,7 +154,9 @@ def _norm(trace: AtenTrace, read: ReadGroup, found: Projections, stream_ops: Col
         if not _can_be_copied(trace, node, own):
             return f"{trace.nodes[node].name}, between the state and its projections, cannot be computed twice"
     apart = every | frozenset().union(*found.of.values())
-    return _Norm(inner, found.of, _is_needed_elsewhere(trace, every, apart, index), reading)
+    has_rest = _is_needed_elsewhere(trace, every, apart, index)
+    are_alike = len({places.of(trace.nodes[node]) for node in every}) == 1
+    return _Norm(inner, found.of, has_rest, reading, are_alike)
 
 
 def _between(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.attention.flex_attention import flex_attention
 
+from attnres_passes.analyses.norms.norm_behind import modes
 from attnres_passes.inline.norms_apart import analysed_apart
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Read
@@ -162,6 +163,24 @@ def test_a_projection_inside_of_the_norm_of_another() -> None:
     gm, analysis = analysed_apart(found.gm, AttnResConfig(queries="qkv"))
     assert [read.argument for read in analysis.plan.streams[0].reads if read.state == 1] == ["q", "k", "v"]
     torch.testing.assert_close(gm(*found.inputs), found.gm(*found.inputs), rtol=0, atol=0)
+
+
+def test_a_norm_that_switches_autocast_off_inside() -> None:
+    """A copy stands under the modes of what it is a copy of."""
+
+    def attend(self: Function, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            unit = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        n = unit * self.norm[1].weight
+        q, k, v = (heads(self.linear[i](n)) for i in (1, 2, 3))
+        return sdpa(q, k, v).flatten(2)
+
+    gm, analysis = analysed_apart(captured(of(attend), layers=5).gm, AttnResConfig(queries="qkv"))
+    assert [read.argument for read in analysis.plan.streams[0].reads if read.state == 1] == ["q", "k", "v"]
+    of_nodes = modes(gm.graph)
+    roots = [of_nodes[node] for node in gm.graph.nodes if getattr(node.target, "__name__", "") == "rsqrt"]
+    assert len(roots) == 3
+    assert len(set(roots)) == 1
 
 
 @pytest.mark.parametrize("given_on", [False, True])
