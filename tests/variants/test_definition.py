@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,20 @@ def test_training_starts_where_the_papers_does() -> None:
         fresh = [torch.full(form.shape, float(form.first == "ones"), dtype=torch.float64) for form in forms]
         torch.testing.assert_close(variant_read(sources, fresh, EPS, "mean", how), torch.stack(mixed).mean(0))
         torch.testing.assert_close(variant_read(sources, fresh, EPS, "sum", how), torch.stack(mixed).sum(0))
+
+
+def test_the_read_of_inkling2() -> None:
+    """Against transformers' own, with a query for each of three reads."""
+    modeling = pytest.importorskip("transformers.models.inkling2.modeling_inkling2")
+    theirs = modeling.Inkling2BlockAttentionResidual(SimpleNamespace(hidden_size=WIDTH), num_queries=3)
+    how = Mechanism(key_norm="plain", logit_scale=WIDTH**-0.5, value_norm="plain", queries="qkv")
+    generator = torch.Generator().manual_seed(0)
+    *blocks, partial = (torch.randn(2, 3, WIDTH, generator=generator) for _ in range(4))
+    with torch.no_grad():
+        theirs.query.normal_(generator=generator)
+        expected = theirs(torch.stack(blocks, -2), partial)
+    for query, one in zip(theirs.query, expected, strict=True):
+        torch.testing.assert_close(variant_read([*blocks, partial], [query], 1e-6, "mean", how), one)
 
 
 def test_low_precision_is_rounded_once() -> None:
