@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from attnres_compile.api.checks import alike_queries, normed_values
 from attnres_compile.api.checks.comparison import coarsest, compare, least_precise
 from attnres_compile.api.checks.scale_deviations import scale_deviations
 from attnres_compile.api.prepare import config_from
@@ -73,7 +74,7 @@ def verify(
         config = added.plan.config
     chosen = config_from(config, options)
     if isinstance(one_graph(model, args, kwargs), str):
-        return Verification((check_against_eager(model, args, kwargs, chosen, PARTS),))
+        return Verification((check_against_eager(model, args, kwargs, chosen, PARTS), *normed_values.of_parts(chosen)))
     checks: list[Check] = []
     deviations: list[Deviation] = []
     providers = set()
@@ -88,7 +89,8 @@ def verify(
                 provider, of_schedules = _random_query_checks(graph, chosen)
                 providers.add(provider)
                 checks.extend(of_schedules)
-                if chosen.scale == "mean" and not _is_on_meta(model):
+                # Values that are normed do not begin near the plain model, with an eps or without.
+                if chosen.scale == "mean" and chosen.value_norm == "none" and not _is_on_meta(model):
                     deviations.extend(scale_deviations(graph))
         wide = list(_in_double(model, args, kwargs, chosen)) if plan.streams else []
     if plan.streams and not _is_on_meta(model):
@@ -132,7 +134,7 @@ def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig, is_copy: bool
 
 def _under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
     """The graph with the analysis that another config gives."""
-    return AnalysedGraph(graph.captured, find_streams(graph.analysis.trace, config))
+    return dataclasses.replace(graph, analysis=find_streams(graph.analysis.trace, config))
 
 
 def _window_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
@@ -157,9 +159,23 @@ def _window_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     return compare(f"random queries, window={config.window} = all blocks, others taken out", graph, expected, found)
 
 
+def _normed_values_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
+    """Reads of normed values equal the weights of values as they are, over sources that torch has normed."""
+    stage("checking normed values")
+    found_in, expected_in = rewritten_under(graph, config), rewritten_under(graph, config)
+    normed_values.norm_by_torch(expected_in)
+    parameters = random_parameters(found_in, graph)
+    expected = run(expected_in, graph, read_nodes(expected_in), parameters)
+    found = run(found_in, graph, read_nodes(found_in), parameters)
+    return compare(normed_values.NAME, graph, expected, found)
+
+
 def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> tuple[Provider, list[Check]]:
     """Every schedule with random queries and key weights equals the definition; what reads are bound to."""
     checks = [] if config.window is None else [_window_check(graph, config)]
+    checks += [] if config.value_norm == "none" else [_normed_values_check(graph, config)]
+    if config.queries != "one":
+        checks.append(compare(alike_queries.NAME, graph, *alike_queries.runs(graph, config)))
     if config.mechanism.by_definition:
         levels = run_passes_under(graph, dataclasses.replace(config, schedule="naive"), keeps_values=True)
         return levels.choice.provider, [*checks, _random_query_check(graph, levels, "as compiled")]

@@ -42,10 +42,12 @@ of a key, which a softmax over keys takes off again)."""
 def zero_query_identity(config: AttnResConfig) -> tuple[AttnResConfig, str]:
     """The config under which zero queries give back the plain sum, and in words what of the one asked for it lacks.
 
-    Whatever the mechanism weighs sources by, it weighs all alike then; but a window leaves some out.
+    Whatever the mechanism weighs sources by, it weighs all alike then; but a window leaves some out, and values that
+    are normed do not sum to the plain sum.
     """
     words = "" if config.window is None else ", window of all blocks"
-    return dataclasses.replace(config, scale="sum", window=None), words
+    words += "" if config.value_norm == "none" else ", values as they are"
+    return dataclasses.replace(config, scale="sum", window=None, value_norm="none"), words
 
 
 def check_against_eager(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from attnres_compile.capture import cuts
 from attnres_compile.capture.capture import Break, Capture, capture, capture_whole, no_graph
@@ -23,8 +24,9 @@ from attnres_compile.progress import stage
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.left_out import open_sums
 from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.inline.norms_apart import analysed_apart
 from attnres_passes.inline.open_regions import open_regions
-from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.plan import Decline, Plan, Reason, Stream
 from attnres_passes.torch_private.example_values import depends_on_data
 
@@ -33,10 +35,27 @@ log = logging.getLogger("attnres_compile")
 
 @dataclass(frozen=True)
 class AnalysedGraph:
-    """A captured graph, its regions open, with its analysis."""
+    """A captured graph, its regions open, with its analysis.
+
+    plain: the graph before norms were put apart for several queries; None if that is the one captured.
+    """
 
     captured: Captured
     analysis: Analysis
+    plain: GraphModule | None = None
+
+    @property
+    def plain_gm(self) -> GraphModule:
+        """What the plain model computes, as it computes it."""
+        return self.captured.gm if self.plain is None else self.plain
+
+    def before_norms_apart(self) -> AnalysedGraph:
+        """The same graph as it was captured, with reads of one query each."""
+        if self.plain_gm is self.captured.gm:
+            return self
+        config = dataclasses.replace(self.analysis.plan.config, queries="one")
+        captured = dataclasses.replace(self.captured, gm=self.plain_gm)
+        return AnalysedGraph(captured, find_streams(trace_aten(captured.gm), config))
 
 
 def analyse_model(
@@ -70,10 +89,15 @@ def analyse_capture(captured: Capture, config: AttnResConfig) -> tuple[AnalysedG
     """
     stage("analysing the captured graph")
     opened = [dataclasses.replace(graph, gm=open_regions(graph.gm)) for graph in captured.graphs]
-    graphs = tuple(AnalysedGraph(graph, find_streams(trace_aten(graph.gm), config)) for graph in opened)
+    graphs = tuple(_analysed(graph, config) for graph in opened)
     if not captured.is_whole and config.on_decline == "error":
         check_pieces(captured, [graph.analysis.plan for graph in graphs])
     return graphs
+
+
+def _analysed(graph: Captured, config: AttnResConfig) -> AnalysedGraph:
+    apart, analysis = analysed_apart(graph.gm, config)
+    return AnalysedGraph(dataclasses.replace(graph, gm=apart), analysis, graph.gm)
 
 
 def plan_of(graphs: Sequence[AnalysedGraph], config: AttnResConfig) -> Plan:
@@ -164,7 +188,14 @@ def plan_eagerly(
 
     Raises:
         CaptureError: that of ``trace_eagerly``.
+        ConfigError: ``queries`` asks for norms to be put apart, and there is no graph.
     """
+    if config.queries != "one":
+        raise ConfigError(
+            f"queries={config.queries!r} puts the norms of one graph apart, and {type(model).__name__} is planned from "
+            "an uncompiled run, since Dynamo makes several graphs of it; leave queries out, or take the graph breaks "
+            "out of the forward (torch.compile(model, fullgraph=True) names the line)."
+        )
     return find_streams(trace_eagerly(model, args, kwargs), config).plan
 
 

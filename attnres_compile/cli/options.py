@@ -68,6 +68,8 @@ def _add_mechanism_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=int, help="completed blocks that a read attends to, the last ones")
     group.add_argument("--heads", type=int, help="parts of the width with weights of their own (default 1)")
     group.add_argument("--query", choices=CHOICES["query"], help="a learned vector, or made of the input")
+    group.add_argument("--value-norm", choices=CHOICES["value_norm"], help="RMSNorm on what is mixed (default none)")
+    group.add_argument("--queries", choices=CHOICES["queries"], help="one a read, or one each for q, k and v")
 
 
 def add_bench_model_options(parser: argparse.ArgumentParser) -> None:

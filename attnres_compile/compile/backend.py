@@ -36,8 +36,8 @@ from attnres_compile.model.planned_reads import PlannedReads
 from attnres_compile.progress import stage
 from attnres_compile.recording.graph import GraphRecorder
 from attnres_kernels.errors import AttnResError
-from attnres_passes.analyses.aten_recorder import trace_aten
-from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.analyses.streams import Analysis
+from attnres_passes.inline.norms_apart import analysed_apart
 from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ir.levels import Level, is_ours
@@ -112,7 +112,7 @@ def _compile(
         return inner_compilers.compile_inner(gm, inputs, config.inner, mode)
     stage("analysing the captured graph")
     opened = open_regions(gm)
-    analysis = find_streams(trace_aten(opened), config)
+    opened, analysis = analysed_apart(opened, config)
     dump(opened, Level.CAPTURED, analysis.plan)
     dump.plan(analysis.plan)
     added = prepared_parameters(owner, inputs)

@@ -32,8 +32,10 @@ from attnres_compile.recording.live import open_recording
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.piece import Entering, Obstacle, PieceAnalysis, find_pieces
 from attnres_passes.inline.close_regions import close_regions
+from attnres_passes.inline.norms_apart import norms_apart
 from attnres_passes.inline.open_regions import open_regions
 from attnres_passes.ir.config import AttnResConfig
+from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import lower_rewritten
 from attnres_passes.rewrite.rewrite_piece import LeavingState, RewrittenPiece, SourceAt, rewrite_piece
@@ -136,6 +138,15 @@ class PieceGraph:
             value = self.placeholders[position]
             if value is not None:
                 entering[value] = Entering(sources.stream, sources.state, sources.groups)
+        found = self._found(plan, entering)
+        if plan.config.queries != "one":
+            apart = norms_apart(self.gm, self.trace, [(piece.nodes, piece.first) for piece in found.pieces])
+            if apart is not self.gm:
+                self.gm, self.trace = apart, trace_aten(apart)
+                found = self._found(plan, entering)
+        return found
+
+    def _found(self, plan: Plan, entering: Mapping[int, Entering]) -> PieceAnalysis:
         found = find_pieces(self.trace, plan, entering, self.options.within)
         if isinstance(found, Obstacle):
             raise BorderError(obstacle_text(found, plan))

@@ -186,7 +186,7 @@ class Recording(Views):
         assert len(weights) == len(found.values) - READ_EXTRA == read.num_sources
         return RecordedRead(
             stream=stream.name,
-            module=read.module,
+            module=f"{read.module} ({read.argument})" if read.argument else read.module,
             source=short_source(read.source),
             before=self._sublayers.get(about, Sublayer.UNKNOWN),
             state=read.state,

@@ -22,7 +22,9 @@ import attnres_passes
 from attnres_passes.analyses.aten_recorder import trace_aten
 from attnres_passes.analyses.piece import Entering, PieceAnalysis, find_pieces
 from attnres_passes.inline.close_regions import close_regions
+from attnres_passes.inline.norms_apart import analysed_apart
 from attnres_passes.inline.open_regions import open_regions
+from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.text import graph_text
 from attnres_passes.lower.lower import lower
@@ -117,6 +119,26 @@ def of_rewrite_piece() -> tuple[GraphModule, Pass]:
     return gm, lambda gm: [rewrite_piece(gm, pieces).gm]
 
 
+class Attends(nn.Module):
+    """A feed-forward, and an attention behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.ParameterList([torch.ones(WIDTH)] * 2), nn.ParameterList([torch.ones(WIDTH, WIDTH)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sinh()
+        x = x + F.linear(F.rms_norm(x, (WIDTH,), self.norm[0], 1e-5), self.linear[0])
+        n = F.rms_norm(x, (WIDTH,), self.norm[1], 1e-5)
+        q, k, v = (F.linear(n, self.linear[0]) for _ in range(3))
+        return x + F.scaled_dot_product_attention(q, k, v)
+
+
+def of_norms_apart() -> tuple[GraphModule, Pass]:
+    config = AttnResConfig(queries="qkv")
+    return captured(Attends(), sample().float()).gm, lambda gm: [analysed_apart(gm, config)[0]]
+
+
 def of_record() -> tuple[GraphModule, Pass]:
     result, _ = rewritten_tiny()
     return result.gm, lambda _: [record(result, with_gradients=True).result.gm]
@@ -185,6 +207,7 @@ def kinds_of_parts(gm: GraphModule) -> Sequence[GraphModule]:
 PAIRS: dict[str, Callable[[], tuple[GraphModule, Pass]]] = {
     "inline/open_regions": of_open_regions,
     "inline/close_regions": of_close_regions,
+    "inline/norms_apart": of_norms_apart,
     "rewrite/rewrite_piece": of_rewrite_piece,
     "rewrite/record": of_record,
     "ranks/shard_sequence": of_shard_sequence,

@@ -1,6 +1,6 @@
 """Reads by other mechanisms than the paper's, by hand: stacked, in the dtype of the inputs, of no code under test.
 
-The rows of the paper's Table 4, in the words of docs/variants.md.
+The rows of the paper's Table 4, and values that are normed, in the words of docs/variants.md.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def variant_mix(
         weights = torch.softmax(logits, dim=0)
     else:
         weights = 2 * torch.sigmoid(logits) / len(values)
+    if variant.get("value_norm", "none") == "plain":
+        values = values / (values.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
     mixed = torch.einsum("nbth,nbthc->bthc", weights, _split(values, heads)).flatten(-2)
     return mixed * len(values) if scale == "sum" else mixed
 

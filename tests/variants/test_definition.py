@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from tests.reference.variants import variant_mix
 
 WIDTH, EPS = 8, 1e-3
 MECHANISMS = [
-    Mechanism(key_norm, scale, mixing, None, heads, query)
-    for key_norm, scale, mixing, heads, query in itertools.product(
-        ("weight", "plain", "none"), (1.0, 0.5), ("softmax", "sigmoid"), (1, 4), ("learned", "input")
+    Mechanism(key_norm, scale, mixing, None, heads, query, value_norm)
+    for key_norm, scale, mixing, heads, query, value_norm in itertools.product(
+        ("weight", "plain", "none"), (1.0, 0.5), ("softmax", "sigmoid"), (1, 4), ("learned", "input"), ("none", "plain")
     )
 ]
 
@@ -60,13 +61,30 @@ def compare(how: Mechanism, scale: str, form: str) -> None:
 
 
 def test_training_starts_where_the_papers_does() -> None:
-    """With the parameters as they begin, every source weighs 1/n."""
+    """With the parameters as they begin, every source weighs 1/n, as it is or normed."""
     for how in MECHANISMS:
         sources, _ = given(how)
+        mixed = [
+            torch.nn.functional.rms_norm(x, (WIDTH,), eps=EPS) if how.value_norm == "plain" else x for x in sources
+        ]
         forms = forms_of_read(how, WIDTH)
         fresh = [torch.full(form.shape, float(form.first == "ones"), dtype=torch.float64) for form in forms]
-        torch.testing.assert_close(variant_read(sources, fresh, EPS, "mean", how), torch.stack(sources).mean(0))
-        torch.testing.assert_close(variant_read(sources, fresh, EPS, "sum", how), torch.stack(sources).sum(0))
+        torch.testing.assert_close(variant_read(sources, fresh, EPS, "mean", how), torch.stack(mixed).mean(0))
+        torch.testing.assert_close(variant_read(sources, fresh, EPS, "sum", how), torch.stack(mixed).sum(0))
+
+
+def test_the_read_of_inkling2() -> None:
+    """Against transformers' own, with a query for each of three reads."""
+    modeling = pytest.importorskip("transformers.models.inkling2.modeling_inkling2")
+    theirs = modeling.Inkling2BlockAttentionResidual(SimpleNamespace(hidden_size=WIDTH), num_queries=3)
+    how = Mechanism(key_norm="plain", logit_scale=WIDTH**-0.5, value_norm="plain", queries="qkv")
+    generator = torch.Generator().manual_seed(0)
+    *blocks, partial = (torch.randn(2, 3, WIDTH, generator=generator) for _ in range(4))
+    with torch.no_grad():
+        theirs.query.normal_(generator=generator)
+        expected = theirs(torch.stack(blocks, -2), partial)
+    for query, one in zip(theirs.query, expected, strict=True):
+        torch.testing.assert_close(variant_read([*blocks, partial], [query], 1e-6, "mean", how), one)
 
 
 def test_low_precision_is_rounded_once() -> None:

@@ -42,6 +42,7 @@ options = st.fixed_dictionaries(
         "window": st.integers(1, 4),
         "heads": st.sampled_from([2, 8]),
         "query": st.just("input"),
+        "value_norm": st.just("plain"),
     },
 )
 

@@ -12,7 +12,11 @@ import torch
 
 import attnres_compile as ac
 from attnres_compile.api import verify as verify_module
+from attnres_compile.api.checks import normed_values
+from attnres_compile.api.verify_eager import PARTS
 from attnres_compile.model.errors import ExportError, SavedStateError
+from attnres_kernels.definition import variants
+from attnres_kernels.definition.mechanism import Mechanism
 from attnres_passes.rewrite import rewrite_stream
 from tests.variants.toy import VARIANTS, WIDTH, Toy, by_hand, randomise, reads_of, states, toy
 
@@ -91,15 +95,18 @@ def test_weights_of_another_mechanism_are_refused(variant: dict[str, Any], tmp_p
     again.load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("variant", [{"window": 1}, ALL, VARIANTS[0]], ids=str)
+@pytest.mark.parametrize("variant", [{"window": 1}, {"value_norm": "plain"}, ALL, VARIANTS[0]], ids=str)
 def test_verify_says_which_identity_holds(variant: dict[str, Any]) -> None:
     found = ac.verify(toy(), (states(),), block_size=1, **variant)
     assert found.passed, found
     names = [check.name for check in found.checks]
     of_all = ", window of all blocks" if "window" in variant else ""
+    of_all += ", values as they are" if "value_norm" in variant else ""
     assert f"zero queries, scale=sum{of_all} = original" in names
     assert f"compiled rewrite = plain module in eager, gradients too{of_all}" in names
     assert ("window" in variant) == any(name.startswith("random queries, window=1 = all blocks") for name in names)
+    assert ("value_norm" in variant) == (normed_values.NAME in names)
+    assert bool(found.deviations) == ("value_norm" not in variant)
 
 
 def test_verify_finds_a_window_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +122,32 @@ def test_verify_finds_a_window_that_is_off(monkeypatch: pytest.MonkeyPatch) -> N
     failed = [check for check in found.checks if not check.passed]
     assert [check.name.partition(" = ")[0] for check in failed] == ["random queries, window=1"]
     assert verify_module.ZERO_QUERIES in found.checks[0].name
+
+
+def test_verify_finds_values_that_are_normed_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their length, and not by their root mean square."""
+
+    def by_length(source: torch.Tensor, eps: float, how: Mechanism) -> torch.Tensor:
+        return source if how.value_norm == "none" else torch.nn.functional.normalize(source, dim=-1, eps=eps)
+
+    monkeypatch.setattr(variants, "mixed_value", by_length)
+    found = ac.verify(toy(), (states(),), block_size=1, value_norm="plain")
+    assert [check.name for check in found.checks if not check.passed] == [normed_values.NAME]
+
+
+def test_verify_says_what_it_cannot_compare_of_several_graphs() -> None:
+    class Broken(Toy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.h:
+                x = layer(x)
+                torch._dynamo.graph_break()
+            return self.norm(x)
+
+    torch.manual_seed(0)
+    found = ac.verify(Broken().double(), (states(),), block_size=1, value_norm="plain")
+    assert [check.name for check in found.checks] == [f"{PARTS}, values as they are", normed_values.NAME]
+    assert found.passed, found
+    assert "the model is of several graphs" in found.checks[1].skipped
 
 
 def test_explain_says_why_no_schedule_is_used() -> None:
@@ -137,15 +170,18 @@ def test_the_report_counts_the_variant() -> None:
             "sigmoid": {"mixing": "sigmoid"},
             "none": {"key_norm": "none"},
             "input": {"query": "input"},
+            "normed": {"value_norm": "plain"},
+            "normed values alone": {"value_norm": "plain", "key_norm": "none"},
         }.items()
     }
     added = {name: of["parameters"].attnres - of["parameters"].plain for name, of in rows.items()}
-    assert added["paper"] == added["sigmoid"] == 2 * added["none"]
+    assert added["paper"] == added["sigmoid"] == added["normed"] == 2 * added["none"]
     flops = {name: of["forward FLOPs"].attnres - of["forward FLOPs"].plain for name, of in rows.items()}
     # 1, 2, 2, 3, 3, 4 sources: square sum, dot product and weighted sum of each, of reads with two or more.
     tokens, sources = 6, 2 + 2 + 3 + 3 + 4
     assert flops["sigmoid"] == 2 * 3 * sources * tokens * WIDTH
     assert flops["none"] == 2 * 2 * sources * tokens * WIDTH
+    assert flops["normed"] == flops["normed values alone"] == flops["sigmoid"]
     assert flops["input"] == flops["sigmoid"] + 2 * 5 * tokens * WIDTH**2
     assert added["input"] == 5 * (WIDTH**2 + WIDTH)
 

@@ -22,7 +22,17 @@ VARIANTS: list[dict[str, Any]] = [
     {"mixing": "sigmoid"},
     {"heads": 4},
     {"query": "input"},
-    {"heads": 2, "mixing": "sigmoid", "key_norm": "none", "logit_scale": 0.5, "window": 1, "query": "input"},
+    {"value_norm": "plain"},
+    {"queries": "qkv"},
+    {
+        "heads": 2,
+        "mixing": "sigmoid",
+        "key_norm": "none",
+        "logit_scale": 0.5,
+        "window": 1,
+        "query": "input",
+        "value_norm": "plain",
+    },
 ]
 """One of each, and all at once."""
 

@@ -174,6 +174,7 @@ def _sites(
                 schedule,
                 annotation.group if annotation else None,
                 annotation.stage if annotation else None,
+                query=read.query_text,
             )
 
 

@@ -47,7 +47,8 @@ class Site:
     shape: of the stream, with its dtype; sources: of a read; normed: whether a read's scale is lost behind it;
     schedule: of a read with two sources or more, "two_phase", "direct" or "naive"; group: reads that share a pass over
     completed blocks, from 0 in each layout of the stream; stage: pipeline stage, if the plan has any; border: that the
-    stream crosses right before.
+    stream crosses right before; query: what a read's is for, where q, k and v of an attention have reads of their own,
+    or why there is one.
     """
 
     kind: Literal["read", "write"]
@@ -62,6 +63,7 @@ class Site:
     group: int | None = None
     stage: int | None = None
     border: Border | None = None
+    query: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,11 +202,13 @@ class Inspection:
 
 
 def _stream_data(stream: StreamFacts) -> dict[str, Any]:
-    """Plain data; a site without a border has no such key."""
+    """Plain data; a site without a border, or without a word on its query, has no such key."""
     data = dataclasses.asdict(stream)
     for site in data["sites"]:
         if site["border"] is None:
             del site["border"]
+        if not site["query"]:
+            del site["query"]
     return data
 
 

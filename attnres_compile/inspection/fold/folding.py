@@ -14,7 +14,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from attnres_compile.inspection.facts.facts import Inspection, Site, StreamFacts
-from attnres_compile.inspection.fold.layers import EXPAND_ALL, Layer, Row, label_of, lies_in, moving, prefixes, step
+from attnres_compile.inspection.fold.layers import (
+    EXPAND_ALL,
+    Layer,
+    Row,
+    label_of,
+    lies_in,
+    moving,
+    prefixes,
+    step,
+    template,
+)
 from attnres_kernels.errors import AttnResError
 
 LONGEST_UNIT = 256
@@ -195,19 +205,15 @@ def _begins_with_a_read(rows: Sequence[Row]) -> bool:
 
 def _key(site: Site) -> tuple[object, ...]:
     """What is the same in repeated layers."""
-    return site.kind, site.source, site.normed, _template(site.module)
+    return site.kind, site.source, site.normed, template(site.module), template(site.query)
 
 
 def container_of(row: Row) -> tuple[str, ...] | None:
     """The path of a layer without its numbers: ``layers.#.blocks.#``."""
-    return None if moving(row) is None else _template(prefixes(row)[0])
+    return None if moving(row) is None else template(prefixes(row)[0])
 
 
 def within(module: str, container: tuple[str, ...]) -> str:
     """The layer of a container that a path lies in; '' if it is in none."""
     path = module.split(".")[: len(container)]
-    return ".".join(path) if _template(".".join(path)) == container else ""
-
-
-def _template(path: str) -> tuple[str, ...]:
-    return tuple("#" if part.isdecimal() else part for part in path.split("."))
+    return ".".join(path) if template(".".join(path)) == container else ""

@@ -39,6 +39,12 @@ class Row:
         return _span(site.stage for site in self.sites)
 
     @property
+    def query(self) -> str:
+        """With # in place of numbers of modules that differ."""
+        texts = list(dict.fromkeys(site.query for site in self.sites))
+        return texts[0] if len(texts) == 1 else ".".join(template(texts[0]))
+
+    @property
     def schedule(self) -> str:
         return ", ".join(dict.fromkeys(site.schedule for site in self.sites if site.schedule))
 
@@ -182,3 +188,8 @@ def _span(numbers: Iterable[int | None]) -> str:
     if not known:
         return ""
     return str(known[0]) if len(known) == 1 else f"{known[0]}-{known[-1]}"
+
+
+def template(path: str) -> tuple[str, ...]:
+    """The parts of a path, or of a text with one in it, with # in place of numbers."""
+    return tuple("#" if part.isdecimal() else part for part in path.split("."))

@@ -44,12 +44,13 @@ def stream_line(stream: StreamFacts) -> str:
 
 
 def site_table(stream: FoldedStream) -> Table:
-    """One row per site, repeated layers folded; the last column only if some site has a pipeline stage."""
-    headers = ["", "module", "source", "", "block", "sources", "normed", "schedule", "stage"]
+    """One row per site, repeated layers folded; the last columns only if some site has a pipeline stage, or a word on
+    its query.
+    """
+    headers = ["", "module", "source", "", "block", "sources", "normed", "schedule", "stage", "query"]
     rows = [row for layer in stream.layers for row in _layer_rows(layer)]
-    if not any(row[-1] for row in rows):
-        headers, rows = headers[:-1], [row[:-1] for row in rows]
-    return headers, rows
+    shown = [k for k, header in enumerate(headers) if header not in ("stage", "query") or any(row[k] for row in rows)]
+    return [headers[k] for k in shown], [[row[k] for k in shown] for row in rows]
 
 
 def _layer_rows(layer: Layer) -> Iterator[list[str]]:
@@ -57,11 +58,11 @@ def _layer_rows(layer: Layer) -> Iterator[list[str]]:
     for row in layer.rows:
         site = row.first
         normed = "" if site.normed is None else "yes" if site.normed else "no"
-        rest = [times, row.block, row.sources, normed, row.schedule, row.stage]
+        rest = [times, row.block, row.sources, normed, row.schedule, row.stage, row.query]
         if row.borders:
             crossing = _span_of([border.sources for border in row.borders])
             many = f"x{len(row.borders)}" if len(row.borders) > 1 else ""
-            yield ["border", f"{row.border}: {row.crossing}", "", many, "", crossing, "", "", ""]
+            yield ["border", f"{row.border}: {row.crossing}", "", many, "", crossing, "", "", "", ""]
         yield [site.kind, row.module, short_source(site.source), *rest]
 
 

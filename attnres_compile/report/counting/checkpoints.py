@@ -72,11 +72,17 @@ def count_setting(graphs: ModelGraphs, counts: ModelCounts, parallel: Parallel) 
         parallel: says what is checkpointed.
 
     Raises:
-        ParallelError: no module holds a layer, nothing is between a read and a write, or ranks cannot share a sublayer.
+        ParallelError: no module holds a layer, nothing is between a read and a write, ranks cannot share a sublayer,
+            or they would share one with several queries.
     """
     analysed = [graph for graph in graphs.graphs if graph.analysis.plan.streams]
     branches = [branches_of(graph) for graph in analysed]
     places = [_places(graph, found, parallel) for graph, found in zip(analysed, branches, strict=True)]
+    if parallel.tp > 1 and graphs.config.queries != "one":
+        raise ParallelError(
+            "tensor-parallel ranks sum the gradients of one normed value for q, k and v, and of three where each has a "
+            "read; that is not counted: leave queries out, or ask for tp=1."
+        )
     if parallel.tp > 1:
         for graph, found in zip(analysed, branches, strict=True):
             check_shares(graph, found, parallel.tp)
@@ -88,7 +94,8 @@ def count_setting(graphs: ModelGraphs, counts: ModelCounts, parallel: Parallel) 
     if not reason:
         stage("executing the graphs under checkpoints")
         others = [graph for graph in graphs.graphs if graph not in analysed]
-        executed = [_plain(graph, place) for graph, place in zip(analysed, places, strict=True)]
+        before = [graph.before_norms_apart() for graph in analysed]
+        executed = [_plain(graph, _places(graph, branches_of(graph), parallel)) for graph in before]
         executed += [count(graph.captured.gm, graph.captured.inputs) for graph in others]
         plain = _side(executed)
         if parallel.checkpoint == "layer":

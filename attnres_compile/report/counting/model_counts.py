@@ -122,7 +122,7 @@ class ModelGraphs:
 
     def under(self, config: AttnResConfig) -> ModelGraphs:
         """These graphs with the analysis that another config gives."""
-        graphs = [AnalysedGraph(one.captured, find_streams(one.analysis.trace, config)) for one in self.graphs]
+        graphs = [dataclasses.replace(one, analysis=find_streams(one.analysis.trace, config)) for one in self.graphs]
         return dataclasses.replace(self, graphs=graphs, config=config)
 
     def paths(self) -> list[ResidualPath]:
@@ -150,12 +150,13 @@ class ModelGraphs:
         if with_model:
             full = self.under(dataclasses.replace(self.config, num_blocks=None, block_size=1))
             by_schedule[FULL] = tuple(x for one in full.paths() for x in one.traffic("auto"))
-        plain, residual_path, not_counted = None, None, self.not_counted
+        plain: tuple[Counted, ...] | None = None
+        residual_path, not_counted = None, self.not_counted
         if not not_counted:
             stage("executing the graphs without data")
             try:
-                captured = [graph.captured for graph in self.graphs]
-                plain = tuple(count(one.gm, one.inputs) for one in captured) if with_model else None
+                if with_model:
+                    plain = tuple(count(one.plain_gm, one.captured.inputs) for one in self.graphs)
                 residual_path = tuple(one.counted() for one in paths)
             except NotImplementedError as error:  # how torch says that an operator has no shapes without data
                 not_counted = f"the model cannot be executed without data: {str(error).splitlines()[0]}"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 KEY_NORMS = ("weight", "plain", "none")
 MIXINGS = ("softmax", "sigmoid")
 QUERIES = ("learned", "input")
+VALUE_NORMS = ("none", "plain")
+NUMBERS_OF_QUERIES = ("one", "qkv")
 
 
 class Mechanism(NamedTuple):
@@ -18,7 +20,9 @@ class Mechanism(NamedTuple):
     key_norm: the RMSNorm on the keys, with a learned weight, "plain" without one, or "none"; logit_scale: factor of the
     logits; mixing: "softmax" over the sources, or "sigmoid" of each logit by itself; window: completed blocks beside
     the root that a read attends to, the last ones, None for all; heads: parts of the width that have weights of their
-    own; query: one learned vector, or "input", made of the newest source by a learned matrix.
+    own; query: one learned vector, or "input", made of the newest source by a learned matrix; value_norm:
+    "none" mixes the sources as they are, "plain" each over its root mean square, as key_norm="plain" has them; queries:
+    "one" a read, or "qkv", a read each for the q, k and v of an attention, where these are told apart.
     """
 
     key_norm: str = "weight"
@@ -27,6 +31,8 @@ class Mechanism(NamedTuple):
     window: int | None = None
     heads: int = 1
     query: str = "learned"
+    value_norm: str = "none"
+    queries: str = "one"
 
     @property
     def is_paper(self) -> bool:
@@ -48,6 +54,8 @@ class Mechanism(NamedTuple):
             return f"heads={self.heads}: phase 1 and the kernels hold one weight per source and token"
         if self.query == "input":
             return "query='input': phase 1 and the kernels need the queries of later reads before these are reached"
+        if self.value_norm == "plain":
+            return "value_norm='plain': phase 1 and the kernels mix the sources as they are"
         return ""
 
     @property

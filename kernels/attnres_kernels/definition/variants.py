@@ -7,7 +7,8 @@ With sources `v_i`, query `q` and key-norm weight `g`, `n` sources and `d` featu
     l_ih = s sum_{c in head h} q_c k_ic
     w_ih = softmax_i(l_ih)            mixing="softmax"
          = (2 / n) sigmoid(l_ih)      mixing="sigmoid": of a zero query 1/n, as the softmax is
-    out_c = sum_i w_ih(c) v_ic        times n for scale="sum"
+    u_i = v_i                         value_norm="none"; v_i / rms(v_i) "plain"
+    out_c = sum_i w_ih(c) u_ic        times n for scale="sum"
 """
 
 from collections.abc import Sequence
@@ -79,6 +80,11 @@ def normed(source: Tensor, eps: float) -> Tensor:
     return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
 
 
+def mixed_value(source: Tensor, eps: float, how: Mechanism) -> Tensor:
+    """What is mixed of a source `[*, d]`: itself, or `v / rms(v)` in fp32 (fp64 for fp64)."""
+    return source if how.value_norm == "none" else normed(source, eps)
+
+
 def per_head(value: Tensor, heads: int) -> Tensor:
     """`[*, d]` as `[*, heads, d / heads]`."""
     return value.reshape(*value.shape[:-1], heads, value.shape[-1] // heads)
@@ -139,7 +145,8 @@ def variant_attention(
     weights = variant_weights(sources, parameters, eps, how)
     if scale == "sum":
         weights = weights * len(sources)
-    parts = [weights[..., i, None] * per_head(x.to(weights.dtype), how.heads) for i, x in enumerate(sources)]
+    values = [mixed_value(source, eps, how).to(weights.dtype) for source in sources]
+    parts = [weights[..., i, None] * per_head(value, how.heads) for i, value in enumerate(values)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part

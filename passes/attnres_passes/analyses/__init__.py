@@ -6,5 +6,6 @@ runs; ``chains.py`` finds additions in a row (``carries/`` know what carries a s
 ``shared_reads.py`` joins the reads of one sublayer's input, ``stream_nodes.py`` finds the nodes, ``blocks.py`` chooses
 the blocks. ``streams.py`` puts this together into a plan, ``exclusions/`` say why a chain is left
 out, and ``declines.py`` what of that a person reads; ``piece.py`` finds the part of a plan that one graph of a broken
-model holds. ``norms/`` look at rewritten graphs, for fusion.
+model holds. ``arguments/`` tell q, k and v of an attention apart, behind a norm. ``norms/`` look at rewritten graphs,
+for fusion.
 """

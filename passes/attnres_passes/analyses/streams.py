@@ -25,6 +25,7 @@ from attnres_passes.analyses.stream_nodes import NotReplaceable, StreamNodes, lo
 from attnres_passes.ir import provenance
 from attnres_passes.ir.config import AttnResConfig
 from attnres_passes.ir.plan import Decline, LeftOut, Plan, Read, Reason, Stream, Write
+from attnres_passes.ir.read_arguments import argument_of
 
 FARTHEST_PRODUCT = 64
 """Operations looked back through, from a write, for the matrix product that names its sublayer."""
@@ -133,6 +134,8 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
             state=read.state,
             normed=read.normed,
             returned=all(trace.nodes[user].op == "output" for _, user in read.uses),
+            argument=argument_of(trace.nodes[read.uses[0][1]]).name,
+            one_query=argument_of(trace.nodes[read.uses[0][1]]).one_query,
         )
         for read in reads.groups
     )

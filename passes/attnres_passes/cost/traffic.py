@@ -29,14 +29,18 @@ _VIEWS = ("detach", "view", "reshape", "view_as", "reshape_as", "permute", "tran
 def plain_traffic(stream: Stream) -> Traffic:
     """What the standard residual moves, every addition fused with one norm behind it, which then only writes.
 
-    Further norms of the same state, and all those of the root, read it, too.
+    Further norms of the same state, and all those of the root, read it, too. A norm that stands several times, since
+    q, k and v have a read each, is one norm of the plain model.
     """
     total = Traffic(0, 0)
     for _ in stream.writes:
         total += ADD
     seen = {0}
+    apart: set[tuple[int, str, str]] = set()
     for read in stream.reads:
-        if read.normed:
+        norm = read.state, read.module, read.source
+        if read.normed and not (read.argument and norm in apart):
+            apart |= {norm} if read.argument else set()
             total += NORM if read.state in seen else Traffic(0, 1)
             seen.add(read.state)
     return total

@@ -20,6 +20,8 @@ OnPlain = Literal["error", "warn"]
 KeyNorm = Literal["weight", "plain", "none"]
 Mixing = Literal["softmax", "sigmoid"]
 Query = Literal["learned", "input"]
+ValueNorm = Literal["none", "plain"]
+Queries = Literal["one", "qkv"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": get_args(Scale),
@@ -30,6 +32,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "key_norm": get_args(KeyNorm),
     "mixing": get_args(Mixing),
     "query": get_args(Query),
+    "value_norm": get_args(ValueNorm),
+    "queries": get_args(Queries),
 }
 MECHANISM = Mechanism._fields
 """Options that say how a read computes its weights, and what it weighs (docs/variants.md)."""
@@ -72,6 +76,8 @@ class AttnResConfig:
     window: completed blocks that a read attends to beside the root and the open partial sum, the last ones.
     heads: parts of the width that have weights of their own.
     query: one learned vector per read, or "input", made of its newest source by a learned matrix.
+    value_norm: what is mixed: the sources as they are, "none", or each over its root mean square, "plain".
+    queries: "one" a read, or "qkv": q, k and v of an attention have a read each where they are told apart.
 
     Raises ConfigError.
     """
@@ -95,6 +101,8 @@ class AttnResConfig:
     window: int | None = None
     heads: int = 1
     query: Query = "learned"
+    value_norm: ValueNorm = "none"
+    queries: Queries = "one"
 
     def __post_init__(self) -> None:
         if self.num_blocks is not None and self.block_size is not None:

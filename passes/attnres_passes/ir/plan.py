@@ -72,7 +72,9 @@ class Read:
     module: path of the reader, usually a norm; source: its ``file:line``; num_sources: completed blocks plus the
     open partial sum (paper equation 6); block: the block that is open, or about to open, None behind the last one;
     state: writes that the state holds; normed: whether all that the read leads to is invariant to its scale; returned:
-    whether the reader is no operation, and the state is given back as it is.
+    whether the reader is no operation, and the state is given back as it is. Under ``queries="qkv"`` only, argument:
+    "q", "k" or "v" of an attention if the read is for that alone, "rest" if it is for what else the norm leads to;
+    one_query: why the read is for all, if it is.
     """
 
     module: str
@@ -82,6 +84,15 @@ class Read:
     state: int
     normed: bool
     returned: bool = False
+    argument: str = ""
+    one_query: str = ""
+
+    @property
+    def query_text(self) -> str:
+        """What its query is for, or why it has one; '' where there is nothing to say."""
+        if self.argument:
+            return "of the rest" if self.argument == "rest" else f"of {self.argument}"
+        return f"one: {self.one_query}" if self.one_query else ""
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a ``schema_version``; ``Plan.from_dict`` of it gives an equal plan."""
         data = {**dataclasses.asdict(self), "config": self.config.to_dict()}
+        if self.config.queries == "one":
+            # Neither is there then, and earlier versions know neither.
+            for read in (read for stream in data["streams"] for read in stream["reads"]):
+                del read["argument"], read["one_query"]
         return {"schema_version": SCHEMA_VERSION, "partial": self.partial, **data}
 
     @classmethod
@@ -258,9 +273,11 @@ def _stream_text(stream: Stream, mechanism: Mechanism) -> str:
                 "" if read.block is None else read.block,
                 read.num_sources,
                 "yes" if read.normed else "no",
+                *([] if mechanism.queries == "one" else [read.query_text]),
             ]
             for read in stream.reads
             if read.state == state
         )
-    table = tabulate(rows, headers=["", "module", "source", "block", "sources", "normed"], disable_numparse=True)
+    headers = ["", "module", "source", "block", "sources", "normed", *(["query"] if mechanism.queries != "one" else [])]
+    table = tabulate(rows, headers=headers, disable_numparse=True)
     return f"{head}\n{table}"

@@ -47,6 +47,8 @@ VALID = [
     *[("window", value) for value in (None, 1, 8)],
     *[("heads", value) for value in (1, 16)],
     *[("query", value) for value in ("learned", "input")],
+    *[("value_norm", value) for value in ("none", "plain")],
+    *[("queries", value) for value in ("one", "qkv")],
 ]
 
 INVALID: list[tuple[str, Any]] = [
@@ -63,7 +65,11 @@ INVALID: list[tuple[str, Any]] = [
     *[(name, value) for name in ("allow_unnormed", "regions") for value in ("no", 1)],
     ("allow_unnormed", None),
     ("sequence_group", 0),
-    *[(name, value) for name in ("key_norm", "mixing", "query") for value in ("nonsense", None)],
+    *[
+        (name, value)
+        for name in ("key_norm", "mixing", "query", "value_norm", "queries")
+        for value in ("nonsense", None)
+    ],
     *[("logit_scale", value) for value in (0, -1.0, "small", None, True, float("nan"), float("inf"))],
     *[(name, value) for name in ("window", "heads") for value in (0, -1, 1.5, "2", True)],
     ("heads", None),
@@ -77,7 +83,9 @@ def test_nothing_is_compiled_in_parts_where_nothing_is_compiled() -> None:
 
 @pytest.mark.parametrize("schedule", ["direct", "two_phase"])
 @pytest.mark.parametrize(
-    "variant", [{"key_norm": "none"}, {"mixing": "sigmoid"}, {"heads": 2}, {"query": "input"}], ids=str
+    "variant",
+    [{"key_norm": "none"}, {"mixing": "sigmoid"}, {"heads": 2}, {"query": "input"}, {"value_norm": "plain"}],
+    ids=str,
 )
 def test_no_schedule_is_asked_for_that_cannot_be(variant: dict[str, Any], schedule: str) -> None:
     ((name, value),) = variant.items()
@@ -153,7 +161,7 @@ def test_unknown_option_names_the_closest_valid_one(given: str, meant: str) -> N
 
 
 def test_unknown_option_far_from_all_lists_them() -> None:
-    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'query'\."):
+    with pytest.raises(ConfigError, match=r"unknown option 'zzz'; valid are 'num_blocks', .*'queries'\."):
         AttnResConfig.from_options({"zzz": 2})
 
 

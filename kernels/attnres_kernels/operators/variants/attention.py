@@ -37,7 +37,7 @@ def _fake(call: VariantAttention) -> Tensor:
 
 def _flops(call: VariantAttention) -> int:
     """Square sum of every source that is normed, dot product, and weighted sum; the matrix of a query."""
-    passes = 2 if call.how.key_norm == "none" else 3
+    passes = 2 if call.how.key_norm == call.how.value_norm == "none" else 3
     width = call.sources[0].shape[-1] if call.how.query == "input" else 0
     return multiplied(passes * len(call.sources) + width, call.sources[0])
 
@@ -65,14 +65,16 @@ class VariantBackward(NamedTuple):
 def _run_backward(call: VariantBackward) -> list[Tensor]:
     """Gradients of all sources, then of all parameters; keeps nothing but the inputs.
 
-    With `k_i` the normed source without a weight, `u` the effective key vector, `g` the gradient of the output times
-    `n` for `scale="sum"`, `w` the weights, sums over `c` within a head:
+    With `k_i` the normed source without a weight, `y_i` what is mixed, `u` the effective key vector, `g` the gradient
+    of the output times `n` for `scale="sum"`, `w` the weights, sums over `c` within a head:
 
-        a_ih = sum_c g_c v_ic
+        a_ih = sum_c g_c y_ic
         e_ih = w_ih (a_ih - sum_j w_jh a_jh)     softmax
              = w_ih (1 - n w_ih / 2) a_ih        sigmoid
         dv_i = w_i g + r_i (x_i - k_i mean(x_i k_i)),  x_i = e_i u   (w_i g + x_i without a key norm)
         du = sum_tokens sum_i e_i k_i
+
+    Where values are normed, `w_i g` goes through the norm as `x_i` does.
 
     A query that is made of the newest source has a gradient per token, `dq`, which goes on to its matrix and, through
     the norm, to that source.
@@ -93,7 +95,8 @@ def _gradients(
     def per_head(value: Tensor) -> Tensor:
         return variants.per_head(value, how.heads)
 
-    projected = torch.stack([per_head(grad * source.to(dtype)).sum(-1) for source in sources], -1)
+    mixed = [variants.mixed_value(source, eps, how).to(dtype) for source in sources]
+    projected = torch.stack([per_head(grad * value).sum(-1) for value in mixed], -1)
     if how.mixing == "sigmoid":
         of_logits = weights * (1 - weights * (count / 2)) * projected
     else:
@@ -102,9 +105,11 @@ def _gradients(
     of_sources, of_key = [], torch.zeros_like(grad)
     for i, source in enumerate(sources):
         to_logit, value = of_logits[..., i, None], source.to(dtype)
-        of_normed = (to_logit * per_head(key)).flatten(-2)
-        through = of_normed if how.key_norm == "none" else _through_norm(value, of_normed, eps)
-        of_sources.append((weights[..., i, None] * per_head(grad)).flatten(-2) + through)
+        of_keyed = (to_logit * per_head(key)).flatten(-2)
+        of_keyed = of_keyed if how.key_norm == "none" else _through_norm(value, of_keyed, eps)
+        of_mixed = (weights[..., i, None] * per_head(grad)).flatten(-2)
+        of_mixed = of_mixed if how.value_norm == "none" else _through_norm(value, of_mixed, eps)
+        of_sources.append(of_mixed + of_keyed)
         normed = value if how.key_norm == "none" else variants.normed(value, eps)
         of_key = of_key + (to_logit * per_head(normed)).flatten(-2)
     of_key, (first, *weight) = of_key.to(factor.dtype), parameters
