@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from attnres_compile.api.checks.comparison import coarsest, compare, least_precise
 from attnres_compile.api.checks.scale_deviations import scale_deviations
 from attnres_compile.api.prepare import config_from
-from attnres_compile.api.verification import TOLERANCES, Check, Deviation, Verification, dtype_name, relative_error
+from attnres_compile.api.verification import Check, Deviation, Verification, dtype_name
 from attnres_compile.api.verify_eager import PARTS, WHOLE, check_against_eager, zero_query_identity
 from attnres_compile.capture.analysis import AnalysedGraph, analyse_model, apply_on_decline, one_graph, plan_of
 from attnres_compile.capture.capture import buffers_restored
@@ -34,9 +35,8 @@ from attnres_compile.compile.graph_runs import (
 from attnres_compile.compile.levels import rewritten_under, run_passes_under
 from attnres_compile.model.parameters import parameters_of, unwrapped
 from attnres_compile.progress import stage
-from attnres_passes.analyses.streams import Analysis, find_streams
+from attnres_passes.analyses.streams import find_streams
 from attnres_passes.ir.config import AttnResConfig
-from attnres_passes.ir.read_id import ReadId
 from attnres_passes.pipeline import GraphLevels
 from attnres_passes.schedule.provider import Provider
 
@@ -93,8 +93,8 @@ def verify(
         wide = list(_in_double(model, args, kwargs, chosen)) if plan.streams else []
     if plan.streams and not _is_on_meta(model):
         # Generated kernels compute in fp32, and would not be what runs on a copy in fp64.
-        dtypes = [_least_precise(graph.analysis) for graph in graphs if graph.analysis.plan.streams]
-        computed, given = _coarsest(dtypes), (args, kwargs)
+        dtypes = [least_precise(graph.analysis) for graph in graphs if graph.analysis.plan.streams]
+        computed, given = coarsest(dtypes), (args, kwargs)
         if providers == {Provider.TORCH} and not any(check.skipped for check in wide) and _fits_in_double(model):
             computed, given = torch.float64, _widened((tuple(args), dict(kwargs or {})))
         checks.append(check_against_eager(model, *given, chosen, WHOLE, computed))
@@ -127,7 +127,7 @@ def _zero_query_check(graph: AnalysedGraph, config: AttnResConfig, is_copy: bool
         reason = f"the plain model does not run in float64 ({type(error).__name__}: {str(error).splitlines()[0]})"
         return Check(name, "float64", False, float("nan"), 0.0, skipped=reason)
     found = run(after, graph, read_nodes(after), zeros_and_ones(after, graph))
-    return _compare(name, graph, expected, found)
+    return compare(name, graph, expected, found)
 
 
 def _under(graph: AnalysedGraph, config: AttnResConfig) -> AnalysedGraph:
@@ -154,7 +154,7 @@ def _window_check(graph: AnalysedGraph, config: AttnResConfig) -> Check:
     parameters = random_parameters(found_in, graph)
     expected = run(expected_in, graph, read_nodes(expected_in), parameters)
     found = run(found_in, graph, read_nodes(found_in), parameters)
-    return _compare(f"random queries, window={config.window} = all blocks, others taken out", graph, expected, found)
+    return compare(f"random queries, window={config.window} = all blocks, others taken out", graph, expected, found)
 
 
 def _random_query_checks(graph: AnalysedGraph, config: AttnResConfig) -> tuple[Provider, list[Check]]:
@@ -180,7 +180,12 @@ def _random_query_check(graph: AnalysedGraph, levels: GraphLevels, name: str) ->
     parameters = random_parameters(levels.rewritten, graph)
     expected = run(levels.rewritten, graph, read_nodes(levels.rewritten), parameters)
     found = run(levels.lowered, graph, read_nodes(levels.lowered), parameters)
-    return _compare(f"random queries, {name} = definition", graph, expected, found)
+
+    def moved() -> Run:
+        """The definition with every read off by one rounding."""
+        return run(levels.rewritten, graph, read_nodes(levels.rewritten), parameters, moves_reads=True)
+
+    return compare(f"random queries, {name} = definition", graph, expected, found, moved)
 
 
 def _in_double(
@@ -195,7 +200,7 @@ def _in_double(
     for graph in analyse_model(double, wide_args, wide_kwargs, config):
         if not graph.analysis.plan.streams:
             continue
-        narrow = _least_precise(graph.analysis)
+        narrow = least_precise(graph.analysis)
         if narrow is not torch.float64:
             reason = f"the model computes in {dtype_name(narrow)} inside"
             yield Check(name, "float64", False, float("nan"), 0.0, skipped=reason)
@@ -205,39 +210,3 @@ def _in_double(
 
 def _widened(inputs: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
-
-
-def _compare(name: str, graph: AnalysedGraph, expected: Run, found: Run) -> Check:
-    dtype = _least_precise(graph.analysis)
-    tolerance = TOLERANCES.get(dtype, 5e-2)
-    wrong, worst = "", 0.0
-    for read in sorted(expected.reads):
-        error = relative_error(expected.reads[read], found.reads[read])
-        worst = max(worst, error)
-        if not error <= tolerance and not wrong:
-            wrong = _described(graph, read)
-    outputs = [relative_error(left, right) for left, right in zip(expected.outputs, found.outputs, strict=True)]
-    worst = max([worst, *outputs])
-    passed = all(error <= tolerance for error in outputs) and not wrong
-    if not passed and not wrong:
-        wrong = "no read is off, but an output is"
-    return Check(name, dtype_name(dtype), passed, worst, tolerance, wrong)
-
-
-def _described(graph: AnalysedGraph, read_id: ReadId) -> str:
-    stream = graph.analysis.plan.streams[read_id.stream]
-    read = stream.reads[read_id.index]
-    return f"read {read_id} of {stream.name}: {read.module} ({read.source}), {read.num_sources} sources"
-
-
-def _least_precise(analysis: Analysis) -> torch.dtype:
-    """The floating dtype with the largest eps that anything depending on a stream is computed in."""
-    reached = {stream_nodes.trunk.order[0] for stream_nodes in analysis.stream_nodes}
-    for op in analysis.trace.ops:
-        if not reached.isdisjoint(op.inputs):
-            reached.update(op.outputs)
-    return _coarsest({value.dtype for number in reached if (value := analysis.trace.values[number]).is_floating})
-
-
-def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)

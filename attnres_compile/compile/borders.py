@@ -241,7 +241,7 @@ class PieceGraph:
             levels.choice.why,
         )
         going_on = frozenset(
-            (piece.stream, self.placeholders.index(self.trace.node_output[piece.nodes.root]))
+            (piece.stream, self.placeholders.index(piece.nodes.value))
             for piece in analysis.pieces
             if piece.enters and piece.leaving
         )

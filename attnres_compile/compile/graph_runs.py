@@ -40,14 +40,39 @@ class _ValueKeeper(Interpreter):
         self.wanted = wanted
         self.kept: dict[ReadId, Tensor] = {}
 
+    def value_of(self, n: Node) -> Any:
+        """What a node gives."""
+        return super().run_node(n)
+
     def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
+        result = self.value_of(n)
         for read in self.wanted.get(n, ()):
             self.kept[read] = everywhere(result.detach()).clone()
         return result
 
 
-def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId]], added: list[Tensor]) -> Run:
+class _Rounder(_ValueKeeper):
+    """Moves every element of every read to a neighbouring number, up or down by chance."""
+
+    def __init__(self, gm: GraphModule, wanted: Mapping[Node, list[ReadId]]) -> None:
+        super().__init__(gm, wanted)
+        self.generator = torch.Generator().manual_seed(SEED)
+
+    def value_of(self, n: Node) -> Any:
+        result = super().value_of(n)
+        if n not in self.wanted:
+            return result
+        up = torch.randint(2, result.shape, generator=self.generator).to(result.device, result.dtype) * 2 - 1
+        return result + result * (up * torch.finfo(result.dtype).eps)
+
+
+def run(
+    gm: GraphModule,
+    graph: AnalysedGraph,
+    wanted: Mapping[Node, list[ReadId]],
+    added: list[Tensor],
+    moves_reads: bool = False,
+) -> Run:
     """Run a graph under a fixed random state.
 
     Args:
@@ -55,12 +80,13 @@ def run(gm: GraphModule, graph: AnalysedGraph, wanted: Mapping[Node, list[ReadId
         graph: whose captured inputs it runs on.
         wanted: nodes whose values are kept, with the reads that they give.
         added: values of the parameters that the rewrite added, in the order of their placeholders.
+        moves_reads: whether every read is off by one rounding, to learn what that does to the others.
     """
     # Sizes that Dynamo has made dynamic, since an earlier call had others, are inputs of their own.
     given = (size_hint(value) if isinstance(value, torch.SymInt) else value for value in graph.captured.inputs)
     inputs = map(copied_input, given)
     torch.manual_seed(SEED)
-    interpreter = _ValueKeeper(gm, wanted)
+    interpreter = (_Rounder if moves_reads else _ValueKeeper)(gm, wanted)
     result = interpreter.run(*inputs, *added)
     leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     outputs = list(map(everywhere, leaves))

@@ -14,7 +14,7 @@ from tests.generated.sublayers import BRANCHES, SUBLAYERS, SUMS
 STYLES = ("sequential", "one norm, one write", "one norm, two writes", "two norms", "sandwich")
 INJECTED = ("nothing", "nothing", "nothing", "root", "root with a weight", "positions")
 TOPOLOGIES = ("tower", "tower", "towers", "encoder-decoder", "side by side")
-ROOTS = ("linear", "embedding", "embedding and positions", "input", "sinh")
+ROOTS = ("linear", "embedding", "embedding and positions", "input", "sinh", "changed in place")
 LASTS = ("norm", "first position", "pooled", "bare")
 LEADS = ((3,), (1, 3), (2, 3), (2, 5), (3, 1), (2, 1, 3), (2, 2))
 """Sizes of the axes before the features."""
@@ -136,7 +136,11 @@ def possible(drawn: Description) -> Description:
     if any(tower.returns_states for tower in towers) and drawn.root == "input":
         drawn = replace(drawn, root="sinh")  # an input that is returned is no output of a graph
     is_swapped = any(layer.carry == "swap" for tower in towers for layer in tower.layers[:-1])
-    return replace(drawn, towers=tuple(_possible(tower, len(drawn.lead), is_swapped) for tower in towers))
+    ranks = [len(drawn.lead)] * 2
+    if drawn.topology == "towers" and any(layer.carry == "flatten" for layer in towers[0].layers[:-1]):
+        ranks[1] = 1
+    possible_towers = (_possible(tower, rank, is_swapped) for tower, rank in zip(towers, ranks, strict=False))
+    return replace(drawn, towers=tuple(possible_towers))
 
 
 def _without_sums(layer: Layer) -> Layer:

@@ -164,6 +164,10 @@ class GeneratedModel(nn.Module):
             return torch.sinh(x)
         if kind == "input":
             return x
+        if kind == "changed in place":
+            x = torch.sinh(x)
+            x[..., -1, :] = self.positions.detach()
+            return x
         embedded = self.embedding(x)
         return embedded if kind == "embedding" else embedded + self.positions
 

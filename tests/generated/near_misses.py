@@ -42,10 +42,10 @@ class Missing(nn.Module):
         return self.sublayers[k](self.norms[k](x))
 
     def stack(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """A PreNorm stack."""
+        """A PreNorm stack; deeper than its layers it begins with the first again."""
         x = torch.sinh(x)
         for k in range(self.depth if depth is None else depth):
-            x = x + self.f(k, x)
+            x = x + self.f(k % self.depth, x)
         return x
 
     def inputs(self) -> tuple[Tensor]:
@@ -78,7 +78,7 @@ def _ends(end: Callable[[Missing, Tensor, Tensor], Tensor]) -> Callable[[Missing
     """A PreNorm stack whose last sublayer is added in another way. end: of the stream and of that sublayer's output."""
 
     def forward(m: Missing, x: Tensor) -> Tensor:
-        x = m.stack(x, m.depth) if m.depth > 2 else m.stack(m.stack(x), 0)
+        x = m.stack(x, max(m.depth, 3))
         return m.last(end(m, x, m.square(F.layer_norm(x, x.shape[-1:]))))
 
     return forward

@@ -101,7 +101,7 @@ def _streams(
     trace = graph.analysis.trace
     for index, (stream, nodes) in enumerate(zip(planned, graph.analysis.stream_nodes, strict=True)):
         root = trace.nodes[nodes.root]
-        value = trace.values[trace.node_output[nodes.root]]  # type: ignore[index]
+        value = trace.values[nodes.value]
         yield StreamFacts(
             stream.name,
             stream.width,

@@ -209,9 +209,7 @@ class ResidualPath:
         self.gm = residual_path_of(self.rewritten, self.plan)
 
     def _root_value(self, index: int) -> Any:
-        number = self.trace.node_output[self.stream_nodes[index].root]
-        assert number is not None
-        return self.trace.values[number]
+        return self.trace.values[self.stream_nodes[index].value]
 
     def shapes(self) -> list[StreamShape]:
         found = []

@@ -185,8 +185,10 @@ class _Search:
             found = self._start(op, state, branch)
             if found is not None and (best is None or found[:2] > best[:2]):
                 best = found
-        if best is None:
+        # Of a gate and what it is multiplied by, either may look like what goes on.
+        if best is None or (best[1] == 0 and any(step.kind is Carry.FACTOR for step in best[3].carried)):
             self._note_mixing(op)
+        if best is None:
             return
         depends, _, parent, addition = best
         if addition.branch in self.product_of and parent.root in self.product_of[addition.branch]:

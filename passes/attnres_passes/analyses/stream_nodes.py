@@ -41,10 +41,14 @@ class WriteNode:
 class StreamNodes:
     """Where a stream is in the graph.
 
-    root: index of the node that gives ``s_0``; steps: carrying and writing nodes in the order of the stream.
+    root: index of the node that gives ``s_0``, or that gives the tensor which is changed in place until it is ``s_0``;
+    begins: of the node behind which that is ``s_0``; value: its number; steps: carrying and writing nodes in the order
+    of the stream.
     """
 
     root: int
+    begins: int
+    value: int
     steps: tuple[CarryNode | WriteNode, ...]
     reads: tuple[ReadGroup, ...]
     trunk: Trunk
@@ -90,21 +94,36 @@ def locate_stream(trace: AtenTrace, candidate: Candidate, reads: tuple[ReadGroup
         if isinstance(last, NotReplaceable):
             return last
         steps.append(last)
-    if candidate.root not in trace.node_output:
-        return _rootless(trace, candidate)
-    root = trace.node_output.index(candidate.root)
-    stream_nodes = StreamNodes(root, tuple(steps), reads, trunk)
+    root = _root(trace, candidate)
+    if isinstance(root, NotReplaceable):
+        return root
+    stream_nodes = StreamNodes(*root, candidate.root, tuple(steps), reads, trunk)
     return _changed_sum(trace, stream_nodes) or stream_nodes
 
 
-def _rootless(trace: AtenTrace, candidate: Candidate) -> NotReplaceable:
-    """A stream whose beginning is no node's result: changed in place by it, or made somewhere inside it."""
-    op = trace.ops[trace.values[candidate.root].producer]
-    if op.name == STALE_ALIAS:
+def _root(trace: AtenTrace, candidate: Candidate) -> tuple[int, int] | NotReplaceable:
+    """The node whose tensor the stream begins with, and the one behind which it does.
+
+    They are the same unless that tensor is changed in place first, as embeddings are at the places of an image: no
+    node's result is what the change leaves, though later nodes are given it under the name of the tensor.
+    """
+    first = trace.node_output.index(candidate.root) if candidate.root in trace.node_output else None
+    producer = trace.values[candidate.root].producer
+    op = None if producer < 0 else trace.ops[producer]
+    if op is not None and op.name == STALE_ALIAS:
         # Changed through another tensor in its memory.
         op = trace.ops[trace.values[op.inputs[1]].producer]
-    what = "is changed in place there" if op.changes else "is made inside a larger operation"
-    return NotReplaceable(op.node, f"what the stream begins with {what}")
+    if op is None or not op.changes or first == op.node:
+        if first is not None:
+            return first, first
+        assert op is not None
+        return NotReplaceable(op.node, "what the stream begins with is made inside a larger operation")
+    named = (argument for given in trace.node_inputs for argument, value in given.items() if value == candidate.root)
+    holder = next(named, None)
+    if holder is None or holder.op == "placeholder":
+        return NotReplaceable(op.node, "what the stream begins with is an input of the graph, changed in place there")
+    root = trace.nodes.index(holder)
+    return root, max(root, op.node)
 
 
 def _changed_input(trace: AtenTrace, candidate: Candidate) -> NotReplaceable | None:

@@ -142,10 +142,14 @@ def _stream(trace: AtenTrace, candidate: Candidate, reads: StreamReads, config: 
 
 
 def _reader(trace: AtenTrace, read: ReadGroup) -> Node:
-    """The node that reads; for a state that the graph returns, the node that made it."""
+    """The node that reads; for a state that the graph returns, the node that made it, or whose tensor became it."""
     value, user = read.uses[0]
     node = trace.nodes[user]
-    return trace.nodes[trace.node_output.index(value)] if node.op == "output" else node
+    if node.op != "output":
+        return node
+    if value in trace.node_output:
+        return trace.nodes[trace.node_output.index(value)]
+    return next(argument for argument, given in trace.node_inputs[user].items() if given == value)
 
 
 def _sublayer(trace: AtenTrace, add_module: str, branch: int) -> str:

@@ -24,12 +24,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.sharding.token_groups import token_groups
 from attnres_passes.analyses.stream_nodes import CarryNode
 from attnres_passes.analyses.streams import Analysis
+from attnres_passes.ir.annotations import Annotation, annotate
 from attnres_passes.ir.plan import Plan
 from attnres_passes.ir.read_id import ReadId, ReadParameter
 from attnres_passes.ir.regions import put_in_region, region_of
@@ -74,6 +76,7 @@ class GraphRewriter:
         self.gm, self.plan, self.trace, self.reads = gm, plan, trace, reads
         self.graph = Graph()
         self.env: dict[Node, Node] = {}
+        self.roots: dict[int, Node] = {}
         self.own_placeholders = sum(node.op == "placeholder" for node in trace.nodes)
         self.take(())
 
@@ -129,11 +132,27 @@ class GraphRewriter:
             copy_dynamo_source(node, self.env[node])
         for stream in self.streams:
             if self.begins_at(stream, index):
-                stream.begin(self.env[node])
+                self.roots[stream.index] = self._root_of(stream)
+                stream.begin(self.roots[stream.index])
 
     def begins_at(self, stream: StreamRewriter, index: int) -> bool:
         """Whether a stream begins with the node that was just copied."""
-        return stream.stream_nodes.root == index
+        return stream.stream_nodes.begins == index
+
+    def _root_of(self, stream: StreamRewriter) -> Node:
+        """The node that gives ``s_0``.
+
+        Where a change in place made it, a node of its own says from where on the tensor is that, for what cuts the
+        graph later.
+        """
+        nodes = stream.stream_nodes
+        changed = self.trace.nodes[nodes.root]
+        root = self.env[changed]
+        if nodes.root == nodes.begins:
+            return root
+        alias = self.graph.call_function(torch.ops.aten.alias.default, (root,))
+        alias.meta.update(changed.meta)
+        return annotate(alias, Annotation("root", stream.index))
 
     def _is_identity_on_stream(self, index: int) -> bool:
         """A node that gives the very value it was given, such as a cast to the dtype that it already has."""
@@ -166,10 +185,7 @@ class _Rewriter(GraphRewriter):
         parameters = self.copy_nodes()
         rewritten = GraphModule(self.gm, self.graph)
         copy_dynamo_attributes(self.gm, rewritten)
-        streams = tuple(
-            RewrittenStream(self.env[self.trace.nodes[stream.stream_nodes.root]], tuple(stream.writes))
-            for stream in self.streams
-        )
+        streams = tuple(RewrittenStream(self.roots[stream.index], tuple(stream.writes)) for stream in self.streams)
         groups = {
             read_id: of_read
             for stream in self.streams

@@ -208,14 +208,13 @@ class _PieceOfStream(StreamRewriter):
         return source.requires_grad_(state.requires_grad)
 
     def begin(self, root: Node) -> None:
-        assert self.value is not None
         self.sums[self.value] = root
         if self.entered is None:
             super().begin(root)
             return
         self.completed, self.partial = list(self.entered[0]), self.entered[1]
         self.layout = self.trace.values[self.value].shape
-        self._reached(self.value, root, self.piece.nodes.root)
+        self._reached(self.value, root, self.piece.nodes.begins)
 
     def write(self, step: WriteNode) -> None:
         super().write(step)

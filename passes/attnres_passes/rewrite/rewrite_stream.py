@@ -71,7 +71,7 @@ class StreamRewriter:
         self.partial: Node | None = None
         self.written = 0
         self.pending: tuple[CarryNode, ...] = ()
-        self.value = trace.node_output[stream_nodes.root]
+        self.value = stream_nodes.value
         self.layout: tuple[Any, ...] = ()
         self.example: Any = None
         self.keys: dict[ReadId, Asked] = {}
@@ -95,9 +95,8 @@ class StreamRewriter:
     def begin(self, root: Node) -> None:
         """The node that gives ``s_0`` has been copied."""
         self.completed = [root]
-        assert self.value is not None
         self.layout = self.trace.values[self.value].shape
-        self._reached(self.value, root, self.stream_nodes.root)
+        self._reached(self.value, root, self.stream_nodes.begins)
 
     def write(self, step: WriteNode) -> None:
         """``s_i = s_{i-1} + v_i``: ``v_i`` joins the open block."""
@@ -218,7 +217,6 @@ class StreamRewriter:
 
     def _promote_sources(self, step: WriteNode) -> None:
         """Adding a wider dtype widens the state, and with it every source."""
-        assert self.value is not None
         before, after = self.trace.values[self.value].dtype, self.trace.values[step.after].dtype
         if before != after:
             old = self.trace.nodes[step.node]
@@ -233,7 +231,6 @@ class StreamRewriter:
         for step in self.pending:
             self._map_sources(partial(self._copy_carrier, step))
         self.pending = ()
-        assert self.value is not None
         self.layout = self.trace.values[self.value].shape
 
     def _cast(self, node: Node, dtype: torch.dtype, origin: Node, kind: Literal["write", "carry"]) -> Node:

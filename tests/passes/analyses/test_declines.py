@@ -123,6 +123,15 @@ def gated(self: Function, x: Tensor) -> Tensor:
     return self.norm[-1](x)
 
 
+def gated_behind_a_shift(self: Function, x: Tensor) -> Tensor:
+    """The gate is made behind an addition, so that it looks newer than the sum that it is multiplied by."""
+    for k, (norm, linear) in enumerate(zip(self.norm[:2], self.linear, strict=False)):
+        y = norm(x) if k == 0 else norm(x) + linear.bias
+        gate = torch.sigmoid(self.linear[0](y))
+        x = gate * x + (1 - gate) * torch.tanh(linear(y))  # here
+    return self.norm[-1](x)
+
+
 def lerped(self: Function, x: Tensor) -> Tensor:
     for norm, linear in zip(self.norm, self.linear, strict=False):
         x = torch.lerp(x, linear(norm(x)), 0.3)  # here
@@ -199,6 +208,7 @@ DECLINED: list[tuple[Callable[..., Any], Reason, str]] = [
     (clamped, Reason.CLAMPED, "bfloat16"),
     (interrupted, Reason.INTERRUPTED, "aten.relu"),
     (gated, Reason.GATED, "gate"),
+    (gated_behind_a_shift, Reason.GATED, "gate"),
     (lerped, Reason.OTHER_SUM, "x + f"),
     (alternating_updates, Reason.LANES, "2 lanes"),
     (hyper_connected, Reason.LANES, "hyper-connections"),
