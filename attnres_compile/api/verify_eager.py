@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from attnres_compile.api.prepare import prepare, unprepare
 from attnres_compile.api.verification import TOLERANCES, Check, dtype_name, relative_error
 from attnres_compile.capture.analysis import apply_on_decline
-from attnres_compile.capture.capture import buffers_restored, copied_input
+from attnres_compile.capture.capture import buffers_restored, copied_input, does_not_compile
 from attnres_compile.capture.functions import functions_of
 from attnres_compile.model.parameters import parameters_of, require_parameters
 from attnres_compile.progress import stage
@@ -65,7 +66,8 @@ def check_against_eager(
             copy, for inputs that have been converted. None for that of outputs and gradients.
 
     Raises:
-        CaptureError, NoStreamError: those of ``prepare``.
+        CaptureError: those of ``prepare``, and that torch.compile does not run the plain model.
+        NoStreamError: those of ``prepare``.
     """
     stage("checking the compiled model against the plain model in eager")
     original, model = model, _plain_copy(model, computed)
@@ -86,6 +88,17 @@ def check_against_eager(
             found = _run(model, args, kwargs)
         except AttnResError as error:
             return Check(name, dtype_name(computed), False, float("inf"), tolerance, error.message, refused=True)
+        except Exception as error:  # of any class: Dynamo's, or of what the rewrite made
+            failure: Exception | None = error
+        else:
+            failure = None
+    if failure is not None:
+        try:
+            _run_traced(original, args, kwargs, computed, codes)
+        except Exception as own:
+            raise does_not_compile(original, own) from own
+        words = f"the rewritten model stopped, where torch.compile runs the plain one: {_first_line(failure)}"
+        return Check(name, dtype_name(computed), False, float("inf"), tolerance, words)
     errors = _errors(expected, found)
     wrong = [what for what, error in errors.items() if not error <= tolerance]
     reads = len(require_parameters(model).plan.depth_reads)
@@ -93,13 +106,28 @@ def check_against_eager(
     if found.no_gradients and not expected.no_gradients:
         return Check(name, dtype_name(computed), False, float("inf"), tolerance, found.no_gradients)
     if wrong:
-        plain = _plain_copy(original, computed)
-        with without_recorded_shapes(), fresh_codes(codes):
-            plain.compile(backend="eager")
-            traced = _run(plain, args, kwargs)
+        traced = _run_traced(original, args, kwargs, computed, codes)
         if not _errors(expected, traced).get(wrong[0], 0.0) <= tolerance:
             note += ", as it is where torch.compile traces the plain model"
     return Check(name, dtype_name(computed), not wrong, max(errors.values(), default=0.0), tolerance, note)
+
+
+def _run_traced(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    computed: torch.dtype | None,
+    codes: Sequence[FunctionType],
+) -> _Result:
+    """What a plain copy gives where Dynamo traces it, and nothing is compiled behind it."""
+    plain = _plain_copy(model, computed)
+    with without_recorded_shapes(), fresh_codes(codes):
+        plain.compile(backend="eager")
+        return _run(plain, args, kwargs)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _plain_copy(model: nn.Module, computed: torch.dtype | None) -> nn.Module:

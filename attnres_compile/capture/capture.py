@@ -8,6 +8,7 @@ what it would find in a fresh process, and remembers nothing of it.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,20 @@ def does_not_run(model: nn.Module, error: Exception) -> CaptureError:
     return CaptureError(
         f"{type(model).__name__} does not run on these inputs: {type(error).__name__}: {error}\n"
         "Call the model once with the same args and kwargs, without compiling it, and mend what it says."
+    )
+
+
+def does_not_compile(model: nn.Module, error: Exception) -> CaptureError:
+    """What an error becomes that torch.compile raises of a plain model which runs without it."""
+    first = next(iter(str(error).splitlines()), "")
+    # Dynamo has the lines of the model in its message, the innermost one last.
+    lines = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    at = "".join(f" at {file}:{line}" for file, line in lines[-1:])
+    return CaptureError(
+        f"torch.compile does not run {type(model).__name__} on these inputs, prepared or not: "
+        f"{type(error).__name__}{at}: {first}\n"
+        'Make model.compile(backend="eager") run on them first; the line that Dynamo stops at can be put into a '
+        "function under torch.compiler.disable."
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
+from attnres_compile.models.errors import ConfigSourceError
 from attnres_compile.models.load_options import DTYPES, LoadOptions
 from attnres_passes.ir.config import CHOICES, DEFAULT_NUM_BLOCKS, MECHANISM
 
@@ -13,6 +16,7 @@ _CONFIG_FIELDS = (
     *("num_blocks", "block_size", "scale", "schedule", "inner", "on_decline", "allow_unnormed", "eps"),
     *MECHANISM,
 )
+_SIZES = frozenset({"num_blocks", "block_size"})
 
 REPORT_SEQ = 4096
 MEASURED_SEQ = 512
@@ -153,8 +157,33 @@ def report_load_options(arguments: argparse.Namespace) -> LoadOptions:
 
 
 def rewrite_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of the rewrite that were given, as keywords of the API."""
+    """The options of the rewrite that were given, as keywords of the API; before them, those of a saved plan.
+
+    Raises:
+        ConfigSourceError: MODEL is a directory whose plan cannot be read.
+    """
     given = {name: getattr(arguments, name) for name in _CONFIG_FIELDS if getattr(arguments, name) is not None}
     if arguments.streams:
         given["streams"] = tuple(arguments.streams)
-    return given
+    saved = _saved_options(Path(arguments.model))
+    if not _SIZES.isdisjoint(given):
+        saved = {name: value for name, value in saved.items() if name not in _SIZES}
+    return saved | given
+
+
+def _saved_options(folder: Path) -> dict[str, Any]:
+    """What the plan in a directory fixes, which ``attnres_compile.save`` puts beside a model's own files."""
+    file = folder / "attnres.json"
+    if not file.is_file():
+        return {}
+    from attnres_compile.model.planned_config import FIXED_BY_PLAN
+
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))["config"]
+        saved = {name: config[name] for name in FIXED_BY_PLAN if config.get(name) is not None}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigSourceError(
+            f"{file} cannot be read as a plan ({type(error).__name__}: {error}): save the model again, or name its "
+            "config.json for the plan that the options give"
+        ) from error
+    return saved | ({"streams": tuple(saved["streams"])} if "streams" in saved else {})

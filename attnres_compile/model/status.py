@@ -66,7 +66,8 @@ class Status:
 
     def __str__(self) -> str:
         graphs = f"{self.graphs} graph{'' if self.graphs == 1 else 's'} compiled"
-        text = f"{self.state}: {self.reads} reads, {graphs}, {self.recompiles} recompiles"
+        again = f"{self.recompiles} recompile{'' if self.recompiles == 1 else 's'}"
+        text = f"{self.state}: {self.reads} reads, {graphs}, {again}"
         if self.graphs_kept:
             text += f" ({self.recompiles_left} left before Dynamo's limit of {self.recompile_limit})"
         calls = {
@@ -110,8 +111,12 @@ def note_part(model: nn.Module, plan: Plan, reads: Collection[ReadId]) -> None:
         reads: depth attentions in the graph; none if it holds no part of a stream.
     """
     before = _last.get(model)
-    known = before.parts if before is not None and before.plan is plan else frozenset()
-    graphs = before.graphs if before is not None and before.plan is plan else 0
+    if before is not None and before.plan is not plan:
+        before = None
+    if before is not None and before.state == "rewritten" and not reads:
+        return  # what Dynamo compiles beside the graph that holds the reads, such as a checkpoint's own Python
+    known = frozenset() if before is None else before.parts
+    graphs = 0 if before is None else before.graphs
     parts = known | frozenset(reads)
     _last[model] = Status("rewritten", len(parts), graphs + bool(reads), "", plan, parts=parts)
 

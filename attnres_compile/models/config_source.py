@@ -30,6 +30,10 @@ def load_config(path: Path) -> Any:
     except FileNotFoundError as error:
         raise ConfigSourceError(f"{path} holds no config.json: pass a directory that does") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if file.suffix == ".py":
+            raise ConfigSourceError(
+                f"{file} is Python, which has more than one name in it: name what builds the model, {file}:FUNCTION"
+            ) from error
         raise ConfigSourceError(
             f"{file} cannot be read as a configuration ({error}): pass a transformers config.json"
         ) from error

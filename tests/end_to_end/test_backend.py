@@ -15,6 +15,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import attnres_compile as ac
+from attnres_compile.model.status import note_part
 from attnres_passes.torch_private.version import torch_version
 from tests.end_to_end.models import LAYERS, WIDTH, PreNorm, randomize, tokens
 
@@ -319,3 +320,13 @@ def test_data_parallel(wrapped: Callable[[nn.Module], nn.Module], tmp_path) -> N
         assert ac.status(model).state == "rewritten"
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_status_counts_the_reads_of_a_graph_that_others_are_compiled_beside() -> None:
+    """Dynamo compiles the Python of a checkpoint's recomputation, say, which holds no read, after the model."""
+    model, ids = compiled(PreNorm()), tokens()
+    ac.prepare(model, (ids,), block_size=1)
+    model(ids)
+    before = ac.status(model)
+    note_part(model, before.plan, ())
+    assert (ac.status(model).reads, ac.status(model).graphs) == (before.reads, before.graphs) == (LAYERS, 1)

@@ -135,6 +135,8 @@ def possible(drawn: Description) -> Description:
         towers = (replace(towers[0], last="norm"), towers[1])
     if any(tower.returns_states for tower in towers) and drawn.root == "input":
         drawn = replace(drawn, root="sinh")  # an input that is returned is no output of a graph
+    if drawn.topology == "side by side" and drawn.root == "changed in place":
+        drawn = replace(drawn, root="sinh")  # what is changed is numbered when it is read, so as the second stream
     is_swapped = any(layer.carry == "swap" for tower in towers for layer in tower.layers[:-1])
     ranks = [len(drawn.lead)] * 2
     if drawn.topology == "towers" and any(layer.carry == "flatten" for layer in towers[0].layers[:-1]):

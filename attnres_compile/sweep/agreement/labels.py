@@ -37,20 +37,24 @@ class LayerLabel:
     at: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is no kind of layer: one of {', '.join(KINDS)}")
+        _require_known(self.kind)
 
 
 @dataclass(frozen=True)
 class OwnLabel:
     """Of one model where the classes of its layers do not decide. partial: whether pieces of a stream are all there is.
 
-    why: with the file and lines that decide.
+    why: with the file and lines that decide. kind: only of a model that calls no module in a list of layers.
     """
 
     writes: int
     why: str
     partial: bool = False
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind:
+            _require_known(self.kind)
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,24 @@ class Labels:
     read_from: Mapping[str, str]
 
     def of(self, record: ModelRecord) -> ModelLabel | None:
-        """The label of a model; None where a layer that it calls has none, or it calls no layer."""
+        """The label of a model; None where a layer that it calls has none, or it calls none and has no own."""
+        own = self.models.get(record.name)
+        if not record.layers and own is not None and own.kind:
+            return ModelLabel((own.kind,), own.writes, (own.why,), own.why, own.partial)
         if not record.layers or any(name not in self.layers for name in record.layers):
             return None
         found = {name: self.layers[name] for name in record.layers}
         counted = sum(calls * found[name].writes for name, calls in record.layers.items())
-        own = self.models.get(record.name, OwnLabel(counted, ""))
+        own = own or OwnLabel(counted, "")
         adding = [label for label in found.values() if label.kind != "none"]
         kinds = tuple(kind for kind in KINDS if any(label.kind == kind for label in adding))
         at = tuple(label.at for label in adding or found.values())
         return ModelLabel(kinds, own.writes, at, own.why, own.partial)
+
+
+def _require_known(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of layer: one of {', '.join(KINDS)}")
 
 
 def read_labels() -> Labels:

@@ -91,12 +91,21 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _model_class(config_class: Any, name: str | None) -> Any:
-    """The bare model of a configuration: ``AutoModel``'s, or else the plainest class of its module that takes it."""
+    """The bare model of a configuration: ``AutoModel``'s, or else the plainest class of its module that takes it.
+
+    Raises NotMadeError.
+    """
     transformers = import_transformers()
     if name is not None:
         found = [one for one in _classes_beside(config_class) if one.__name__ == name]
         return found[0] if found else getattr(transformers, name)
-    mapped = transformers.MODEL_MAPPING.get(config_class, None)
+    try:
+        mapped = transformers.MODEL_MAPPING.get(config_class, None)
+    except (AttributeError, ImportError, ValueError) as error:  # the name is in no package
+        raise NotMadeError(
+            f"transformers lists a model for {config_class.__name__} that it cannot load ({type(error).__name__}: "
+            f"{error}); name a model_class for this type in attnres_compile/sweep/making/adjustments.json"
+        ) from error
     if mapped is not None:
         return mapped[0] if isinstance(mapped, (tuple, list)) else mapped
     fitting = [one for one in _classes_beside(config_class) if getattr(one, "config_class", None) is config_class]

@@ -104,6 +104,16 @@ class AtenTrace:
     def _records_gradients(self) -> bool:
         return any(self.grad_enabled)
 
+    def maker(self, value: int) -> Op | None:
+        """The operation that made a value, None for an input; of a tensor that was changed through another, the change.
+
+        The trace numbers such a tensor anew where it is next read, which may be anywhere.
+        """
+        producer = self.values[value].producer
+        if producer >= 0 and self.ops[producer].name == STALE_ALIAS:
+            producer = self.values[self.ops[producer].inputs[1]].producer
+        return self.ops[producer] if producer >= 0 else None
+
     def cuts_gradients(self, node: int) -> bool:
         """Whether node ``node`` is under ``torch.no_grad`` in a graph whose grad mode is on elsewhere."""
         return self._records_gradients and not self.grad_enabled[node]

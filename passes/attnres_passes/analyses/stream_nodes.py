@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from attnres_passes.analyses.aten_trace import STALE_ALIAS, AtenTrace
+from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.carries.carry import Carry, CarryStep
 from attnres_passes.analyses.chains import Addition, Candidate
 from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
@@ -108,11 +108,7 @@ def _root(trace: AtenTrace, candidate: Candidate) -> tuple[int, int] | NotReplac
     node's result is what the change leaves, though later nodes are given it under the name of the tensor.
     """
     first = trace.node_output.index(candidate.root) if candidate.root in trace.node_output else None
-    producer = trace.values[candidate.root].producer
-    op = None if producer < 0 else trace.ops[producer]
-    if op is not None and op.name == STALE_ALIAS:
-        # Changed through another tensor in its memory.
-        op = trace.ops[trace.values[op.inputs[1]].producer]
+    op = trace.maker(candidate.root)
     if op is None or not op.changes or first == op.node:
         if first is not None:
             return first, first

@@ -158,10 +158,9 @@ def _sublayer(trace: AtenTrace, add_module: str, branch: int) -> str:
     for _ in range(FARTHEST_PRODUCT):
         if not pending:
             break
-        producer = trace.values[pending.pop(0)].producer
-        if producer < 0:
+        op = trace.maker(pending.pop(0))
+        if op is None:
             continue
-        op = trace.ops[producer]
         nearest = op if nearest is None else nearest
         if is_matrix_product(op):
             nearest = op

@@ -17,7 +17,8 @@ _GETATTR = re.compile(r"getattr\((?P<base>[^()]*), (?P<quote>['\"])(?P<name>[^()
 _AROUND = re.compile(r"\b(__dict__|_modules|_orig_mod|_checkpoint_wrapped_module)\b\.?")
 # A forward that was put in place of a module's own, and calls that one: the module is the same.
 _REPLACED_FORWARD = re.compile(r"\.forward(?:\.\w+|\[[^\]]*\])*?\.__self__\b")
-_ROOT = re.compile(r"^[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\]\.?")
+# A decorated forward is given its module as the first of ``*args`` (transformers 5.24 decorates most).
+_ROOT = re.compile(r"^(?:L\[(['\"])args\1\]\[0\]|[LG]\[(?P<quote>['\"])[^'\"]*(?P=quote)\])\.?")
 
 
 def copy(old: Node, new: Node) -> None:
@@ -49,6 +50,8 @@ def owner_path(node: Node) -> str:
 @lru_cache(maxsize=65536)
 def relative_path(path: str) -> str:
     """``L['self'].transformer.h.0`` -> ``transformer.h.0``; indexing and getattr as attribute access.
+
+    So is ``L['args'][0].transformer.h.0``, of a forward behind a decorator.
 
     Modules that torch puts around one of the user's (a compiled one, a checkpointed one) are not in it, as they are not
     in the names of the state dict.

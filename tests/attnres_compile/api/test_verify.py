@@ -13,6 +13,7 @@ import attnres_compile as ac
 from attnres_compile.api import verify_eager
 from attnres_compile.api.verification import Check
 from attnres_compile.api.verify_eager import WHOLE
+from attnres_compile.model import errors
 from tests.end_to_end.models import PreNorm, tokens
 
 
@@ -201,3 +202,45 @@ def test_a_model_that_does_not_run_in_fp64_is_verified_without() -> None:
         "the plain model does not run in float64"
     ]
     assert {check.dtype for check in found.checks if not check.skipped} == {"float32"}
+
+
+class SetByListsOfTensors(nn.Module):
+    """Runs in eager; Dynamo breaks the graph at an assignment that it then cannot run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PreNorm(layers=2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        chosen = torch.ones(ids.shape, dtype=torch.bool)
+        rows, columns = torch.where(ids >= 0)
+        chosen[list(rows), list(columns)] = False
+        out: Tensor = self.inner(ids)
+        return out + chosen.sum()
+
+
+def test_a_model_that_cannot_be_compiled_is_said_to_be_that() -> None:
+    model = SetByListsOfTensors()
+    model(tokens())
+    with pytest.raises(errors.CaptureError, match=r"does not run SetByListsOfTensors .*test_verify.py:\d+: "):
+        ac.verify(model, (tokens(),))
+    assert not hasattr(model, "attnres")
+
+
+def test_a_rewritten_model_that_stops_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is none of ours, of the rewritten model alone."""
+
+    def stops(self: nn.Module, *args: Any) -> None:
+        raise ZeroDivisionError("a fault")
+
+    def prepared(model: nn.Module, *args: Any, **options: Any) -> ac.Plan:
+        plan = ac.prepare(model, *args, **options)
+        model.register_forward_hook(stops)
+        return plan
+
+    monkeypatch.setattr("attnres_compile.api.verify_eager.prepare", prepared)
+    check = eager_check(PreNorm(layers=2), tokens())
+    assert not check.passed
+    assert not check.refused
+    assert check.wrong_read.startswith("the rewritten model stopped, where torch.compile runs the plain one: ")
+    assert "a fault" in check.wrong_read

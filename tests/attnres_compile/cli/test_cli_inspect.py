@@ -139,3 +139,29 @@ def test_choosing_a_stream_is_no_miss(capsys, in_directory):
     code, out, _ = attnres(capsys, "inspect", "t5-tiny", "--seq", "16", "--stream", "encoder.block")
     assert code == 0
     assert "not_selected" in out
+
+
+def test_inspect_takes_the_plan_that_is_saved_beside_a_model(capsys, tmp_path):
+    """Its blocks and its scale, as far as no option says another; other programs read the file, too."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=16, n_head=2, n_layer=3, vocab_size=32, n_positions=32)
+    model = transformers.GPT2LMHeadModel(config)
+    import torch
+
+    import attnres_compile as ac
+
+    ac.prepare(model, (torch.zeros(1, 4, dtype=torch.long),), block_size=3, scale="sum")
+    model.config.save_pretrained(tmp_path)
+    ac.save(model, tmp_path)
+    _, out, _ = attnres(capsys, "inspect", str(tmp_path), "--seq", "4", "--json")
+    saved = json.loads(out)["config"]
+    assert (saved["block_size"], saved["num_blocks"], saved["scale"]) == (3, None, "sum")
+    _, out, _ = attnres(capsys, "inspect", str(tmp_path), "--seq", "4", "--num-blocks", "1", "--json")
+    other = json.loads(out)["config"]
+    assert (other["block_size"], other["num_blocks"], other["scale"]) == (None, 1, "sum")
+    _, out, _ = attnres(capsys, "inspect", str(tmp_path / "config.json"), "--seq", "4", "--json")
+    assert json.loads(out)["config"]["scale"] == "mean"
+    (tmp_path / "attnres.json").write_text("[]")
+    code, _, err = attnres(capsys, "inspect", str(tmp_path), "--seq", "4")
+    assert code == 1
+    assert "attnres.json cannot be read as a plan" in err

@@ -66,6 +66,13 @@ def test_configuration_that_is_none(tmp_path, text, message):
         load_model(str(tmp_path))
 
 
+def test_a_python_file_without_a_name_in_it(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def model(): ...")
+    with pytest.raises(ConfigSourceError, match=r"mine.py is Python.*: name what builds the model, .*mine.py:FUNCTION"):
+        load_model(str(file))
+
+
 def test_configuration_that_is_missing(tmp_path):
     with pytest.raises(ConfigSourceError, match=r"holds no config.json: pass a directory that does"):
         load_model(str(tmp_path))

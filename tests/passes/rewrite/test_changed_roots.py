@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import attnres_compile as ac
 from tests.passes.helpers import WIDTH, Function, analysed, assert_same, rewritten, sample
@@ -140,3 +140,39 @@ def test_an_input_of_the_graph_that_is_changed_is_declined() -> None:
         return x
 
     assert analysed(stack(changed))[1].plan.streams == ()
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.linear(self.norm(x)))
+
+
+class AddsItsRootAgain(nn.Module):
+    """The trace meets the changed tensor first in one layer or the other, which says nothing of where it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.norm = nn.ModuleList(Layer() for _ in range(2)), nn.LayerNorm(WIDTH)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        root = by_row(x)
+        x = self.layers[0](root)
+        x = self.layers[1](x + root)
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("differentiates", [False, True])
+def test_a_graph_is_that_of_its_plan_whatever_meets_the_changed_tensor_first(differentiates: bool) -> None:
+    torch._dynamo.reset()
+    model, x = AddsItsRootAgain(), sample()
+    with torch.no_grad():
+        plan = ac.prepare(model, (x,), block_size=1)
+    assert [write.module for write in plan.streams[0].writes] == ["layers.0.linear", "", "layers.1.linear"]
+    model.compile(backend="attnres", options={"inner": "eager"})
+    model(x.clone().requires_grad_(differentiates))
+    assert ac.status(model).state == "rewritten"
