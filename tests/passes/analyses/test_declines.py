@@ -158,6 +158,16 @@ def hyper_connected_without_mixing(self: Function, x: Tensor) -> Tensor:
     return self.norm[-1](lanes.sum(2))
 
 
+def hyper_connected_side_by_side(self: Function, x: Tensor) -> Tensor:
+    """Two lanes of half the width each, in one axis."""
+    for norm, linear in zip(self.norm, self.linear, strict=False):
+        y = norm(x)
+        weights = torch.sigmoid(linear(y)[..., :2])
+        branch = linear(y)[..., ::2]
+        x = x + (weights.unsqueeze(-1) * branch.unsqueeze(-2)).flatten(-2)  # here
+    return self.norm[-1](x)
+
+
 def alternating_updates(self: Function, x: Tensor) -> Tensor:
     lanes = torch.stack([x, 2 * x])
     for norm, linear in zip(self.norm, self.linear, strict=False):
@@ -212,6 +222,7 @@ DECLINED: list[tuple[Callable[..., Any], Reason, str]] = [
     (lerped, Reason.OTHER_SUM, "x + f"),
     (alternating_updates, Reason.LANES, "2 lanes"),
     (hyper_connected, Reason.LANES, "hyper-connections"),
+    (hyper_connected_side_by_side, Reason.LANES, "hyper-connections"),
     (hyper_connected_without_mixing, Reason.LANES, "hyper-connections"),
     (reversible, Reason.REVERSIBLE, "reversible"),
     (attends_over_depth, Reason.DEPTH_ATTENTION, "already"),

@@ -13,7 +13,8 @@ from attnres_passes.analyses.degrees.degree import functional_name
 def written_in_lanes(trace: AtenTrace, candidate: Candidate) -> int | None:
     """The first write's operation if every branch is an outer product, ``[.., lanes, 1] * [.., 1, d]``; None else.
 
-    That is how hyper-connections write: one output of a sublayer, weighed for each lane. Lanes that nothing mixes are
+    That is how hyper-connections write: one output of a sublayer, weighed for each lane, whether the lanes have an axis
+    of their own in the sum or lie side by side in its last one. Lanes that nothing mixes are
     a sum that could be taken apart, but what reads them is a learned mixture of lanes already.
 
     Args:
@@ -31,7 +32,7 @@ def _outer_product(trace: AtenTrace, branch: int) -> int | None:
     operands = [one.value for one in trace.ops[producer].args[:2] if isinstance(one, Ref)]
     if len(operands) != 2:
         return None
-    if len(trace.values[branch].shape) < 4:
+    if len(trace.values[trace.ops[producer].outputs[0]].shape) < 4:
         return None  # an axis of batch, of tokens and of features: what is weighed is tokens
     left, right = (tuple(trace.values[one].shape[-2:]) for one in operands)
     return producer if _is_outer(left, right) or _is_outer(right, left) else None
