@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import time
 import traceback
 import warnings
@@ -28,6 +29,7 @@ from attnres_passes.ir.plan import Plan, Stream, short_source
 
 _DECLINES_KEPT = 8
 _REASON_LENGTH = 600
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s:'\"()]+/)+(?=[^/\s:'\"()]+\.py\b)")
 
 
 def judge(name: str, library: str, make: Callable[[], SmallModel]) -> ModelRecord:
@@ -85,7 +87,7 @@ def _judged(make: Callable[[], SmallModel], work: _Work) -> Outcome:
     }
     if not verification.passed:
         words = [f"{one.name} ({one.dtype}): {one.error:.1e}, {one.wrong_read}" for one in failed]
-        work.record["reason"] = "; ".join(words) or "no check could be made"
+        work.record["reason"] = _without_folders("; ".join(words)) or "no check could be made"
         # What stops with its reason gives no number, and so no wrong one.
         return Outcome.REFUSED if failed and all(one.refused for one in failed) else Outcome.WRONG
     return Outcome.PARTIAL if plan.partial else Outcome.REWRITTEN
@@ -140,9 +142,14 @@ def _outcome_of(error: Exception) -> Outcome:
     return Outcome.REFUSED if isinstance(error, AttnResError) and not isinstance(error, LevelError) else Outcome.FAULT
 
 
+def _without_folders(text: str) -> str:
+    """A record is read elsewhere: of a file it names what is no folder of this machine."""
+    return _FOLDERS.sub("", text)
+
+
 def _reason(error: Exception, outcome: Outcome) -> str:
     text = error.message if isinstance(error, AttnResError) else str(error)
-    words = f"{type(error).__name__}: {' '.join(text.split())}"[:_REASON_LENGTH]
+    words = _without_folders(f"{type(error).__name__}: {' '.join(text.split())}")[:_REASON_LENGTH]
     if outcome is not Outcome.FAULT:
         return words
     frames = traceback.extract_tb(error.__traceback__)

@@ -144,3 +144,11 @@ def test_a_model_that_stays_large_is_not_made(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("attnres_compile.sweep.making.small_model.MAX_PARAMETERS", 10)
     with pytest.raises(NotMadeError, match="parameters"):
         first_that_runs([Try("small", Model, lambda _: [((torch.randn(1, 8),), {})])])
+
+
+def test_a_reason_names_no_folder_of_the_machine() -> None:
+    def make() -> SmallModel:
+        raise CaptureError(f"it stops at {__file__}:12: here, (see {__file__})")
+
+    record = judged(make)
+    assert record.reason == "CaptureError: it stops at test_judge.py:12: here, (see test_judge.py)"
