@@ -34,7 +34,10 @@ def small_model(model_type: str) -> SmallModel:
     """
     adjustment = ADJUSTMENTS.get(model_type, Adjustment())
     if adjustment.skip:
-        raise NotMadeError(adjustment.skip)
+        raise NotMadeError(
+            f"{adjustment.skip}: sweep the type that it is a part of, or take {model_type!r} out of "
+            "attnres_compile/sweep/making/adjustments.json to try it"
+        )
     return first_that_runs(_tries(model_type, adjustment))
 
 
