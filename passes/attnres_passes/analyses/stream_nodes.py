@@ -13,6 +13,7 @@ from torch.fx import Node
 from attnres_passes.analyses.aten_trace import AtenTrace
 from attnres_passes.analyses.carries.carry import Carry, CarryStep
 from attnres_passes.analyses.chains import Addition, Candidate
+from attnres_passes.analyses.left_out import origin_of
 from attnres_passes.analyses.reads import ReadGroup, Trunk, trunk_of
 from attnres_passes.ir.plan import Reason
 from attnres_passes.torch_private.operators import is_gradient_hook
@@ -118,6 +119,8 @@ def _root(trace: AtenTrace, candidate: Candidate) -> tuple[int, int] | NotReplac
     holder = next(named, None)
     if holder is None or holder.op == "placeholder":
         return NotReplaceable(op.node, "what the stream begins with is an input of the graph, changed in place there")
+    if origin_of(trace, candidate.root).additions:
+        return NotReplaceable(op.node, "the running sum is changed in place there, between two of its additions")
     root = trace.nodes.index(holder)
     return root, max(root, op.node)
 

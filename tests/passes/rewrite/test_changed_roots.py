@@ -134,6 +134,22 @@ def test_verify_passes() -> None:
     assert ac.verify(Function(stack(dropped_out)), (sample(),)).passed
 
 
+def test_a_state_that_is_changed_in_place_begins_no_stream() -> None:
+    """What is behind it would be a part of the stream that runs through the model."""
+
+    def model(self: Function, x: Tensor) -> Tensor:
+        x = x.sinh()
+        for k, (norm, linear) in enumerate(zip(self.norm, self.linear, strict=False)):
+            x = x + linear(norm(x)).tanh()
+            if k == 0:
+                x[:, 0] = x[:, 0] + 1.0
+        return self.norm[-1](x)
+
+    plan = analysed(model)[1].plan
+    assert plan.streams == ()
+    assert any("changed in place there, between two of its additions" in one.message for one in plan.declined)
+
+
 def test_an_input_of_the_graph_that_is_changed_is_declined() -> None:
     def changed(x: Tensor) -> Tensor:
         x[:, 0] = 1.0
