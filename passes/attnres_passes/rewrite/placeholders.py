@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+import attnres_kernels.operators  # noqa: F401  (defines the operators)
 from attnres_kernels.definition.mechanism import Mechanism
 from attnres_kernels.definition.naive import key_vector
 from attnres_kernels.definition.variants import effective_weight

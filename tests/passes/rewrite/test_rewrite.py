@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -224,3 +226,10 @@ def test_new_nodes_have_the_provenance_of_those_they_stand_for() -> None:
 def test_options_reach_the_operator(scale: str) -> None:
     _, _, result = rewritten(tiny, block_size=2, scale=scale, eps=1e-3)
     assert {node.args[2:] for node in reads_in(result)} == {(1e-3, scale)}
+
+
+def test_the_rewrite_brings_the_operators_that_it_puts_into_graphs() -> None:
+    """In a process that has loaded nothing else, as ``attnres bench analysis`` runs it."""
+    code = "import attnres_passes.rewrite.rewrite, torch; torch.ops.attnres.depth_attention.default"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
