@@ -222,3 +222,13 @@ def double(x: Tensor) -> Tensor:
 def placeholders(gm: GraphModule) -> list[Node]:
     """The placeholders of a graph, in order."""
     return [node for node in gm.graph.nodes if node.op == "placeholder"]
+
+
+def randomised(model: nn.Module) -> list[nn.Parameter]:
+    """The AttnRes parameters of a prepared model, moved away from their first values."""
+    torch.manual_seed(5)
+    added = list(model.attnres.parameters())
+    with torch.no_grad():
+        for parameter in added:
+            parameter.add_(torch.randn_like(parameter))
+    return added

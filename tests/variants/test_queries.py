@@ -21,6 +21,7 @@ from attnres_passes.inline import norms_apart
 from attnres_passes.ir.config import AttnResConfig, ConfigError
 from attnres_passes.ranks.layout import StageLayout
 from tests.variants.attending import WIDTH, Attending, attending, by_hand
+from tests.variants.compiled import checkpointed, in_regions, per_layer
 from tests.variants.toy import randomise, reads_of, states
 
 QKV = {"queries": "qkv"}
@@ -36,20 +37,6 @@ def prepared(form: dict[str, Any], block_size: int = 2, **options: Any) -> Atten
 
 def whole(model: Attending) -> None:
     model.compile(backend="attnres", options={"inner": "aot_eager"})
-
-
-def per_layer(model: Attending) -> None:
-    for layer in model.h:
-        layer.compile(backend="attnres", options={"inner": "eager"})
-
-
-def checkpointed(model: Attending) -> None:
-    model.checkpointed = True
-    model.compile(backend="attnres", options={"inner": "eager"})
-
-
-def in_regions(model: Attending) -> None:
-    model.compile(backend="attnres", options={"inner": "aot_eager", "regions": True})
 
 
 @pytest.mark.parametrize("variant", [QKV, INKLING], ids=["qkv", "inkling2"])

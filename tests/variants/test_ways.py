@@ -14,6 +14,7 @@ from attnres_compile.pipelines.build import CutOptions, build_chunks, leaves_by_
 from attnres_compile.pipelines.chunk_module import ChunkModule
 from attnres_compile.pipelines.errors import StageError
 from attnres_passes.ranks.layout import StageLayout
+from tests.variants.compiled import checkpointed, in_regions, per_layer
 from tests.variants.toy import VARIANTS, Toy, by_hand, randomise, reads_of, states, toy
 
 ALL = VARIANTS[-1]
@@ -26,20 +27,6 @@ def prepared(variant: dict[str, Any], dtype: torch.dtype = torch.float64) -> Toy
     ac.prepare(model, (states().to(dtype),), block_size=1, **variant)
     randomise(model)
     return model
-
-
-def per_layer(model: Toy) -> None:
-    for layer in model.h:
-        layer.compile(backend="attnres", options={"inner": "eager"})
-
-
-def checkpointed(model: Toy) -> None:
-    model.checkpointed = True
-    model.compile(backend="attnres", options={"inner": "eager"})
-
-
-def in_regions(model: Toy) -> None:
-    model.compile(backend="attnres", options={"inner": "aot_eager", "regions": True})
 
 
 @pytest.mark.parametrize("variant", [KEYED, ALL], ids=["keyed", "all"])

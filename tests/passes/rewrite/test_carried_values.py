@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnres_compile as ac
-from tests.passes.helpers import Function, added_parameters, analysed, assert_same, rewritten, sample
+from tests.passes.helpers import Function, added_parameters, analysed, assert_same, randomised, rewritten, sample
 from tests.passes.rewrite.hand_written import KINDS, LAYERS, WIDTH, Scaled, simulated
 
 
@@ -35,11 +35,7 @@ def test_compiled_rewrite_equals_the_form_written_by_hand(name: str, size: int, 
     torch._dynamo.reset()
     model, x = Scaled(KINDS[name]), example()
     ac.prepare(model, (x,), block_size=size, scale=scale)
-    torch.manual_seed(5)
-    added = list(model.attnres.parameters())
-    with torch.no_grad():
-        for parameter in added:
-            parameter.add_(torch.randn_like(parameter))
+    added = randomised(model)
     model.compile(backend="attnres", options={"inner": "aot_eager"})
     parameters = list(model.parameters())
 

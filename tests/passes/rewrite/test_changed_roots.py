@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnres_compile as ac
-from tests.passes.helpers import WIDTH, Function, analysed, assert_same, rewritten, sample
+from tests.passes.helpers import WIDTH, Function, analysed, assert_same, randomised, rewritten, sample
 
 ROWS = torch.tensor([[False, True, False], [True, False, True]])
 
@@ -101,11 +101,7 @@ def test_rewrite_equals_the_form_written_by_hand(root: Root) -> None:
     torch._dynamo.reset()
     model, x = Function(stack(root)), sample()
     assert len(ac.prepare(model, (x,), block_size=1).streams) == 1
-    torch.manual_seed(5)
-    added = list(model.attnres.parameters())
-    with torch.no_grad():
-        for parameter in added:
-            parameter.add_(torch.randn_like(parameter))
+    added = randomised(model)
     model.compile(backend="attnres", options={"inner": "aot_eager"})
     parameters = list(model.parameters())
 
